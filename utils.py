@@ -1,0 +1,222 @@
+"""What every room shares: the error users see, the process group, seeds, the schedule, meters, whole files."""
+
+import errno
+import math
+import os
+import random
+import re
+import tempfile
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. Its message is one line: the value, the file and the way out."""
+
+
+# Process group. On one process every function below is a no-op.
+
+
+def is_distributed() -> bool:
+    """Whether several processes work on this run."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """The number of processes of this run."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits until every process has come here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def all_reduce_sum(value: torch.Tensor | float) -> torch.Tensor | float:
+    """Sums `value` over all processes; a number in gives a float back, the argument is left as it was."""
+    if not is_distributed():
+        return value
+    if not isinstance(value, torch.Tensor):
+        return all_reduce_sum(torch.tensor(float(value), dtype=torch.float64)).item()
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    total = value.detach().to(device, copy=True)
+    dist.all_reduce(total)
+    return total.to(value.device)
+
+
+def all_gather_objects(value: object) -> list:
+    """Collects one picklable object of every process into a list, in the order of ranks."""
+    if not is_distributed():
+        return [value]
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def init_distributed(args) -> None:
+    """Joins the process group that torchrun or SLURM has announced; plain `python` stays one process.
+
+    Sets `args.distributed` and `args.world_size` to what is so. The device `cuda` becomes this process's own GPU.
+
+    Args:
+        args: `device`, `dist_url`, `world_size` of the command line.
+
+    Raises:
+        UserError: this machine has fewer GPUs than processes.
+    """
+    process, processes, local = _announced(args.world_size)
+    args.world_size, args.distributed = processes, processes > 1
+    if not args.distributed:
+        return
+    options = {"backend": "gloo"}
+    if torch.device(args.device).type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+                "start as many processes as GPUs (NPROC, --nproc_per_node)"
+            )
+        torch.cuda.set_device(local)
+        options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
+    dist.init_process_group(
+        init_method=args.dist_url, rank=process, world_size=processes, timeout=timedelta(hours=2), **options
+    )
+
+
+def _announced(requested: int) -> tuple[int, int, int]:
+    """Reads (rank, world size, local rank) from the variables of torchrun or, else, of SLURM's srun."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    if "SLURM_PROCID" in env:
+        # Only srun sets SLURM_STEP_NUM_TASKS: a plain `python` in a batch script is one process, whatever it reserved.
+        processes = int(env.get("SLURM_STEP_NUM_TASKS", requested))
+        first = re.match(r"([^\[,]*)(?:\[(\w+))?", env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+        env.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
+        env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
+        return int(env["SLURM_PROCID"]), processes, int(env.get("SLURM_LOCALID", 0))
+    return 0, 1, 0
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def cosine_lr(init: float, minimum: float, step: int, total: int) -> float:
+    """The learning rate at `step` of `total`: half a cosine from `init` at 0 to `minimum` at `total`."""
+    progress = min(step / total, 1.0) if total > 0 else 0.0
+    return minimum + (init - minimum) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# Meters.
+
+
+class AverageMeter:
+    """The mean of a stream of numbers. Tensors are summed on their device; only reading the mean waits for it."""
+
+    def __init__(self):
+        self.total = 0.0
+        self.count = 0
+
+    def update(self, value: torch.Tensor | float, n: int = 1) -> None:
+        """Adds `value`, the mean over `n` samples."""
+        if isinstance(value, torch.Tensor):
+            value = value.detach().double()
+        self.total = self.total + value * n
+        self.count += n
+
+    @property
+    def mean(self) -> float:
+        """The mean so far, NaN before the first update."""
+        return float(self.total) / self.count if self.count else math.nan
+
+
+class Meters(defaultdict):
+    """Averages by name; `str()` is the line of a log."""
+
+    def __init__(self):
+        super().__init__(AverageMeter)
+
+    def update(self, n: int = 1, **values: torch.Tensor | float) -> None:
+        """Adds one value to each named meter, each the mean over `n` samples."""
+        for name, value in values.items():
+            self[name].update(value, n)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each meter of this process."""
+        return {name: meter.mean for name, meter in self.items()}
+
+    def synchronize(self) -> None:
+        """Makes every meter the one over all processes. All processes call it, holding the same names."""
+        for name in sorted(self):
+            meter = self[name]
+            meter.total = all_reduce_sum(float(meter.total))
+            meter.count = int(all_reduce_sum(meter.count))
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {mean:.4g}" for name, mean in self.means().items())
+
+
+# Files.
+
+
+@contextmanager
+def whole_file(path: str | Path):
+    """Opens `path` for writing bytes so that it is replaced only by a complete file; a failure leaves the old one.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        way_out = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {way_out}") from error
+    finally:
+        with suppress(OSError):
+            os.remove(temporary)
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` to `path` in one step: readers see the old file or the new one, never half."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def prepare_output(path: str | Path) -> Path:
+    """Makes the output folder where it is missing and tries that it can be written.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
+    return folder
