@@ -1,0 +1,103 @@
+"""Attention that also returns what the importance of a token is made of (paper, section 3.3).
+
+Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 prunable tokens, E width of a head.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_BLOCK = 64  # queries whose attention map is held at a time; with twelve heads it fits a core's cache
+
+
+class AttentionScores(NamedTuple):
+    """What self-attention says of every prunable token, not yet normalised.
+
+    Attributes:
+        self_attention: [B, N], sum over the prunable queries of the largest attention any head pays to the token.
+        cls_attention: [B, N], attention of the class token, each head weighted by its share in the token's output norm.
+    """
+
+    self_attention: Tensor
+    cls_attention: Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scores: bool = False,
+    dropout: float = 0.0,
+) -> tuple[Tensor, AttentionScores | None]:
+    """Scaled dot-product attention, with the scores that pruning needs when asked.
+
+    Without scores this is one fused call. With scores and without gradients the map is made and forgotten block of
+    queries by block of queries, so that memory stays linear in L. With gradients the scores are differentiable.
+
+    Args:
+        query: [B, H, Q, E].
+        key: [B, H, L, E].
+        value: [B, H, L, E].
+        mask: boolean, broadcastable to [B, H, Q, L], True where attention may go; every query needs one such key.
+        scores: also return the scores; self-attention only, so Q = L.
+        dropout: probability of dropping an attention weight; the scores use the weights before dropout.
+
+    Returns:
+        The output [B, H, Q, E], and the scores or None.
+    """
+    if not scores:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
+    with torch.autocast(query.device.type, enabled=False):
+        query = query * query.shape[-1] ** -0.5
+        whole = torch.is_grad_enabled() or dropout > 0
+        attended = _attend_whole if whole else _attend_in_blocks
+        output, self_attention, cls_row = attended(query, key, value, mask, dropout)
+        return output, AttentionScores(self_attention, _cls_attention(cls_row, output))
+
+
+def _attention_map(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the keys of scaled queries, [B, H, Q, L]."""
+    logits = query @ key.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    return logits.softmax(dim=-1)
+
+
+def _attend_whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
+    """The differentiable path: output, column sums [B, N] of the maximum over heads, class row [B, H, N]."""
+    weights = _attention_map(query, key, mask)
+    output = F.dropout(weights, dropout) @ value
+    self_attention = weights[:, :, 1:, 1:].amax(dim=1).sum(dim=1)
+    return output, self_attention, weights[:, :, 0, 1:]
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
+    """The same without ever holding more than a block of queries of the map; `dropout` is 0 here."""
+    length = query.shape[2]
+    output = torch.empty_like(query)
+    column_sums = query.new_zeros(query.shape[0], key.shape[2], dtype=_accumulator(query.dtype))
+    cls_row = None
+    for start in range(0, length, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, length))
+        block_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+        weights = _attention_map(query[:, :, rows], key, block_mask)
+        output[:, :, rows] = weights @ value
+        prunable_rows = weights if start > 0 else weights[:, :, 1:]
+        column_sums += prunable_rows.amax(dim=1).sum(dim=1, dtype=column_sums.dtype)
+        if start == 0:
+            cls_row = weights[:, :, 0, 1:].clone()
+    return output, column_sums[:, 1:], cls_row
+
+
+def _cls_attention(cls_row: Tensor, output: Tensor) -> Tensor:
+    """Class attention [B, N], head h weighted by r_h[j] = |O_h[j]| / (sum over heads + 1e-8) (method, section 2)."""
+    norms = output[:, :, 1:].to(_accumulator(output.dtype)).norm(dim=-1)  # [B, H, N]
+    return (cls_row * norms).sum(dim=1) / (norms.sum(dim=1) + 1e-8)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Half-precision sums are kept in float32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
