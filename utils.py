@@ -180,8 +180,12 @@ class Meters(defaultdict):
 
 
 @contextmanager
-def whole_file(path: str | Path):
+def whole_file(path: str | Path, size: int = 0):
     """Opens `path` for writing bytes so that it is replaced only by a complete file; a failure leaves the old one.
+
+    Args:
+        path: where the file ends up; until then it is `path` with `.tmp` behind it.
+        size: the bytes it is going to have, where known, for the message.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -193,9 +197,15 @@ def whole_file(path: str | Path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        way_out = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {way_out}") from error
+    except (OSError, RuntimeError) as error:
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save hides a write that failed midway
+        if not isinstance(cause, OSError):
+            raise
+        needed = f" ({size / 2**20:.1f} MiB)" if size else ""
+        way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
+        raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
     finally:
         with suppress(OSError):
             os.remove(temporary)
