@@ -3,10 +3,10 @@
 Shapes: B batch, N prunable tokens, L = N + 1 with the class token in front, D width, K learnable tokens, k tokens kept.
 """
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.attention import AttentionScores
@@ -97,35 +97,10 @@ def shorten(x: Tensor, significance: Tensor, kept: Kept, dropped: Tensor) -> Ten
     weights = significance * dropped
     weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-8)
     merged = weights.unsqueeze(1).to(x.dtype) @ x[:, 1:]  # [B, 1, D]
-    rows = torch.nn.functional.pad(kept.indices + 1, (1, 0))  # the class token is row 0
+    rows = F.pad(kept.indices + 1, (1, 0))  # the class token is row 0
     return torch.cat([x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])), merged], dim=1)
 
 
 def _share(values: Tensor) -> Tensor:
     """Divides by the sum over the tokens (+ 1e-8)."""
     return values / (values.sum(dim=1, keepdim=True) + 1e-8)
-
-
-class LayerTrace(NamedTuple):
-    """What one layer did: tokens that entered (class token included), tokens left, whether it was scored, what it kept."""
-
-    entered: int
-    left: int
-    scored: bool
-    kept: Kept | None = None
-
-
-@dataclass
-class Trace:
-    """What one forward pass did to its tokens, tower by tower; models append to it and never read it."""
-
-    layers: dict[str, list[LayerTrace]] = field(default_factory=dict)
-
-    def add(self, tower: str, entered: int, left: int, scored: bool, kept: Kept | None = None) -> None:
-        """Appends the next layer of a tower."""
-        self.layers.setdefault(tower, []).append(LayerTrace(entered, left, scored, kept))
-
-    def dense(self) -> "Trace":
-        """What the same input would have cost at T = 0."""
-        towers = {tower: [LayerTrace(rows[0].entered, rows[0].entered, False)] * len(rows) for tower, rows in self.layers.items()}
-        return Trace(towers)

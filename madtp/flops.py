@@ -1,0 +1,174 @@
+"""What a forward pass costs, by formula from the shapes that ran (paper, section 4.1).
+
+Costs are multiply-accumulates as fvcore counts them: convolution, linear and matrix product at 1 per multiply-add,
+LayerNorm at 5 per element, nothing else. The paper calls 10^9 of them a GFLOP, and so do we.
+`python -m madtp.flops` prints the dense cost of the paper's models.
+
+Letters: L tokens that enter a layer (class token included), M tokens after pruning, S tokens of the other sequence,
+D width, W width of the other sequence, K learnable tokens, C their width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from madtp.trace import LayerTrace, dense_layers
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Sizes of a vision transformer that decide its cost."""
+
+    image_size: int = 384
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    mlp_ratio: float = 4.0
+    sd_dim: int = 768
+
+    @property
+    def length(self) -> int:
+        """Tokens that enter the first layer."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Sizes of a BERT that decide its cost; `states_width` is the width of what it attends to."""
+
+    width: int = 768
+    depth: int = 12
+    intermediate: int = 3072
+    states_width: int = 768
+    vocabulary: int = 30524
+    sd_dim: int = 768
+
+
+def vision(shape: VisionShape, layers: Sequence[LayerTrace], num_learnable: int) -> float:
+    """Multiply-accumulates of one image through a vision transformer, final norm included."""
+    width, patches = shape.width, shape.length - 1
+    cost = patches * 3 * shape.patch_size**2 * width
+    for layer in layers:
+        cost += layer_norm(layer.entered, width) + self_attention(layer.entered, width)
+        cost += pruning(layer, width, shape.sd_dim, num_learnable, mapped=width != shape.sd_dim)
+        cost += layer_norm(layer.left, width) + 2 * layer.left * width * int(width * shape.mlp_ratio)
+    return cost + layer_norm(layers[-1].left, width)
+
+
+def text(
+    shape: TextShape,
+    layers: Sequence[LayerTrace],
+    num_learnable: int,
+    states: Sequence[int] = (),
+    merged_layers: Sequence[int] = (),
+) -> float:
+    """Multiply-accumulates of one text through a BERT.
+
+    Args:
+        shape: sizes of the BERT.
+        layers: what its layers did.
+        num_learnable: K.
+        states: lengths S of the sequences each layer attends to; none for text alone.
+        merged_layers: indices of the layers that merge two cross-attentions by a linear layer (NLVR2).
+    """
+    width = shape.width
+    cost = layer_norm(layers[0].entered, width)  # embeddings
+    for index, layer in enumerate(layers):
+        cost += self_attention(layer.entered, width) + layer_norm(layer.entered, width)
+        cost += pruning(layer, width, shape.sd_dim, num_learnable, mapped=width != shape.sd_dim)
+        cost += sum(cross_attention(layer.left, length, width, shape.states_width) for length in states)
+        cost += 2 * layer.left * width * width * (index in merged_layers)
+        cost += layer_norm(layer.left, width) * bool(states)
+        cost += 2 * layer.left * width * shape.intermediate + layer_norm(layer.left, width)
+    return cost
+
+
+def language_head(shape: TextShape, length: int) -> float:
+    """Multiply-accumulates of the logits over the vocabulary at `length` positions."""
+    return length * shape.width * (shape.width + shape.vocabulary) + layer_norm(length, shape.width)
+
+
+def self_attention(length: int, width: int) -> float:
+    """Four projections and the two products with the attention map."""
+    return 4 * length * width**2 + 2 * length**2 * width
+
+
+def cross_attention(length: int, states: int, width: int, states_width: int) -> float:
+    """Query and output projection of the hidden states, keys and values of the other sequence, the two products."""
+    return 2 * length * width**2 + 2 * states * states_width * width + 2 * length * states * width
+
+
+def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> float:
+    """The method's own cost in a layer: alignment, threshold and, where tokens go, the merged token."""
+    tokens = layer.entered - 1
+    alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped
+    merged = tokens * width * (layer.left < layer.entered)
+    return (alignment + tokens * num_learnable + merged) * layer.scored
+
+
+def layer_norm(length: int, width: int) -> float:
+    """Five operations per element."""
+    return 5 * length * width
+
+
+def nlvr(
+    image: VisionShape, bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, first_merged: int
+) -> float:
+    """Multiply-accumulates of two images, a statement and the classifier on its first token."""
+    states = [layers["image"][-1].left] * 2
+    statement = text(bert, layers["text"], num_learnable, states, range(first_merged, bert.depth))
+    return 2 * vision(image, layers["image"], num_learnable) + statement + bert.width * (bert.width + 2)
+
+
+def caption(image: VisionShape, bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> float:
+    """Multiply-accumulates of an image and the decoder run once over a caption."""
+    return vision(image, layers["image"], num_learnable) + decode(bert, layers["decoder"], layers["image"][-1].left)
+
+
+def vqa(
+    image: VisionShape,
+    bert: TextShape,
+    layers: dict[str, Sequence[LayerTrace]],
+    num_learnable: int,
+) -> float:
+    """Multiply-accumulates of an image, a question over it and the decoder run once over an answer."""
+    question = text(bert, layers["text"], num_learnable, [layers["image"][-1].left])
+    answer = decode(replace(bert, states_width=bert.width), layers["decoder"], layers["text"][-1].left)
+    return vision(image, layers["image"], num_learnable) + question + answer
+
+
+def decode(bert: TextShape, layers: Sequence[LayerTrace], states: int) -> float:
+    """Multiply-accumulates of the decoder over a whole text, logits at every position."""
+    return text(bert, layers, 0, [states]) + language_head(bert, layers[0].entered)
+
+
+def paper_table() -> dict[str, float]:
+    """Dense GFLOPs of the paper's base models on the inputs it counted."""
+    image, bert = VisionShape(), TextShape()
+    large = replace(image, image_size=480)
+    rows = {"image": dense_layers(image.depth, image.length), "text": dense_layers(bert.depth, 36)}
+    decoded = rows | {"decoder": dense_layers(bert.depth, 15)}
+    return {
+        "nlvr": nlvr(image, bert, rows, 0, first_merged=6) / GIGA,
+        "caption": caption(image, bert, decoded, 0) / GIGA,
+        "vqa": paper_vqa(large, bert) / GIGA,
+    }
+
+
+def paper_vqa(image: VisionShape, bert: TextShape) -> float:
+    """The paper's odd input: one image, 32 questions of 14 tokens over it, 47 answers of 5 tokens over one question.
+
+    Keys and values of the image and of the question are projected once.
+    """
+    questions, answers = dense_layers(bert.depth, 14), dense_layers(bert.depth, 5)
+    image_keys_values = 2 * bert.depth * image.length * bert.states_width * bert.width
+    question_keys_values = 2 * bert.depth * 14 * bert.width**2
+    cost = vision(image, dense_layers(image.depth, image.length), 0)
+    cost += 32 * (text(bert, questions, 0, [image.length]) - image_keys_values) + image_keys_values
+    return cost + 47 * (decode(bert, answers, 14) - question_keys_values) + question_keys_values
+
+
+if __name__ == "__main__":
+    for task, gflops in paper_table().items():
+        print(f"{task} {gflops:.6f}")

@@ -1,0 +1,48 @@
+"""A record of what a forward pass did to its tokens: the one source of costs, token counts and pictures.
+
+Kept free of torch, so that the cost of the paper's models is printed without loading it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from madtp.pruning import Kept
+
+
+class LayerTrace(NamedTuple):
+    """What one layer did.
+
+    Attributes:
+        entered: tokens of the sequence that entered, class token included.
+        left: tokens after pruning, class token and merged token included.
+        scored: whether importance and alignment were computed (T > 0).
+        kept: what was kept, None where nothing was pruned.
+    """
+
+    entered: int
+    left: int
+    scored: bool = False
+    kept: Kept | None = None
+
+
+@dataclass
+class Trace:
+    """What one forward pass did, tower by tower ("image", "text", "decoder"); models append to it and never read it."""
+
+    layers: dict[str, list[LayerTrace]] = field(default_factory=dict)
+
+    def add(self, tower: str, entered: int, left: int, scored: bool, kept: Kept | None = None) -> None:
+        """Appends the next layer of a tower."""
+        self.layers.setdefault(tower, []).append(LayerTrace(entered, left, scored, kept))
+
+    def dense(self) -> Trace:
+        """The same input's trace at T = 0."""
+        return Trace({tower: dense_layers(len(rows), rows[0].entered) for tower, rows in self.layers.items()})
+
+
+def dense_layers(depth: int, length: int) -> list[LayerTrace]:
+    """Layers that keep all their tokens."""
+    return [LayerTrace(length, length)] * depth

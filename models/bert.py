@@ -1,0 +1,275 @@
+"""What BLIP's two BERTs share: post-norm layers that prune their tokens between self-attention and cross-attention.
+
+Shapes: B batch, L tokens with the first one never pruned, D width, H heads, E = D / H, S tokens of the other sequence.
+Cross-attention takes several rows per row of the other sequence: with B states and B * G hidden rows, rows
+b * G ... b * G + G - 1 attend to states b, whose keys and values are then computed once (beams, answers, candidates).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig
+
+from madtp.alignment import QueryModel
+from madtp.attention import AttentionScores, attend
+from madtp.flops import TextShape
+from madtp.pruning import prune_tokens
+from madtp.trace import Trace
+
+
+class KeysValues(NamedTuple):
+    """Projected keys and values of a sequence, each [B, H, L, E]."""
+
+    key: Tensor
+    value: Tensor
+
+
+class TextOutput(NamedTuple):
+    """What a BERT returns.
+
+    Attributes:
+        states: [B, L', D], the first token first, kept tokens in their order, merged token last.
+        mask: [B, L'] boolean, True where the token is not padding.
+        aligned: [B, K, C], summed over the layers, or None.
+        past: per layer the keys and values of self-attention, for decoding step by step; None where pruning is on.
+    """
+
+    states: Tensor
+    mask: Tensor
+    aligned: Tensor | None
+    past: list[KeysValues] | None
+
+
+def read_config(med_config: str | Path | dict, **overrides: Any) -> BertConfig:
+    """BERT sizes from a JSON file or a dict; `overrides` come from the model that is being built."""
+    values = med_config if isinstance(med_config, dict) else json.loads(Path(med_config).read_text())
+    return BertConfig(**{**values, **overrides})
+
+
+class Embeddings(nn.Module):
+    """Word and position embeddings."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Fidelity: released checkpoints carry the positions 0, 1, 2, ... as an entry of their own.
+        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings).unsqueeze(0))
+
+    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        positions = self.position_ids[:, start : start + input_ids.shape[1]]
+        embedded = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(self.LayerNorm(embedded))
+
+
+class Attention(nn.Module):
+    """Queries of one sequence against the keys and values of the same or another one."""
+
+    def __init__(self, config: BertConfig, states_width: int):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(states_width, config.hidden_size)
+        self.value = nn.Linear(states_width, config.hidden_size)
+
+    def keys_values(self, states: Tensor) -> KeysValues:
+        """Projects a sequence [B, S, states_width] that is to be attended to."""
+        return KeysValues(self._split_heads(self.key(states)), self._split_heads(self.value(states)))
+
+    def forward(
+        self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None, scores: bool = False
+    ) -> tuple[Tensor, AttentionScores | None]:
+        batch, length, _ = hidden.shape
+        groups = batch // keys_values.key.shape[0]
+        query = self._split_heads(self.query(hidden).view(batch // groups, groups * length, -1))  # [B, H, G * L, E]
+        dropout = self.dropout if self.training else 0.0
+        output, attention_scores = attend(query, *keys_values, mask=mask, scores=scores, dropout=dropout)
+        return output.transpose(1, 2).reshape(batch, length, -1), attention_scores
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, L, E]
+
+
+class Output(nn.Module):
+    """Projection back to the width, residual connection and LayerNorm."""
+
+    def __init__(self, config: BertConfig, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with its output, able to continue from earlier keys and values."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self = Attention(config, config.hidden_size)
+        self.output = Output(config, config.hidden_size)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, scores: bool, past: KeysValues | None):
+        keys_values = self.self.keys_values(hidden)
+        if past is not None:
+            keys_values = KeysValues(*(torch.cat(pair, dim=2) for pair in zip(past, keys_values, strict=True)))
+        attended, attention_scores = self.self(hidden, keys_values, mask, scores)
+        return self.output(attended, hidden), attention_scores, keys_values
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward network."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Attend, prune, attend to the other modality, feed forward.
+
+    Args:
+        config: BERT sizes; `sd_dim` is the width of the learnable tokens.
+        cross_attention: the module that attends to the other sequence, or None. It projects that sequence by
+            `keys_values(states)` and is called with `(hidden, keys_values, mask)`.
+    """
+
+    def __init__(self, config: BertConfig, cross_attention: nn.Module | None):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.query_model = QueryModel(config.hidden_size, config.sd_dim)
+        self.crossattention = cross_attention
+        self.intermediate = Intermediate(config)
+        self.output = Output(config, config.intermediate_size)
+
+    def forward(self, hidden, mask, causal, states, space_dict, temperature, align, past=None):
+        """One layer; `states` is None or (sequence or its keys and values, mask), `mask` [B, L] covers the past too."""
+        alignment, aligned = self.query_model(hidden[:, 1:], space_dict, temperature, align)
+        hidden, scores, present = self.attention(hidden, attention_mask(mask, causal, hidden), temperature > 0, past)
+        hidden, kept = prune_tokens(hidden, scores, alignment, temperature)
+        mask = mask if kept is None else kept.gather(mask)
+        if states is not None:
+            hidden = self.crossattention(hidden, *states)
+        return self.output(self.intermediate(hidden), hidden), mask, aligned, kept, present
+
+
+def attention_mask(mask: Tensor, causal: bool, hidden: Tensor) -> Tensor:
+    """Boolean mask for `attend`: [B, 1, 1, S] from padding, or [B, 1, L, S] where the future is hidden as well."""
+    padding = mask[:, None, None, :]
+    if not causal or hidden.shape[1] == 1:
+        return padding
+    length, total = hidden.shape[1], mask.shape[1]
+    past = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
+    return padding & past
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BertConfig, cross_attention: Callable[[int], nn.Module | None]):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, cross_attention(index)) for index in range(config.num_hidden_layers))
+        self.checkpointed = False
+
+
+class BertModel(nn.Module):
+    """BERT that encodes text alone, text over another modality, or decodes causally.
+
+    Args:
+        config: BERT sizes; see `read_config`.
+        cross_attention: makes the cross-attention of a layer from its index.
+        tower: name under which a trace lists the layers.
+    """
+
+    def __init__(self, config: BertConfig, cross_attention: Callable[[int], nn.Module | None], tower: str = "text"):
+        super().__init__()
+        self.shape = TextShape(
+            config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.encoder_width,
+            config.vocab_size, config.sd_dim,
+        )  # fmt: skip
+        self.tower = tower
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config, cross_attention)
+        self.apply(lambda module: _initialise(module, config.initializer_range))
+
+    def cross_keys_values(self, states: Any) -> list:
+        """Keys and values of the other sequence for every layer, to be computed once and used many times."""
+        return [layer.crossattention.keys_values(states) for layer in self.encoder.layer]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        states: Any = None,
+        states_mask: Tensor | None = None,
+        keys_values: Sequence | None = None,
+        causal: bool = False,
+        space_dict: Tensor | None = None,
+        temperature: float = 0.0,
+        align: bool = False,
+        past: Sequence[KeysValues] | None = None,
+        trace: Trace | None = None,
+    ) -> TextOutput:
+        """Runs the layers.
+
+        Args:
+            input_ids: [B * G, L] token ids.
+            mask: [B * G, L] (with `past`: [B * G, L_past + L]), nonzero where the token is not padding.
+            states: sequence to attend to, [B, S, width] (twin encoders: a pair of them); None is text alone.
+            states_mask: [B, S], nonzero where the sequence may be attended to; None is everywhere.
+            keys_values: `cross_keys_values(states)`, instead of `states`.
+            causal: hide the future.
+            space_dict: [K, C], the learnable tokens.
+            temperature: pruning temperature; 0 is the dense model. The causal decoder is never pruned.
+            align: whether the aligned feature of the similarity loss is wanted.
+            past: keys and values of earlier tokens, from the last step's output.
+            trace: where to write down what each layer did to its tokens.
+        """
+        start = 0 if past is None else past[0].key.shape[2]
+        hidden, mask = self.embeddings(input_ids, start), mask.bool()
+        temperature = temperature if space_dict is not None and not causal else 0.0
+        states_mask = None if states_mask is None else states_mask.bool()[:, None, None, :]
+        aligned_layers, presents = [], []
+        for index, layer in enumerate(self.encoder.layer):
+            entered = hidden.shape[1]
+            cross = keys_values[index] if keys_values is not None else self._project(layer, states)
+            other = None if cross is None else (cross, states_mask)
+            earlier = None if past is None else past[index]
+            inputs = (hidden, mask, causal, other, space_dict, temperature, align, earlier)
+            hidden, mask, aligned, kept, present = self._run(layer, *inputs)
+            aligned_layers.append(aligned)
+            presents.append(present)
+            if trace is not None:
+                trace.add(self.tower, entered, hidden.shape[1], temperature > 0, kept)
+        total = None if aligned is None else sum(aligned_layers)
+        return TextOutput(hidden, mask, total, presents if temperature == 0 else None)
+
+    @staticmethod
+    def _project(layer: Layer, states: Any) -> Any:
+        return None if states is None else layer.crossattention.keys_values(states)
+
+    def _run(self, layer: Layer, *inputs):
+        if self.encoder.checkpointed and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+
+def _initialise(module: nn.Module, std: float) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,235 @@
+"""What the BLIP models share, and the captioner (Li et al., 2022).
+
+Shapes: B batch, L text tokens, K learnable tokens, C their width.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import BertTokenizer
+
+from madtp import checkpoint, generation
+from madtp.alignment import similarity_loss
+from madtp.trace import Trace
+from models.bert import read_config
+from models.med import Decoder, next_token_loss, shifted_targets
+from models.vit import VisionTransformer
+from utils import UserError
+
+VIT_SIZES = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 16},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "patch_size": 16},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
+}
+
+logger = logging.getLogger(__name__)
+
+
+class BlipBase(nn.Module):
+    """An image encoder, the learnable tokens that guide its pruning, and a tokenizer.
+
+    Args:
+        image_size: pixels on a side.
+        vit: name of a size, or a dict of `embed_dim`, `depth`, `num_heads`, `patch_size`.
+        config: `sd_num` (K), `sd_dim` (C), `tokenizer` (folder); `vit_grad_ckpt`, `vit_ckpt_layer`, `drop_path`.
+        drop_path: stochastic depth of the last image layer unless `config` says otherwise.
+    """
+
+    def __init__(self, image_size: int, vit: str | dict, config: dict, drop_path: float = 0.0):
+        super().__init__()
+        self.config = config
+        self.visual_encoder = create_vit(vit, image_size, config, drop_path)
+        self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
+        self.tokenizer = init_tokenizer(config["tokenizer"])
+
+    @property
+    def num_learnable(self) -> int:
+        """K."""
+        return len(self.space_dict)
+
+    def text_config(self, med_config: str | Path | dict, states_width: int):
+        """BERT sizes that fit this model's tokenizer and what the text attends to."""
+        sizes = read_config(med_config, encoder_width=states_width, sd_dim=self.config["sd_dim"])
+        if sizes.vocab_size < len(self.tokenizer):
+            raise UserError(
+                f"med_config: vocab_size {sizes.vocab_size} is less than the {len(self.tokenizer)} tokens of "
+                f"{self.config['tokenizer']} ([DEC] and [ENC] included); set vocab_size to {len(self.tokenizer)}"
+            )
+        return sizes
+
+    def tokenize(self, texts: Sequence[str], first_token: str, padding: str = "longest", max_length: int | None = None):
+        """Token ids and mask [B, L] on the model's device, the first token replaced by the mode's own."""
+        encoded = self.tokenizer(
+            list(texts), padding=padding, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
+        ).to(self.space_dict.device)
+        encoded.input_ids[:, 0] = self.tokenizer.convert_tokens_to_ids(first_token)
+        return encoded
+
+
+def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float = 0.0) -> VisionTransformer:
+    """Builds the image encoder from the name of a size or a dict of sizes."""
+    if not isinstance(vit, dict) and vit not in VIT_SIZES:
+        raise UserError(f"vit: {vit!r} is none of {', '.join(VIT_SIZES)}; a dict with embed_dim, depth, ... works too")
+    sizes = vit if isinstance(vit, dict) else VIT_SIZES[vit]
+    if vit == "large":
+        drop_path = max(drop_path, 0.1)
+    if config.get("drop_path") is not None:
+        drop_path = config["drop_path"]
+    checkpointed = config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0
+    return VisionTransformer(
+        image_size, sd_dim=config["sd_dim"], drop_path_rate=drop_path, checkpointed_layers=checkpointed, **sizes
+    )
+
+
+def init_tokenizer(folder: str) -> BertTokenizer:
+    """BERT's tokenizer from a folder, with [DEC] to start decoding and [ENC] to start multimodal encoding."""
+    if not (Path(folder) / "vocab.txt").is_file():
+        raise UserError(
+            f"tokenizer: no vocab.txt in {folder}; put the files of bert-base-uncased there or point the key "
+            "`tokenizer` to a folder that has them"
+        )
+    tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_tokens(["[ENC]"], special_tokens=True)
+    return tokenizer
+
+
+def finish(
+    model: nn.Module,
+    pretrained: str,
+    evaluate: bool,
+    fresh: Sequence[str] = (),
+    convert: Sequence[Callable[[dict, nn.Module], dict]] = (),
+) -> nn.Module:
+    """Draws fresh weights by the config's scheme, then loads the checkpoint if there is one.
+
+    Args:
+        model: the model just built.
+        pretrained: checkpoint, or an empty string for a model from scratch.
+        evaluate: everything but the guidance's own weights has to be in the checkpoint.
+        fresh: parts that a checkpoint of an earlier stage may lack when the model is to be trained.
+        convert: changes to the checkpoint's entries before they are loaded, besides resizing positions.
+    """
+    if model.config.get("init_scheme") == "xavier":
+        xavier_(model)
+    if pretrained:
+        convert = (checkpoint.resize_positions, *convert)
+        checkpoint.load(model, pretrained, fresh=fresh, evaluate=evaluate, convert=convert)
+    return model
+
+
+@torch.no_grad()
+def xavier_(model: nn.Module) -> None:
+    """Draws weights that let small models learn fast: Xavier for matrices, wider embeddings than BERT's 0.02."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            nn.init.zeros_(module.bias)
+    for module in model.modules():  # after the matrices, since the output matrix is the word embedding
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("pos_embed", "cls_token", "position_embeddings.weight")):
+            nn.init.normal_(parameter, std=0.05)
+
+
+class BlipDecoder(BlipBase):
+    """Captioner: image encoder and causal text decoder.
+
+    Args:
+        med_config: BERT sizes, a JSON file or a dict.
+        prompt: text that every caption starts with and that costs no loss.
+    """
+
+    def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, prompt: str, config: dict):
+        super().__init__(image_size, vit, config)
+        self.text_decoder = Decoder(self.text_config(med_config, self.visual_encoder.embed_dim))
+        self.prompt = prompt
+        self.prompt_length = len(self.tokenizer(prompt).input_ids) - 1  # [DEC] and the prompt, without [SEP]
+
+    def forward(
+        self,
+        image: Tensor,
+        caption: list[str],
+        temperature: float = 0.0,
+        train: bool = True,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of the captions.
+
+        Args:
+            image: [B, 3, H, W].
+            caption: B texts that start with the prompt.
+            temperature: pruning temperature of the image tower; the decoder keeps every token.
+            train: also the similarity loss, whose text side comes from the decoder's hidden states.
+            trace: where to write down what each layer did to its tokens.
+        """
+        align = train and temperature > 0
+        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        text = self.tokenize(caption, "[DEC]", max_length=40)
+        targets = shifted_targets(text.input_ids, text.attention_mask)
+        targets[:, : self.prompt_length] = -100
+        logits, output = self.text_decoder(
+            text.input_ids, text.attention_mask, states=states, space_dict=self.space_dict, align=align, trace=trace
+        )
+        losses = next_token_loss(logits, targets)
+        result = {"loss_task": losses.sum() / (targets[:, 1:] != -100).sum()}
+        if align:
+            result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
+        return result
+
+    @torch.no_grad()
+    def generate(
+        self,
+        image: Tensor,
+        sample: bool = False,
+        num_beams: int = 3,
+        max_length: int = 20,
+        min_length: int = 5,
+        top_p: float = 0.9,
+        temperature: float = 0.0,
+        trace: Trace | None = None,
+    ) -> list[str]:
+        """Captions of images, the prompt left out.
+
+        Args:
+            image: [B, 3, H, W].
+            sample: draw from the nucleus of probability `top_p` instead of searching.
+            num_beams: width of the beam search; 1 is greedy.
+            max_length: tokens at most, prompt included.
+            min_length: tokens at least, prompt included.
+            top_p: probability of the nucleus.
+            temperature: pruning temperature of the image tower.
+            trace: where to write down what each layer did to its tokens.
+        """
+        states, _ = self.visual_encoder(image, self.space_dict, temperature, align=False, trace=trace)
+        prompt = self.tokenize([self.prompt], "[DEC]").input_ids[:, :-1]
+        limits = {"max_length": max_length, "min_length": min_length, "eos": self.tokenizer.sep_token_id}
+        prompts = prompt.expand(len(image), -1)
+        if sample:
+            tokens = generation.nucleus_sampling(self.text_decoder, prompts, states, top_p=top_p, **limits)
+        else:
+            tokens = generation.beam_search(self.text_decoder, prompts, states, num_beams=num_beams, **limits)
+        return [self.decode(sequence[self.prompt_length :]) for sequence in tokens]
+
+    def decode(self, tokens: Tensor) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+
+
+def blip_decoder(
+    pretrained: str = "",
+    image_size: int = 384,
+    vit: str | dict = "base",
+    med_config: str | dict = "configs/med_config.json",
+    prompt: str = "a picture of ",
+    evaluate: bool = False,
+    config: dict | None = None,
+) -> BlipDecoder:
+    """Builds the captioner and loads a checkpoint of BLIP, of MADTP or of ours."""
+    model = BlipDecoder(med_config, image_size, vit, prompt, config)
+    return finish(model, pretrained, evaluate, fresh=("text_decoder.",))

@@ -1,0 +1,78 @@
+"""BLIP for NLVR2: is a statement true of two images?
+
+Shapes: B batch, L text tokens, K learnable tokens, C their width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp import checkpoint
+from madtp.alignment import similarity_loss
+from madtp.trace import Trace
+from models.blip import BlipBase, finish
+from models.nlvr_encoder import nlvr_encoder
+
+
+class BlipNLVR(BlipBase):
+    """Image encoder, twin text encoder and a classifier on the first token."""
+
+    def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, config: dict):
+        super().__init__(image_size, vit, config, drop_path=0.1)
+        sizes = self.text_config(med_config, self.visual_encoder.embed_dim)
+        self.text_encoder = nlvr_encoder(sizes)
+        width = sizes.hidden_size
+        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(
+        self,
+        image: Tensor,
+        text: list[str],
+        targets: Tensor | None = None,
+        temperature: float = 0.0,
+        train: bool = True,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor] | Tensor:
+        """Losses in training, logits [B, 2] otherwise.
+
+        Args:
+            image: [2B, 3, H, W], the left images of the batch, then the right ones.
+            text: B statements.
+            targets: [B], 1 where the statement is true; needed for training only.
+            temperature: pruning temperature; 0 is the dense model.
+            train: return the losses.
+            trace: where to write down what each layer did to its tokens.
+        """
+        align = train and temperature > 0
+        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        statement = self.tokenize(text, "[ENC]")
+        output = self.text_encoder(
+            statement.input_ids,
+            statement.attention_mask,
+            states=states.chunk(2),
+            space_dict=self.space_dict,
+            temperature=temperature,
+            align=align,
+            trace=trace,
+        )
+        logits = self.cls_head(output.states[:, 0])
+        if not train:
+            return logits
+        losses = {"loss_task": F.cross_entropy(logits, targets)}
+        if align:
+            left, right = image_aligned.chunk(2)
+            losses["loss_sim"] = similarity_loss((left + right) / 2, output.aligned)
+        return losses
+
+
+def blip_nlvr(
+    pretrained: str = "",
+    image_size: int = 384,
+    vit: str | dict = "base",
+    med_config: str | dict = "configs/med_config.json",
+    evaluate: bool = False,
+    config: dict | None = None,
+) -> BlipNLVR:
+    """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours."""
+    model = BlipNLVR(med_config, image_size, vit, config)
+    twins = (checkpoint.copy_cross_attention_to_twins,)
+    return finish(model, pretrained, evaluate, fresh=("cls_head.", "merge_layer."), convert=twins)

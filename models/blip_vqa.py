@@ -1,0 +1,132 @@
+"""BLIP for visual question answering: a question encoder over the image and an answer decoder over the question.
+
+Shapes: B questions, A answers, L text tokens, K learnable tokens, k answers ranked to the end.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from madtp import generation
+from madtp.alignment import similarity_loss
+from madtp.trace import Trace
+from models.bert import TextOutput
+from models.blip import BlipBase, finish
+from models.med import Decoder, med_encoder, next_token_loss, shifted_targets
+
+
+class BlipVQA(BlipBase):
+    """Image encoder, question encoder and answer decoder."""
+
+    def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, config: dict):
+        super().__init__(image_size, vit, config, drop_path=0.1)
+        self.text_encoder = med_encoder(self.text_config(med_config, self.visual_encoder.embed_dim))
+        width = self.text_encoder.shape.width
+        self.text_decoder = Decoder(self.text_config(med_config, width))
+
+    def forward(
+        self,
+        image: Tensor,
+        question: list[str],
+        answer: list[str] | BatchEncoding | None = None,
+        temperature: float = 0.0,
+        train: bool = True,
+        n: Sequence[int] | None = None,
+        weights: Tensor | None = None,
+        inference: str = "rank",
+        k_test: int = 128,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor] | Tensor | list[str]:
+        """Losses in training; otherwise indices [B] into the answer list (rank) or answers (generate).
+
+        Args:
+            image: [B, 3, H, W].
+            question: B texts.
+            answer: training: all answers of all questions, one after the other; ranking: `encode_answers(list)`.
+            temperature: pruning temperature of image and question; 0 is the dense model.
+            train: return the losses.
+            n: [B], how many of the answers belong to each question.
+            weights: [A], weight of every answer.
+            inference: "rank" or "generate".
+            k_test: how many answers are ranked to the end, those with the likeliest first token.
+            trace: where to write down what each layer did to its tokens.
+        """
+        align = train and temperature > 0
+        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        text = self.tokenize(question, "[ENC]", max_length=35)
+        output = self.text_encoder(
+            text.input_ids,
+            text.attention_mask,
+            states=states,
+            space_dict=self.space_dict,
+            temperature=temperature,
+            align=align,
+            trace=trace,
+        )
+        if train:
+            losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
+            if align:
+                losses["loss_sim"] = similarity_loss(image_aligned, output.aligned)
+            return losses
+        if inference == "rank":
+            return self.rank_answers(output, answer, k_test, trace)
+        return self._generate(output)
+
+    def encode_answers(self, answers: Sequence[str]) -> BatchEncoding:
+        """Token ids and mask [A, L] of a list of answers to rank, [DEC] first."""
+        return self.tokenize(answers, "[DEC]")
+
+    def _answer_loss(self, question: TextOutput, answers: list[str], n: Sequence[int], weights: Tensor) -> Tensor:
+        """Decoding losses of the answers, weighted, summed and divided by the number of questions."""
+        owner = torch.arange(len(n)).repeat_interleave(torch.as_tensor(n, device="cpu")).to(weights.device)
+        encoded = self.encode_answers(answers)
+        logits, _ = self.text_decoder(
+            encoded.input_ids, encoded.attention_mask, states=question.states[owner], states_mask=question.mask[owner]
+        )
+        losses = next_token_loss(logits, shifted_targets(encoded.input_ids, encoded.attention_mask)).sum(dim=1)
+        return (weights * losses).sum() / len(n)
+
+    def rank_answers(self, question: TextOutput, answers: BatchEncoding, k: int, trace: Trace | None = None) -> Tensor:
+        """Index [B] of the likeliest answer among the k with the likeliest first word."""
+        context = {
+            "keys_values": self.text_decoder.bert.cross_keys_values(question.states),
+            "states_mask": question.mask,
+        }
+        batch, k = len(question.states), min(k, len(answers.input_ids))
+        first = answers.input_ids[:1, :1].expand(batch, 1)
+        logits, _ = self.text_decoder(first, torch.ones_like(first), **context)
+        first_words = logits[:, -1].softmax(dim=-1)[:, answers.input_ids[:, 1]]  # [B, A]
+        candidates = first_words.topk(k, dim=1).indices  # [B, k]
+        input_ids, mask = (values[candidates].flatten(0, 1) for values in (answers.input_ids, answers.attention_mask))
+        logits, _ = self.text_decoder(input_ids, mask, trace=trace, **context)
+        losses = next_token_loss(logits, shifted_targets(input_ids, mask)).sum(dim=1).view(batch, k)
+        return candidates.gather(1, losses.argmin(dim=1, keepdim=True)).squeeze(1)
+
+    def _generate(self, question: TextOutput, num_beams: int = 3, max_length: int = 10, min_length: int = 1):
+        start = self.tokenizer.convert_tokens_to_ids("[DEC]")
+        tokens = generation.beam_search(
+            self.text_decoder,
+            torch.full((len(question.states), 1), start, device=question.states.device),
+            question.states,
+            states_mask=question.mask,
+            num_beams=num_beams,
+            max_length=max_length,
+            min_length=min_length,
+            eos=self.tokenizer.sep_token_id,
+        )
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+
+
+def blip_vqa(
+    pretrained: str = "",
+    image_size: int = 480,
+    vit: str | dict = "base",
+    med_config: str | dict = "configs/med_config.json",
+    evaluate: bool = False,
+    config: dict | None = None,
+) -> BlipVQA:
+    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
+    model = BlipVQA(med_config, image_size, vit, config)
+    return finish(model, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))

@@ -1,0 +1,95 @@
+"""BLIP's mixture of encoder and decoder: a BERT with one cross-attention per layer, and a language model on top.
+
+Shapes: B batch, L text tokens, S image tokens, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from models.bert import Attention, BertModel, KeysValues, Output, TextOutput
+
+
+class CrossAttention(nn.Module):
+    """Attention from text to another sequence, with its output."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self = Attention(config, config.encoder_width)
+        self.output = Output(config, config.hidden_size)
+
+    def keys_values(self, states: Tensor) -> KeysValues:
+        """Projects a sequence [B, S, encoder_width]."""
+        return self.self.keys_values(states)
+
+    def forward(self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        attended, _ = self.self(hidden, keys_values, mask)
+        return self.output(attended, hidden)
+
+
+def med_encoder(config: BertConfig, tower: str = "text") -> BertModel:
+    """BERT for text alone or, given the states of an image, for both modalities."""
+    return BertModel(config, lambda index: CrossAttention(config), tower)
+
+
+class Transform(nn.Module):
+    """The language-model head's own layer before the vocabulary."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """Logits over the vocabulary; the output matrix is the word embedding's."""
+
+    def __init__(self, config: BertConfig, word_embeddings: nn.Embedding):
+        super().__init__()
+        self.transform = Transform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder.weight = word_embeddings.weight
+        self.bias = self.decoder.bias  # Fidelity: released checkpoints list the one bias under two names.
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.transform(x))
+
+
+class Decoder(nn.Module):
+    """Causal language model over text that attends to another sequence; it never prunes."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.bert = med_encoder(config, tower="decoder")
+        self.cls = nn.ModuleDict({"predictions": Predictions(config, self.bert.embeddings.word_embeddings)})
+
+    def forward(self, input_ids: Tensor, mask: Tensor, **context: Any) -> tuple[Tensor, TextOutput]:
+        """Logits [B, L, V] of the next token at every position, and the decoder's own output.
+
+        `context` are the keyword arguments of `BertModel.forward`.
+        """
+        output = self.bert(input_ids, mask, causal=True, **context)
+        return self.cls["predictions"](output.states), output
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy of each next token, [B, L - 1], 0 where the target is -100.
+
+    Args:
+        logits: [B, L, V].
+        targets: [B, L], the input ids with -100 where no loss is wanted.
+        label_smoothing: BLIP smooths in training and in ranking answers alike.
+    """
+    flat = logits[:, :-1].flatten(0, 1).float() if logits.dtype.itemsize < 4 else logits[:, :-1].flatten(0, 1)
+    loss = F.cross_entropy(flat, targets[:, 1:].flatten(), reduction="none", label_smoothing=label_smoothing)
+    return loss.view(len(targets), -1)
+
+
+def shifted_targets(input_ids: Tensor, mask: Tensor) -> Tensor:
+    """The input ids as targets, padding left out: [B, L]."""
+    return input_ids.masked_fill(~mask.bool(), -100)

@@ -1,0 +1,137 @@
+"""Vision transformer whose layers prune their tokens (Dosovitskiy et al., 2021; MADTP, figure 3).
+
+Shapes: B batch, L tokens with the class token first, N = L - 1, D width, H heads, E = D / H, K learnable tokens, C theirs.
+"""
+
+import torch
+from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from madtp.alignment import QueryModel
+from madtp.attention import AttentionScores, attend
+from madtp.flops import VisionShape
+from madtp.pruning import Kept, prune_tokens
+from madtp.trace import Trace
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention that can also report the scores of its tokens."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, scores: bool) -> tuple[Tensor, AttentionScores | None]:
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
+        output, attention_scores = attend(query, key, value, scores=scores)
+        return self.proj(output.transpose(1, 2).flatten(2)), attention_scores
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer: attend, prune, feed forward."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, sd_dim: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.query_model = QueryModel(width, sd_dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(
+        self, x: Tensor, space_dict: Tensor | None, temperature: float, align: bool
+    ) -> tuple[Tensor, Tensor | None, Kept | None]:
+        alignment, aligned = self.query_model(x[:, 1:], space_dict, temperature, align)
+        attended, scores = self.attn(self.norm1(x), scores=temperature > 0)
+        x, kept = prune_tokens(x + self.drop_path(attended), scores, alignment, temperature)
+        return x + self.drop_path(self.mlp(self.norm2(x))), aligned, kept
+
+
+class VisionTransformer(nn.Module):
+    """BLIP's image encoder with pruning in every layer.
+
+    Args:
+        img_size: pixels on a side.
+        patch_size: pixels on a side of a patch.
+        embed_dim: D.
+        depth: number of layers.
+        num_heads: H.
+        sd_dim: C, width of the learnable tokens; a layer maps its tokens to it where D differs.
+        mlp_ratio: hidden width of the MLP over D.
+        drop_path_rate: stochastic depth of the last layer, growing linearly from 0 at the first.
+        checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 384,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        sd_dim: int = 768,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        checkpointed_layers: int = 0,
+    ):
+        super().__init__()
+        self.shape = VisionShape(img_size, patch_size, embed_dim, depth, mlp_ratio, sd_dim)
+        self.embed_dim = embed_dim
+        self.first_checkpointed = depth - checkpointed_layers
+        self.patch_embed = PatchEmbed(img_size, patch_size, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
+        drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, sd_dim, rate) for rate in drop_path)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        self.apply(_initialise)
+
+    def forward(
+        self,
+        image: Tensor,
+        space_dict: Tensor | None = None,
+        temperature: float = 0.0,
+        align: bool = True,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encodes images.
+
+        Args:
+            image: [B, 3, img_size, img_size].
+            space_dict: [K, C], the learnable tokens; without them nothing is pruned or aligned.
+            temperature: pruning temperature; 0 is the dense model.
+            align: whether the aligned feature of the similarity loss is wanted.
+            trace: where to write down what each layer did to its tokens.
+
+        Returns:
+            Normed tokens [B, L', D], class token first, kept tokens in image order, merged token last; and the aligned
+            feature [B, K, C] summed over the layers, or None.
+        """
+        x = self.patch_embed(image)  # [B, N, D]
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        temperature = temperature if space_dict is not None else 0.0
+        aligned_layers = []
+        for index, block in enumerate(self.blocks):
+            entered = x.shape[1]
+            x, aligned, kept = self._run(index, block, x, space_dict, temperature, align)
+            aligned_layers.append(aligned)
+            if trace is not None:
+                trace.add("image", entered, x.shape[1], temperature > 0, kept)
+        return self.norm(x), None if aligned is None else sum(aligned_layers)
+
+    def _run(self, index: int, block: Block, *inputs):
+        if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
