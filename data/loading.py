@@ -1,0 +1,140 @@
+"""How samples become batches: which ones, in which order, on which process, and with which random numbers.
+
+An augmented sample depends on the seed, the epoch and its index alone, not on workers, processes or resumption.
+"""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils import UserError
+
+
+class BatchSampler:
+    """Batches of `(epoch, index)` for one process of `world`.
+
+    Training goes through a permutation that depends on seed and epoch, in equally many full batches on every process.
+    Evaluation cuts the data set into consecutive batches and deals them out in turn, each sample once: a batch holds
+    the same samples however many processes share the work.
+
+    Raises:
+        UserError: not one full batch to train on for every process.
+    """
+
+    def __init__(self, size: int, batch_size: int, train: bool, seed: int = 0, rank: int = 0, world: int = 1):
+        if train and size < batch_size * world:
+            raise UserError(
+                f"{size} training samples are less than one batch of {batch_size} on {world} process(es); "
+                "lower the batch size"
+            )
+        self.size, self.batch_size, self.train = size, batch_size, train
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch, self.start_step = 0, 0
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Chooses the permutation, and the batch to begin with when an epoch is resumed."""
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch, also when it is entered at a later step."""
+        if self.train:
+            return self.size // (self.batch_size * self.world)
+        return len(range(self.rank * self.batch_size, self.size, self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.train:
+            generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+            order = torch.randperm(self.size, generator=generator).tolist()
+        else:
+            order = range(self.size)
+        for step in range(self.start_step, len(self)):
+            start = (step * self.world + self.rank) * self.batch_size
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+
+class SeededDataset(Dataset):
+    """Reads samples of `dataset` by `(epoch, index)`, with random numbers of their own for each.
+
+    A `UserError` is returned instead of raised: a worker's exception would reach the user as a traceback.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict | UserError:
+        epoch, index = key
+        seed = _mix(self.seed, epoch, index)
+        python_state = random.getstate()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+                random.seed(seed)
+                return self.dataset[index]
+        except UserError as error:
+            return error
+        finally:
+            random.setstate(python_state)
+
+
+class Loader(DataLoader):
+    """A DataLoader that raises, in this process, the `UserError` that a worker met."""
+
+    def __iter__(self) -> Iterator[dict]:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class Collate:
+    """Applies a data set's own `collate`, unless a sample is an error: then that error is the batch."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, samples: list[dict | UserError]) -> dict | UserError:
+        errors = (sample for sample in samples if isinstance(sample, UserError))
+        return next(errors, None) or self.collate(samples)
+
+
+def collate(samples: list[dict]) -> dict:
+    """Gathers samples into a batch: tensors are stacked along a new first axis, anything else is listed."""
+    batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {key: torch.stack(column) if torch.is_tensor(column[0]) else column for key, column in batch.items()}
+
+
+def create_loader(
+    dataset: Dataset,
+    batch_size: int,
+    train: bool,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader:
+    """Returns the batches of one process. `loader.batch_sampler.set_epoch(epoch, start_step)` says where to begin.
+
+    Args:
+        dataset: one with a `collate`; it stays reachable as `loader.dataset.dataset`.
+        batch_size: samples on each process.
+        train: shuffled, with equal steps on every process; otherwise in order, each sample once.
+    """
+    return Loader(
+        SeededDataset(dataset, seed),
+        batch_sampler=BatchSampler(len(dataset), batch_size, train, seed, rank, world),
+        collate_fn=Collate(dataset.collate),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _mix(*numbers: int) -> int:
+    """One seed out of several numbers; neighbors get unrelated ones."""
+    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)

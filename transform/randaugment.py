@@ -1,0 +1,70 @@
+"""Random augmentation of training images: a few operations drawn from ten, each applied with probability one half."""
+
+import math
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+TOP_LEVEL = 10  # where an operation is at its strongest
+SHEAR = 0.3  # pixels per pixel
+SHIFT = 10 / 384  # of the image's side
+ROTATION = 30  # degrees
+GRAY = [128, 128, 128]  # what shows where the image was moved away
+
+
+def _move(image: Image.Image, translate: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)):
+    """Shifts the image by parts of its sides, or shears it away from its top left corner."""
+    pixels = [round(translate[0] * image.width), round(translate[1] * image.height)]
+    degrees = [math.degrees(math.atan(slope)) for slope in shear]
+    return F.affine(image, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, GRAY, center=[0, 0])
+
+
+# What each does at the part `p` of its full strength.
+GEOMETRIC = {
+    "shear_x": lambda image, p: _move(image, shear=(SHEAR * p, 0)),
+    "shear_y": lambda image, p: _move(image, shear=(0, SHEAR * p)),
+    "translate_x": lambda image, p: _move(image, translate=(SHIFT * p, 0)),
+    "translate_y": lambda image, p: _move(image, translate=(0, SHIFT * p)),
+    "rotate": lambda image, p: F.rotate(image, ROTATION * p, InterpolationMode.BILINEAR, fill=GRAY),
+}
+OPERATIONS = {
+    "identity": lambda image, p: image,
+    "autocontrast": lambda image, p: F.autocontrast(image),
+    "equalize": lambda image, p: F.equalize(image),
+    "brightness": lambda image, p: F.adjust_brightness(image, 1.8 * p + 0.1),
+    "sharpness": lambda image, p: F.adjust_sharpness(image, 1.8 * p + 0.1),
+    **GEOMETRIC,
+}
+
+
+def augment(image: Image.Image, operation: str, level: float) -> Image.Image:
+    """Applies one of `OPERATIONS`; the size stays.
+
+    At level 0 the geometric operations change nothing, a negative level moves the other way. `brightness` and
+    `sharpness` run from faint (0.1) at level 0 to strong (1.9) at level 10, so level 5 leaves the image as it is.
+    """
+    return OPERATIONS[operation](image, level / TOP_LEVEL)
+
+
+class RandAugment:
+    """Draws `count` operations with replacement and applies each with `probability`, geometric ones either way.
+
+    The draws come from torch's generator.
+    """
+
+    def __init__(self, count: int = 2, level: float = 5, probability: float = 0.5):
+        self.count, self.level, self.probability = count, level, probability
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for choice in torch.randint(len(OPERATIONS), (self.count,)).tolist():
+            operation = list(OPERATIONS)[choice]
+            chance, direction = torch.rand(2).tolist()
+            if chance < self.probability:
+                backwards = operation in GEOMETRIC and direction < 0.5
+                image = augment(image, operation, -self.level if backwards else self.level)
+        return image
+
+    def __repr__(self) -> str:
+        return f"RandAugment(count={self.count}, level={self.level}, probability={self.probability})"
