@@ -17,7 +17,7 @@ def create_dataset(task: str, config: dict, evaluate: bool = False) -> tuple[Dat
     """Returns the training, validation and test sets of a task.
 
     Args:
-        task: "nlvr", "caption", "vqa" or "retrieval"; the latter on `config["dataset"]`, "coco" or "flickr".
+        task: "nlvr", "caption", "vqa" or any "retrieval..."; the latter on `config["dataset"]`, "coco" or "flickr".
         config: `image_size`, `ann_root` and `image_root` (VQA: `vqa_root`, `vg_root`, `train_files`); captions have a
             `prompt`; without `augment` training images are treated like those of evaluation.
         evaluate: leave out the training set, and read none of its files.
@@ -42,7 +42,7 @@ def create_dataset(task: str, config: dict, evaluate: bool = False) -> tuple[Dat
     if task == "caption":
         train = None if evaluate else CaptionTrain(training, *folders, config["prompt"])
         return train, *(CaptionEvaluation(evaluation, *folders, split) for split in ("val", "test"))
-    if task == "retrieval":
+    if task.startswith("retrieval"):
         dataset = config["dataset"]
         if dataset not in FILES:
             raise UserError(f"dataset: {dataset!r} should be one of {list(FILES)}; set it in the config")

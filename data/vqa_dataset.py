@@ -69,8 +69,8 @@ class VQATrain(_Questions):
         for index, entry in enumerate(self.entries):
             if isinstance(entry["answer"], str) != (entry["dataset"] == "vg"):
                 raise UserError(
-                    f"{self.where(index)}: answer {entry['answer']!r} of dataset {entry['dataset']!r}: vqa has a list of "
-                    "the ten given, vg a single string; correct the entry"
+                    f"{self.where(index)}: answer {entry['answer']!r} of dataset {entry['dataset']!r}: vqa has a list "
+                    "of those given, vg a single string; correct the entry"
                 )
 
     def __getitem__(self, index: int) -> dict:
