@@ -5,6 +5,7 @@ processes walk the same path. A controller is asked twice an epoch: before it, f
 when the weights have moved, for the T to evaluate and save with.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +19,8 @@ LOWEST, HIGHEST = 0.01, 1e9  # beyond these nothing changes any more
 RESOLUTION = 1.001  # closer than this, two temperatures stand on the two sides of a step of the cost
 
 Cost = Callable[[float], float]
+
+logger = logging.getLogger(__name__)
 
 
 class RatioOutOfReach(UserError):
@@ -95,11 +98,22 @@ def _reachable(ceiling: float, target: float, tolerance: float, slack: float) ->
             f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; "
             "lower --p, or evaluate in smaller batches (the neediest sample of a batch decides what is kept)"
         )
-    return target if ceiling <= target + tolerance else ceiling
+    if ceiling <= target + tolerance:
+        return target
+    logger.warning(
+        "no temperature reaches %.1f %% of dense now; aiming at the least, %.1f %%", 100 * target, 100 * ceiling
+    )
+    return ceiling
 
 
 class Controller(ABC):
-    """Decides T for every epoch; T itself is the only state, so a run resumes from it."""
+    """Decides T for every epoch; T itself is the only state, so a run resumes from it.
+
+    Attributes:
+        prunes: whether T is ever above 0.
+    """
+
+    prunes = True
 
     def target(self, epoch: int) -> float | None:
         """The share of dense that `epoch` aims at, None where nothing is aimed at."""
@@ -119,6 +133,10 @@ class Fixed(Controller):
     """One temperature for the whole run; 0 is the dense model."""
 
     temperature: float
+
+    @property
+    def prunes(self) -> bool:
+        return self.temperature > 0
 
     def before_epoch(self, cost: Cost, epoch: int, temperature: float | None) -> float:
         return self.temperature

@@ -1,0 +1,282 @@
+"""The engine of all tasks: train an epoch, evaluate, the loop that compresses a model, and `main` around them."""
+
+import json
+import logging
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+import utils
+from madtp import checkpoint, output
+from madtp import config as configuration
+from madtp.measure import CalibrationSample, device_of, progress_bar, to_device
+from madtp.optimization import Optimization, autocast, precision
+from madtp.resume import Progress, resume, save
+from madtp.task import Task
+from madtp.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
+from utils import UserError
+
+__all__ = ["Task", "compress", "evaluate", "main", "train_one_epoch"]
+
+BEST = "checkpoint_best.pth"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What stays the same during a run.
+
+    Attributes:
+        task: what is trained and scored.
+        args: the flags.
+        config: the resolved configuration.
+        folder: of the output.
+        model: the bare model, on its device.
+        loaders: by split; a split that does not exist is absent.
+        dtype: of mixed precision, float32 for none.
+    """
+
+    task: Task
+    args: Namespace
+    config: dict
+    folder: Path
+    model: nn.Module
+    loaders: dict[str, DataLoader]
+    dtype: torch.dtype
+
+    @property
+    def selection(self) -> str:
+        """The split that steers the temperature and chooses the checkpoint: validation, or test where there is none."""
+        return "val" if "val" in self.loaders else "test"
+
+    @contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """The model for evaluation: no dropout, no gradients, mixed precision."""
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.dtype, device_of(self.model)):
+            yield self.model
+
+
+def compress(run: Run) -> None:
+    """The epoch loop: find the temperature, train, find it again for the weights that moved, evaluate, save."""
+    epochs, splits = run.config["max_epoch"], [split for split in run.task.epoch_splits if split in run.loaders]
+    controller = choose_controller(run.task, run.args, run.config)
+    if not controller.prunes:
+        freeze_alignment(run.model)
+    model = data_parallel(run.model)
+    optimization = Optimization(model, run.config, run.dtype, run.args.accum, len(run.loaders["train"]))
+    progress = resume(run.args.resume, run.folder, run.model, optimization, run.args.seed + utils.rank())
+    announce(run, controller, progress)
+    sample = CalibrationSample(run.loaders[run.selection], run.config["calibration_batches"])
+
+    def cost(temperature: float) -> float:
+        with run.inference() as inferring:
+            return sample.cost(run.task, inferring, temperature)
+
+    for epoch in range(progress.epoch, epochs):
+        started = time.perf_counter()
+        temperature = controller.before_epoch(cost, epoch, progress.temperature)
+        losses = train_one_epoch(run, optimization, temperature, epoch, progress.step)
+        temperature = controller.after_epoch(cost, epoch, temperature)
+        metrics = {split: evaluate(run, split, temperature) for split in splits}
+        score = qualified_score(run, controller.target(epochs - 1), metrics[run.selection])
+        best = -math.inf < score >= progress.best
+        progress = Progress(epoch + 1, 0, temperature, score if best else progress.best)
+        record = {
+            "epoch": epoch,
+            **{f"train_{name}": loss for name, loss in losses.items()},
+            **output.flatten(metrics, run.selection),
+            "target": output.percent(controller.target(epoch)),
+            "temperature": temperature,
+            "lr": optimization.rate,
+            "seconds": time.perf_counter() - started,
+            "best": best,
+        }
+        if utils.is_main():
+            output.log_epoch(run.folder, record)
+            if best:
+                entries = {"model": run.model.state_dict(), "epoch": epoch, "temperature": temperature}
+                checkpoint.save(run.folder / BEST, **entries, metrics=record)
+        save(run.folder, run.model, optimization, progress)
+    if progress.best == -math.inf:
+        logger.warning("no epoch came within cost_slack of p %g, so there is no %s", run.args.p, BEST)
+
+
+def train_one_epoch(
+    run: Run, optimization: Optimization, temperature: float, epoch: int, start: int = 0
+) -> dict[str, float]:
+    """Trains from batch `start` of an epoch to its end.
+
+    Returns:
+        The mean of every loss over batches and processes.
+
+    Raises:
+        UserError: a loss is infinite or not a number.
+    """
+    task, loader, device = run.task, run.loaders["train"], device_of(run.model)
+    loader.batch_sampler.set_epoch(epoch, start)
+    run.model.train()
+    meters, unread, batches = utils.Meters(), {}, len(loader)
+    for step, batch in enumerate(progress_bar(loader, f"epoch {epoch}"), start):
+        optimization.schedule(epoch, step)
+        batch = to_device(batch, device)
+        with optimization.accumulate(step):
+            with autocast(run.dtype, device):
+                losses = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
+                total = sum(task.loss_weights[name] * loss for name, loss in losses.items())
+            optimization.step(total, step)
+        unread[step] = {name: loss.detach() for name, loss in losses.items()}
+        if (step + 1) % run.config["print_freq"] == 0 or step + 1 == batches:
+            read_losses(unread, meters, f"epoch {epoch}, T {temperature:.4g}")
+            logger.info("epoch %d  step %d/%d  %s  lr %.3g", epoch, step + 1, batches, meters, optimization.rate)
+    meters.synchronize()
+    return meters.means()
+
+
+def read_losses(unread: dict[int, dict[str, Tensor]], meters: utils.Meters, where: str) -> None:
+    """Moves losses from the device into the meters, in one transfer, and stops if any is not finite on any process."""
+    names = list(next(iter(unread.values())))
+    rows = torch.stack([torch.stack([losses[name].double() for name in names]) for losses in unread.values()]).tolist()
+    read = {step: dict(zip(names, row, strict=True)) for step, row in zip(unread, rows, strict=True)}
+    unread.clear()
+    for losses in read.values():
+        meters.update(**losses)
+    broken = next((item for item in read.items() if not all(map(math.isfinite, item[1].values()))), None)
+    for step, losses in filter(None, utils.all_gather_objects(broken)):
+        values = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+        raise UserError(f"the loss is not finite at step {step} of {where}: {values}; lower init_lr or set clip_grad")
+
+
+def evaluate(run: Run, split: str, temperature: float) -> dict:
+    """Metrics and cost of a split at a temperature."""
+    with run.inference() as model:
+        metrics = run.task.evaluate(model, run.loaders[split], temperature)
+    logger.info("%s at T %.4g: %s", split, temperature, output.readable(metrics))
+    return metrics
+
+
+def evaluate_only(run: Run) -> None:
+    """What --evaluate does: scores the checkpoint at its own temperature and writes results and `evaluate.txt`."""
+    args, checkpoint_file = run.args, run.config["pretrained"]
+    temperature = args.temperature
+    if temperature is None:
+        temperature = run.task.stored_temperature(checkpoint_file) if args.p > 0 else 0.0
+    metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
+    record = {"checkpoint": checkpoint_file, "temperature": temperature, **output.flatten(metrics, run.selection)}
+    if utils.is_main():
+        utils.write_atomic(run.folder / "evaluate.txt", json.dumps(record) + "\n")
+        for split, scores in metrics.items():
+            if "results" in scores:
+                output.write_results(run.folder, run.task.result_file(split), scores["results"])
+
+
+def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
+    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop."""
+    if args.temperature is not None:
+        return Fixed(args.temperature)
+    if args.p == 0:
+        return Fixed(0.0)
+    if args.controller == "ladder":
+        return Ladder(args.p, RECIPES[task.recipe])
+    return ClosedLoop(args.p, config["max_epoch"], config["ramp"], config["cost_slack"])
+
+
+def freeze_alignment(model: nn.Module) -> None:
+    """The dense model never uses the learnable tokens: without gradients they would stall data-parallel training."""
+    for name, parameter in model.named_parameters():
+        if "space_dict" in name or "query_model" in name:
+            parameter.requires_grad_(False)
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """The model to train with: gradients are averaged over the processes, if there are several."""
+    if utils.world_size() == 1:
+        return model
+    device = device_of(model)
+    return DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
+
+
+def qualified_score(run: Run, final: float | None, metrics: dict) -> float:
+    """The task's score, or -inf for a model that costs more than the final target and its slack."""
+    if final is not None and metrics["percent"] > 100 * (final + run.config["cost_slack"]):
+        return -math.inf
+    return run.task.score(metrics)
+
+
+def announce(run: Run, controller: Controller, progress: Progress) -> None:
+    """Says what is about to happen, and makes the log end where the run goes on."""
+    batch, processes, accum = run.config["batch_size_train"], utils.world_size(), run.args.accum
+    sizes = ", ".join(f"{len(loader.dataset)} {split}" for split, loader in run.loaders.items())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    logger.info("%s: %s samples; %.1f M parameters", run.task.name, sizes, parameters / 1e6)
+    logger.info(
+        "effective batch %d = %d x %d processes x %d accumulated", batch * processes * accum, batch, processes, accum
+    )
+    logger.info("%s; the best checkpoint is chosen on %s", controller, run.selection)
+    if progress.epoch or progress.step:
+        logger.info("resuming at epoch %d", progress.epoch)
+    if utils.is_main():
+        output.start_log(run.folder, progress.epoch)
+
+
+def prepare(task: Task, args: Namespace, config: dict) -> Run:
+    """Reads data and model; whatever the user has to mend shows here, before anything is trained."""
+    from data import create_loader  # only now, so that --help and a wrong flag are answered at once
+
+    if args.evaluate and not config["pretrained"]:
+        raise UserError("--evaluate has no checkpoint to evaluate; name it with --pretrained")
+    folder, processes, rank = Path(args.output_dir), utils.world_size(), utils.rank()
+    task.config = config
+    utils.set_seed(args.seed)
+    loaders = {}
+    for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
+        if dataset is not None:
+            train = split == "train"
+            size = config["batch_size_train" if train else "batch_size_test"]
+            loaders[split] = create_loader(dataset, size, train, args.seed, args.num_workers, rank, processes)
+    device = torch.device(args.device)
+    model = task.build_model(config, args.evaluate).to(device)
+    utils.set_seed(args.seed + rank)  # the weights are drawn alike, dropout is not
+    return Run(task, args, config, folder, model, loaders, precision(args.amp, device))
+
+
+def execute(task: Task, args: Namespace, config: dict) -> None:
+    """Runs a task with a checked configuration, its output folder ready and its log open."""
+    folder = utils.prepare_output(args.output_dir)
+    with output.logging_to(folder):
+        run = prepare(task, args, config)
+        if utils.is_main():
+            output.write_environment(folder)
+            configuration.write(config, folder / "config.yaml")
+        (evaluate_only if args.evaluate else compress)(run)
+
+
+def main(task: Task, argv: list[str] | None = None) -> int:
+    """Runs a task from the command line.
+
+    Returns:
+        The exit status: 0, or 2 after one line that says what the user has to mend.
+    """
+    try:
+        args, config = configuration.parse(argv, task)
+        utils.init_distributed(args)
+        execute(task, args, config)
+    except UserError as error:
+        who = f"error (process {utils.rank()})" if utils.rank() else "error"
+        print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
