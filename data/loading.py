@@ -18,13 +18,15 @@ class BatchSampler:
 
     Training goes through a permutation that depends on seed and epoch, in equally many full batches on every process.
     Evaluation cuts the data set into consecutive batches and deals them out in turn, each sample once: a batch holds
-    the same samples however many processes share the work.
+    the same samples however many processes share the work. `steps` ends an epoch of training early; 0 goes through all.
 
     Raises:
         UserError: not one full batch to train on for every process.
     """
 
-    def __init__(self, size: int, batch_size: int, train: bool, seed: int = 0, rank: int = 0, world: int = 1):
+    def __init__(
+        self, size: int, batch_size: int, train: bool, seed: int = 0, rank: int = 0, world: int = 1, steps: int = 0
+    ):
         if train and size < batch_size * world:
             raise UserError(
                 f"{size} training samples are less than one batch of {batch_size} on {world} process(es); "
@@ -32,6 +34,7 @@ class BatchSampler:
             )
         self.size, self.batch_size, self.train = size, batch_size, train
         self.seed, self.rank, self.world = seed, rank, world
+        self.steps = steps
         self.epoch, self.start_step = 0, 0
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
@@ -41,7 +44,8 @@ class BatchSampler:
     def __len__(self) -> int:
         """Batches of this process in a whole epoch, also when it is entered at a later step."""
         if self.train:
-            return self.size // (self.batch_size * self.world)
+            whole = self.size // (self.batch_size * self.world)
+            return min(whole, self.steps) if self.steps else whole
         return len(range(self.rank * self.batch_size, self.size, self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -117,6 +121,7 @@ def create_loader(
     num_workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    steps: int = 0,
 ) -> DataLoader:
     """Returns the batches of one process. `loader.batch_sampler.set_epoch(epoch, start_step)` says where to begin.
 
@@ -124,10 +129,11 @@ def create_loader(
         dataset: one with a `collate`; it stays reachable as `loader.dataset.dataset`.
         batch_size: samples on each process.
         train: shuffled, with equal steps on every process; otherwise in order, each sample once.
+        steps: batches of a training epoch at most; 0 for all there are.
     """
     return Loader(
         SeededDataset(dataset, seed),
-        batch_sampler=BatchSampler(len(dataset), batch_size, train, seed, rank, world),
+        batch_sampler=BatchSampler(len(dataset), batch_size, train, seed, rank, world, steps),
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

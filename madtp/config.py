@@ -106,6 +106,7 @@ COMMON_KEYS = {
     "batch_size_train": Key(16, least=1),
     "batch_size_test": Key(32, least=1),
     "max_epoch": Key(5, least=1),
+    "epoch_steps": Key(0, least=0),
     "init_lr": Key(1e-5, least=0),
     "min_lr": Key(0.0, least=0),
     "lr_schedule": Key("epoch", choices=("epoch", "step")),

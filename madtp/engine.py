@@ -245,7 +245,9 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         if dataset is not None:
             train = split == "train"
             size = config["batch_size_train" if train else "batch_size_test"]
-            loaders[split] = create_loader(dataset, size, train, args.seed, args.num_workers, rank, processes)
+            loaders[split] = create_loader(
+                dataset, size, train, args.seed, args.num_workers, rank, processes, config["epoch_steps"]
+            )
     device = torch.device(args.device)
     model = task.build_model(config, args.evaluate).to(device)
     utils.set_seed(args.seed + rank)  # the weights are drawn alike, dropout is not

@@ -1,0 +1,131 @@
+"""Pictures of a run: which patches every layer kept, and how score and cost moved from epoch to epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from madtp.trace import LayerTrace
+
+DIM = 0.18  # brightness of a dropped patch
+DENSE, COMPRESSED = "#4c6a92", "#c8553d"
+
+
+@dataclass
+class Example:
+    """A sample to show.
+
+    Attributes:
+        title: what was asked and what was answered.
+        images: pictures [H, W, 3] with values from 0 to 1.
+        kept: for each picture, the patches that are left after every layer.
+        side: patches in a row of a picture.
+    """
+
+    title: str
+    images: list[np.ndarray]
+    kept: list[list[list[int]]]
+    side: int
+
+
+def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
+    """The image patches, by number, that are left in one row of the batch after every layer.
+
+    Merged tokens are no patch: once a patch is merged into another token it is gone from the list.
+    """
+    alive = list(range(layers[0].entered - 1))
+    history = []
+    for layer in layers:
+        if layer.kept is not None:
+            alive = [alive[index] for index in layer.kept.indices[row].tolist()] + [None]
+        history.append([patch for patch in alive if patch is not None])
+    return history
+
+
+def dim_dropped(image: np.ndarray, kept: Sequence[int], side: int) -> np.ndarray:
+    """The picture with all patches but the kept ones dimmed; patches are square and count row by row."""
+    bright = np.full(side * side, DIM)
+    bright[list(kept)] = 1.0
+    patch = image.shape[0] // side
+    return image * np.kron(bright.reshape(side, side), np.ones((patch, patch)))[..., None]
+
+
+def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undoes the normalisation of a picture [3, H, W] -> [H, W, 3] from 0 to 1."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (image.cpu().float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
+    """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
+    columns = sum(1 + len(layers) for layers in examples[0].kept)
+    figure, axes = plt.subplots(len(examples), columns, figsize=(1.45 * columns, 1.85 * len(examples) + 0.7))
+    for row, example in zip(np.atleast_2d(axes), examples, strict=True):
+        panels = []
+        for image, layers in zip(example.images, example.kept, strict=True):
+            panels.append((image, "input"))
+            panels += [
+                (dim_dropped(image, kept, example.side), f"layer {number}: {len(kept)}/{example.side**2}")
+                for number, kept in enumerate(layers, start=1)
+            ]
+        for axis, (picture, label) in zip(row, panels, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_xlabel(label, fontsize=8)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_title(example.title, fontsize=10, loc="left")
+    figure.suptitle(heading, fontsize=12, x=0.01, ha="left")
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_summary(path: str | Path, dense: list[dict], compressed: list[dict], metric: str, heading: str) -> None:
+    """Draws score and cost of every epoch, of the dense training and then of the compression.
+
+    Args:
+        path: the picture to write.
+        dense: the records of the dense model's `log.txt`.
+        compressed: the records of the compression's.
+        metric: name of the score in both, without its split.
+        heading: what the picture is about.
+    """
+    figure, (score, cost, tokens) = plt.subplots(1, 3, figsize=(13, 3.8))
+    for records, start, color, name in (
+        (dense, 1, DENSE, "dense training"),
+        (compressed, len(dense) + 1, COMPRESSED, "compression"),
+    ):
+        epochs = range(start, start + len(records))
+        for split, style in (("val", "o-"), ("test", "s--")):
+            values = [record.get(f"{split}_{metric}") for record in records]
+            if all(value is not None for value in values):
+                score.plot(epochs, values, style, color=color, label=f"{name}, {split}", markersize=4)
+        cost.plot(epochs, [record["percent"] for record in records], "o-", color=color, label=name, markersize=4)
+    epochs = range(len(dense) + 1, len(dense) + 1 + len(compressed))
+    cost.plot(epochs, [record["target"] for record in compressed], "k:", label="target")
+    for record, alpha in zip(compressed, np.linspace(0.3, 1, len(compressed)), strict=True):
+        for tower, marker in (("image", "o-"), ("text", "s--")):
+            left = record["tokens"].get(tower)
+            if left:
+                label = f"{tower} tokens" if record is compressed[-1] else None
+                tokens.plot(range(1, len(left) + 1), left, marker, color=COMPRESSED, alpha=alpha, label=label)
+    score.set(title=metric.replace("_", " "), xlabel="epoch")
+    cost.set(title="cost, % of the dense GFLOPs", xlabel="epoch", ylim=(0, 108))
+    tokens.set(title="tokens left after each layer (later epochs darker)", xlabel="layer")
+    tokens.set_ylim(bottom=0)
+    for axis in (score, cost, tokens):
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    figure.suptitle(heading, x=0.01, ha="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
