@@ -47,13 +47,11 @@ class TextShape:
 
 def vision(shape: VisionShape, layers: Sequence[LayerTrace], num_learnable: int) -> float:
     """Multiply-accumulates of one image through a vision transformer, final norm included."""
-    width, patches = shape.width, shape.length - 1
-    cost = patches * 3 * shape.patch_size**2 * width
+    cost = patches(shape)
     for layer in layers:
-        cost += layer_norm(layer.entered, width) + self_attention(layer.entered, width)
-        cost += pruning(layer, width, shape.sd_dim, num_learnable, mapped=width != shape.sd_dim)
-        cost += layer_norm(layer.left, width) + 2 * layer.left * width * int(width * shape.mlp_ratio)
-    return cost + layer_norm(layers[-1].left, width)
+        cost += pre_norm_layer(layer, shape.width, int(shape.width * shape.mlp_ratio))
+        cost += pruning(layer, shape.width, shape.sd_dim, num_learnable, mapped=shape.width != shape.sd_dim)
+    return cost + layer_norm(layers[-1].left, shape.width)
 
 
 def text(
@@ -87,6 +85,17 @@ def text(
 def language_head(shape: TextShape, length: int) -> float:
     """Multiply-accumulates of the logits over the vocabulary at `length` positions."""
     return length * shape.width * (shape.width + shape.vocabulary) + layer_norm(length, shape.width)
+
+
+def patches(shape: VisionShape) -> float:
+    """The convolution that turns an image into tokens."""
+    return (shape.length - 1) * 3 * shape.patch_size**2 * shape.width
+
+
+def pre_norm_layer(layer: LayerTrace, width: int, hidden: int) -> float:
+    """A transformer layer that norms first: attention over what enters, feed-forward over what is left."""
+    cost = layer_norm(layer.entered, width) + self_attention(layer.entered, width)
+    return cost + layer_norm(layer.left, width) + 2 * layer.left * width * hidden
 
 
 def self_attention(length: int, width: int) -> float:
@@ -138,6 +147,23 @@ def vqa(
     return vision(image, layers["image"], num_learnable) + question + answer
 
 
+def clip(
+    image: VisionShape,
+    words: TextShape,
+    layers: dict[str, Sequence[LayerTrace]],
+    num_learnable: int,
+    feature_width: int,
+) -> float:
+    """Multiply-accumulates of CLIP's features of one image and one text, each read at a single token."""
+    cost = patches(image) + layer_norm(image.length, image.width)
+    for tower, shape, hidden in (("image", image, 4 * image.width), ("text", words, words.intermediate)):
+        for layer in layers[tower]:
+            cost += pre_norm_layer(layer, shape.width, hidden)
+            cost += pruning(layer, shape.width, shape.sd_dim, num_learnable, mapped=True)
+        cost += layer_norm(1, shape.width) + shape.width * feature_width
+    return cost
+
+
 def decode(bert: TextShape, layers: Sequence[LayerTrace], states: int) -> float:
     """Multiply-accumulates of the decoder over a whole text, logits at every position."""
     return text(bert, layers, 0, [states]) + language_head(bert, layers[0].entered)
@@ -153,6 +179,7 @@ def paper_table() -> dict[str, float]:
         "nlvr": nlvr(image, bert, rows, 0, first_merged=6) / GIGA,
         "caption": caption(image, bert, decoded, 0) / GIGA,
         "vqa": paper_vqa(large, bert) / GIGA,
+        "retrieval_clip": paper_clip() / GIGA,
     }
 
 
@@ -167,6 +194,17 @@ def paper_vqa(image: VisionShape, bert: TextShape) -> float:
     cost = vision(image, dense_layers(image.depth, image.length), 0)
     cost += 32 * (text(bert, questions, 0, [image.length]) - image_keys_values) + image_keys_values
     return cost + 47 * (decode(bert, answers, 14) - question_keys_values) + question_keys_values
+
+
+def paper_clip(queue: int = 57600) -> float:
+    """One image and one text of 77 tokens through ViT-L/14@336's online and momentum towers.
+
+    Every feature is held against the queue and the one pair of the other modality.
+    """
+    image = VisionShape(image_size=336, patch_size=14, width=1024, depth=24)
+    words, feature_width = TextShape(), 768
+    rows = {"image": dense_layers(image.depth, image.length), "text": dense_layers(words.depth, 77)}
+    return 2 * clip(image, words, rows, 0, feature_width) + 4 * feature_width * (queue + 1)
 
 
 if __name__ == "__main__":

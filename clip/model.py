@@ -1,0 +1,251 @@
+"""CLIP, whose two towers prune their tokens in every layer (Radford et al., 2021; MADTP, figure 3).
+
+Shapes: B batch, L tokens, N = L - 1 prunable ones behind the first (image: class token, text: start of text), D width,
+H heads, E = D / H, F width of the features, K tokens learned, C their width.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from madtp.alignment import QueryModel
+from madtp.attention import AttentionScores, attend
+from madtp.flops import TextShape, VisionShape
+from madtp.pruning import Kept, prune_tokens
+from madtp.trace import Trace
+
+HEAD_WIDTH = 64  # E of every CLIP
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a CLIP with vision transformer is built from, by the names of CLIP's own constructor."""
+
+    embed_dim: int
+    image_resolution: int
+    vision_layers: int
+    vision_width: int
+    vision_patch_size: int
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention that can also report the scores of its tokens.
+
+    Fidelity: query, key and value share the tensors `in_proj_*`, since CLIP's checkpoints name them so.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, scores: bool) -> tuple[Tensor, AttentionScores | None]:
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
+        output, attention_scores = attend(query, key, value, mask, scores)
+        return self.out_proj(output.transpose(1, 2).flatten(2)), attention_scores
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer: attend, prune, feed forward."""
+
+    def __init__(self, width: int, num_heads: int, sd_dim: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.query_model = QueryModel(width, sd_dim, always_map=True)
+        self.ln_2 = nn.LayerNorm(width)
+        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": QuickGELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        space_dict: Tensor | None,
+        temperature: float,
+        align: bool,
+        min_keep: int,
+        end: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Kept | None]:
+        causal = end is not None
+        mask = x.new_ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if causal else None
+        protected = end.unsqueeze(1) - 1 if causal else None  # counted without the first token
+        alignment, aligned = self.query_model(x[:, 1:], space_dict, temperature, align)
+        attended, scores = self.attn(self.ln_1(x), mask, scores=temperature > 0)
+        x, kept = prune_tokens(x + attended, scores, alignment, temperature, min_keep, protected)
+        return x + self.mlp(self.ln_2(x)), aligned, kept
+
+
+class Transformer(nn.Module):
+    """The layers of a tower.
+
+    Args:
+        tower: its name in a trace.
+        width: D.
+        depth: number of layers.
+        num_heads: H.
+        sd_dim: C.
+        checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
+    """
+
+    def __init__(self, tower: str, width: int, depth: int, num_heads: int, sd_dim: int, checkpointed_layers: int = 0):
+        super().__init__()
+        self.tower, self.width = tower, width
+        self.first_checkpointed = depth - checkpointed_layers
+        self.resblocks = nn.ModuleList(Block(width, num_heads, sd_dim) for _ in range(depth))
+
+    def forward(
+        self,
+        x: Tensor,
+        space_dict: Tensor | None,
+        temperature: float,
+        align: bool,
+        trace: Trace | None,
+        end: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Runs the layers.
+
+        Args:
+            x: [B, L, D].
+            space_dict: [K, C], the learnable tokens; without them nothing is pruned or aligned.
+            temperature: pruning temperature; 0 is the dense model.
+            align: whether the aligned feature of the similarity loss is wanted.
+            trace: where to write down what each layer did to its tokens.
+            end: [B], where the end-of-text token stands. Then attention is causal, this token is never dropped, and
+                no layer keeps fewer tokens than the largest of these positions + 3: mostly padding goes.
+
+        Returns:
+            Tokens [B, L', D], first token, kept tokens in order, merged token last; the aligned feature [B, K, C]
+            summed over the layers, or None; and where the end-of-text token stands now.
+        """
+        temperature = temperature if space_dict is not None else 0.0
+        min_keep = 2 if end is None else int(end.max()) + 3
+        aligned_layers = []
+        for index, block in enumerate(self.resblocks):
+            entered = x.shape[1]
+            x, aligned, kept = self._run(index, block, x, space_dict, temperature, align, min_keep, end)
+            aligned_layers.append(aligned)
+            if end is not None and kept is not None:
+                end = (kept.indices < end.unsqueeze(1)).sum(dim=1)  # the kept ones up to itself
+            if trace is not None:
+                trace.add(self.tower, entered, x.shape[1], temperature > 0, kept)
+        return x, None if aligned is None else sum(aligned_layers), end
+
+    def _run(self, index: int, block: Block, *inputs):
+        if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's image tower."""
+
+    def __init__(self, sizes: Sizes, sd_dim: int, checkpointed_layers: int = 0):
+        super().__init__()
+        width, patch_size, depth = sizes.vision_width, sizes.vision_patch_size, sizes.vision_layers
+        self.shape = VisionShape(sizes.image_resolution, patch_size, width, depth, sd_dim=sd_dim)
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.shape.length, width))
+        self.ln_pre = nn.LayerNorm(width)
+        heads = width // HEAD_WIDTH
+        self.transformer = Transformer("image", width, depth, heads, sd_dim, checkpointed_layers)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
+
+    def forward(
+        self,
+        image: Tensor,
+        space_dict: Tensor | None = None,
+        temperature: float = 0.0,
+        align: bool = True,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features [B, F] of images [B, 3, S, S], and the aligned feature [B, K, C] or None; see `Transformer`."""
+        x = self.conv1(image).flatten(2).transpose(1, 2)  # [B, N, D]
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
+        x, aligned, _ = self.transformer(self.ln_pre(x), space_dict, temperature, align, trace)
+        return self.ln_post(x[:, 0]) @ self.proj, aligned
+
+
+class CLIP(nn.Module):
+    """An image tower and a text tower whose features are compared, and the learnable tokens that guide their pruning.
+
+    Args:
+        sizes: of the towers.
+        sd_num: K.
+        sd_dim: C.
+        checkpointed_layers: how many of the last image layers are recomputed in the backward pass.
+    """
+
+    def __init__(self, sizes: Sizes, sd_num: int, sd_dim: int, checkpointed_layers: int = 0):
+        super().__init__()
+        self.sizes = sizes
+        width, depth, heads = sizes.transformer_width, sizes.transformer_layers, sizes.transformer_heads
+        self.text_shape = TextShape(width, depth, 4 * width, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
+        self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
+        self.transformer = Transformer("text", width, depth, heads, sd_dim)
+        self.token_embedding = nn.Embedding(sizes.vocab_size, width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, width))
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.space_dict = nn.Parameter(torch.randn(sd_num, sd_dim))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        for transformer in (self.visual.transformer, self.transformer):
+            _initialise(transformer)
+
+    @property
+    def num_learnable(self) -> int:
+        """K."""
+        return len(self.space_dict)
+
+    def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
+        """Features [B, F] of images [B, 3, S, S], not normalised."""
+        return self.visual(image, self.space_dict, temperature, align=False, trace=trace)[0]
+
+    def encode_text(self, text: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
+        """Features [B, F] of token ids [B, L], not normalised."""
+        return self.text_features(text, temperature, align=False, trace=trace)[0]
+
+    def text_features(
+        self, text: Tensor, temperature: float, align: bool, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features [B, F], read at the end-of-text token, and the aligned feature [B, K, C] or None."""
+        end = text.argmax(dim=-1)  # the end of text has the largest id
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+        x, aligned, end = self.transformer(x, self.space_dict, temperature, align, trace, end)
+        last = x[torch.arange(len(x), device=x.device), end]
+        return self.ln_final(last) @ self.text_projection, aligned
+
+
+@torch.no_grad()
+def _initialise(transformer: Transformer) -> None:
+    """Draws a tower's weights as CLIP does: by width, and smaller in a deep tower where layers add to the residual."""
+    width, depth = transformer.width, len(transformer.resblocks)
+    residual = width**-0.5 * (2 * depth) ** -0.5
+    for block in transformer.resblocks:
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=residual)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.c_proj.weight, std=residual)
+        for linear in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj):
+            nn.init.zeros_(linear.bias)

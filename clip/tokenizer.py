@@ -1,0 +1,44 @@
+"""CLIP's byte-pair tokenizer: open_clip's, with the vocabulary that comes in its package."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from utils import UserError
+
+CONTEXT_LENGTH = 77
+
+
+def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> Tensor:
+    """Token ids [B, context_length]: start of text, the text, end of text (the largest id), zeros.
+
+    Args:
+        texts: one text or B of them.
+        context_length: tokens in a row.
+        truncate: cut a text that is too long, its last token becoming the end of text.
+
+    Raises:
+        UserError: a text is too long and is not to be cut.
+    """
+    tokenizer = _tokenizer()
+    texts = [texts] if isinstance(texts, str) else texts
+    ids = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for row, text in zip(ids, texts, strict=True):
+        tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+        if len(tokens) > context_length:
+            if not truncate:
+                raise UserError(
+                    f"{text!r} has {len(tokens)} tokens, more than {context_length}; shorten it or pass truncate=True"
+                )
+            tokens = [*tokens[: context_length - 1], tokenizer.eot_token_id]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+@lru_cache
+def _tokenizer():
+    from open_clip.tokenizer import SimpleTokenizer  # imported here, since all of open_clip comes along
+
+    return SimpleTokenizer()
