@@ -98,11 +98,24 @@ def load(
     evaluate: bool = False,
     convert: Iterable[Convert] = (),
 ) -> LoadReport:
+    """Fills `model` from a file, see `read` and `fit`."""
+    return fit(model, read(path), path, fresh, evaluate, convert)
+
+
+def fit(
+    model: nn.Module,
+    content: Mapping,
+    path: str | Path,
+    fresh: Iterable[str] = (),
+    evaluate: bool = False,
+    convert: Iterable[Convert] = (),
+) -> LoadReport:
     """Fills `model` from a checkpoint, or leaves it untouched and says why the file does not fit.
 
     Args:
         model: filled in place.
-        path: the file, see `read`.
+        content: of the checkpoint, as `read` returns it.
+        path: the file it is from.
         fresh: parts of names of parameters which may keep their fresh values when training starts: heads that the
             file lacks or holds in another shape.
         evaluate: whether the model is used as it is, so that nothing may stay fresh but the alignment guidance,
@@ -112,8 +125,7 @@ def load(
     Raises:
         UserError: nothing matches, a shape differs, or keys are missing; names the first of them.
     """
-    content = read(path)
-    state = content.pop("model")
+    state = content["model"]
     for function in convert:
         state = function(state, model)
     own = model.state_dict()
@@ -131,7 +143,8 @@ def load(
     if unfit:
         raise UserError(f"{path} does not fit this model, check --config and --pretrained: {_first(unfit)}")
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
-    report = LoadReport(loaded, missing, unexpected, content)
+    others = {key: value for key, value in content.items() if key != "model"}
+    report = LoadReport(loaded, missing, unexpected, others)
     if is_main():
         logger.info(_summary(path, report))
     return report
