@@ -61,6 +61,28 @@ def all_reduce_sum(value: torch.Tensor | float) -> torch.Tensor | float:
     return total.to(value.device)
 
 
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Joins every process's tensor along the first axis, in the order of ranks; shapes are alike everywhere.
+
+    Gradients flow back to the process that a part came from. All processes have to run the backward pass then.
+    """
+    return _AllGather.apply(tensor) if is_distributed() else tensor
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
 def all_gather_objects(value: object) -> list:
     """Collects one picklable object of every process into a list, in the order of ranks."""
     if not is_distributed():
