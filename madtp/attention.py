@@ -3,13 +3,15 @@
 Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 prunable tokens, E width of a head.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUERY_BLOCK = 64  # queries whose attention map is held at a time; with twelve heads it fits a core's cache
+QUERY_BLOCK = 192  # queries of a sample whose attention map is held at a time
+CPU_ENTRIES, ENTRIES = 2**20, 2**26  # of a map over several samples: what caches hold, what keeps an accelerator busy
 
 
 class AttentionScores(NamedTuple):
@@ -35,7 +37,8 @@ def attend(
     """Scaled dot-product attention, with the scores that pruning needs when asked.
 
     Without scores this is one fused call. With scores and without gradients the map is made and forgotten block of
-    queries by block of queries, so that memory stays linear in L. With gradients the scores are differentiable.
+    queries by block of queries, so that memory stays linear in L. With gradients the scores are differentiable, and
+    the map is whole. Autocast does not touch the scores: they are computed in the inputs' own precision.
 
     Args:
         query: [B, H, Q, E].
@@ -70,31 +73,34 @@ def _attend_whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     """The differentiable path: output, column sums [B, N] of the maximum over heads, class row [B, H, N]."""
     weights = _attention_map(query, key, mask)
     output = F.dropout(weights, dropout) @ value
-    self_attention = weights[:, :, 1:, 1:].amax(dim=1).sum(dim=1)
+    self_attention = weights[:, :, 1:, 1:].amax(dim=1).sum(dim=1, dtype=_accumulator(weights.dtype))
     return output, self_attention, weights[:, :, 0, 1:]
 
 
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
     """The same without ever holding more than a block of queries of the map; `dropout` is 0 here."""
-    length = query.shape[2]
+    batch, heads, length, _ = query.shape
+    block = min(QUERY_BLOCK, length)
+    samples = max(1, (CPU_ENTRIES if query.device.type == "cpu" else ENTRIES) // (heads * block * length))
+    mask = None if mask is None else mask.expand(batch, heads, length, length)
     output = torch.empty_like(query)
-    column_sums = query.new_zeros(query.shape[0], key.shape[2], dtype=_accumulator(query.dtype))
-    cls_row = None
-    for start in range(0, length, QUERY_BLOCK):
-        rows = slice(start, min(start + QUERY_BLOCK, length))
-        block_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-        weights = _attention_map(query[:, :, rows], key, block_mask)
-        output[:, :, rows] = weights @ value
-        prunable_rows = weights if start > 0 else weights[:, :, 1:]
-        column_sums += prunable_rows.amax(dim=1).sum(dim=1, dtype=column_sums.dtype)
+    column_sums = query.new_zeros(batch, length, dtype=_accumulator(query.dtype))
+    cls_row = query.new_empty(batch, heads, length)
+    for first, start in product(range(0, batch, samples), range(0, length, block)):
+        some, rows = slice(first, first + samples), slice(start, start + block)
+        block_mask = None if mask is None else mask[some, :, rows]
+        weights = _attention_map(query[some, :, rows], key[some], block_mask)  # [samples, H, block, L]
+        output[some, :, rows] = weights @ value[some]
         if start == 0:
-            cls_row = weights[:, :, 0, 1:].clone()
-    return output, column_sums[:, 1:], cls_row
+            cls_row[some] = weights[:, :, 0]
+            weights = weights[:, :, 1:]
+        column_sums[some] += weights.amax(dim=1).sum(dim=1, dtype=column_sums.dtype)
+    return output, column_sums[:, 1:], cls_row[:, :, 1:]
 
 
 def _cls_attention(cls_row: Tensor, output: Tensor) -> Tensor:
     """Class attention [B, N], head h weighted by r_h[j] = |O_h[j]| / (sum over heads + 1e-8) (method, section 2)."""
-    norms = output[:, :, 1:].to(_accumulator(output.dtype)).norm(dim=-1)  # [B, H, N]
+    norms = output[:, :, 1:].norm(dim=-1, dtype=_accumulator(output.dtype))  # [B, H, N]
     return (cls_row * norms).sum(dim=1) / (norms.sum(dim=1) + 1e-8)
 
 
