@@ -1,0 +1,275 @@
+"""BLIP for image-text retrieval: features of image and text that are compared (ITC), and a judge of pairs (ITM).
+
+Shapes: B samples, W processes whose samples are candidates for negatives (1 or all), L = 35 text tokens, S image
+tokens, D width, E width of the features.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BatchEncoding
+
+from madtp.alignment import similarity_loss
+from madtp.momentum import MomentumContrast, complete_momentum
+from madtp.trace import Trace
+from models.bert import BertModel
+from models.blip import BlipBase, finish
+from models.blip_vqa import encoder_from_captioner
+from models.med import med_encoder
+from models.vit import VisionTransformer
+from utils import all_gather, rank
+
+MAX_LENGTH = 35
+IGNORED = -100  # label that costs no loss
+
+
+class BlipRetrieval(MomentumContrast, BlipBase):
+    """Image encoder, text encoder that also reads an image, a projection of each, and a classifier of pairs."""
+
+    momentum_towers = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
+
+    def __init__(
+        self,
+        med_config: str | dict,
+        image_size: int,
+        vit: str | dict,
+        embed_dim: int,
+        queue_size: int,
+        momentum: float,
+        negative_all_rank: bool,
+        config: dict,
+    ):
+        super().__init__(image_size, vit, config)
+        image_width = self.visual_encoder.embed_dim
+        self.text_encoder = med_encoder(self.text_config(med_config, image_width))
+        width = self.text_encoder.shape.width
+        self.vision_proj = nn.Linear(image_width, embed_dim)
+        self.text_proj = nn.Linear(width, embed_dim)
+        self.itm_head = nn.Linear(width, 2)
+        self.temp = nn.Parameter(torch.tensor(0.07))
+        self.negative_all_rank = negative_all_rank
+        self.init_momentum(embed_dim, queue_size, momentum)
+
+    def forward(
+        self,
+        image: Tensor,
+        caption: Sequence[str],
+        alpha: float,
+        idx: Tensor,
+        temperature: float = 0.0,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of image-caption pairs; moves the momentum towers and the queue on.
+
+        Args:
+            image: [B, 3, H, W].
+            caption: B texts.
+            alpha: share of the momentum towers' opinion in the contrastive targets.
+            idx: [B], numbers of the images; samples of one number are no negatives of each other.
+            temperature: pruning temperature of all towers; 0 is the dense model.
+            trace: where to write down what each layer of the online towers did to its tokens.
+
+        Returns:
+            `loss_ita`, `loss_itm` and, where T > 0, `loss_sim` and `loss_sim_m`. The momentum towers get no gradients,
+            so the last one is a number to watch.
+        """
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+        self.update_momentum()
+        align, text = temperature > 0, self.encode_captions(caption)
+        states, image_feat, image_aligned = self._image(
+            self.visual_encoder, self.vision_proj, image, temperature, align, trace
+        )
+        text_feat, text_aligned = self._text(self.text_encoder, self.text_proj, text, temperature, align, trace)
+        with torch.no_grad():
+            _, image_feat_m, image_aligned_m = self._image(
+                self.visual_encoder_m, self.vision_proj_m, image, temperature, align
+            )
+            text_feat_m, text_aligned_m = self._text(self.text_encoder_m, self.text_proj_m, text, temperature, align)
+        losses = {
+            "loss_ita": self.contrastive_loss(
+                image_feat, text_feat, image_feat_m, text_feat_m, idx, alpha, 1 / self.temp
+            ),
+            "loss_itm": self._matching_loss(states, image_feat, text_feat, text, idx, temperature, trace),
+        }
+        self.enqueue(image_feat_m, text_feat_m, idx)
+        if align:
+            losses["loss_sim"] = similarity_loss(image_aligned, text_aligned)
+            losses["loss_sim_m"] = similarity_loss(image_aligned_m, text_aligned_m)
+        return losses
+
+    def encode_captions(self, captions: Sequence[str]) -> BatchEncoding:
+        """Token ids and mask [B, L], padded to 35."""
+        return self.tokenize(captions, "[CLS]", padding="max_length", max_length=MAX_LENGTH)
+
+    def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None):
+        """Tokens [B, S, D] of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
+        return self._image(self.visual_encoder, self.vision_proj, image, temperature, False, trace)[:2]
+
+    def encode_text(self, text: BatchEncoding, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
+        """Normalised features [B, E] of texts alone."""
+        return self._text(self.text_encoder, self.text_proj, text, temperature, False, trace)[0]
+
+    def match(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        states: Tensor,
+        states_mask: Tensor | None = None,
+        temperature: float = 0.0,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Logits [B * G, 2] of "does not match" and "matches"; texts b * G ... b * G + G - 1 belong to image b.
+
+        Args:
+            input_ids: [B * G, L].
+            mask: [B * G, L].
+            states: [B, S, D], tokens of images; their keys and values are computed once, whatever G.
+            states_mask: [B, S], True where there is a token; None is everywhere.
+            temperature: pruning temperature of the text.
+            trace: where to write down, as tower "multimodal", what each layer did to its tokens.
+        """
+        first = torch.full_like(input_ids[:, :1], self.tokenizer.convert_tokens_to_ids("[ENC]"))
+        pairs = Trace()
+        output = self.text_encoder(
+            torch.cat([first, input_ids[:, 1:]], dim=1),
+            mask,
+            states=states,
+            states_mask=states_mask,
+            space_dict=self.space_dict,
+            temperature=temperature,
+            trace=pairs,
+        )
+        if trace is not None:
+            trace.layers["multimodal"] = pairs.layers["text"]
+        return self.itm_head(output.states[:, 0])
+
+    def _image(
+        self,
+        encoder: VisionTransformer,
+        projection: nn.Linear,
+        image: Tensor,
+        temperature: float,
+        align: bool,
+        trace: Trace | None = None,
+    ):
+        """Tokens, normalised features and aligned feature of images by the online or the momentum tower."""
+        states, aligned = encoder(image, self.space_dict, temperature, align, trace)
+        return states, unit(projection(states[:, 0])), aligned
+
+    def _text(
+        self,
+        encoder: BertModel,
+        projection: nn.Linear,
+        text: BatchEncoding,
+        temperature: float,
+        align: bool,
+        trace: Trace | None = None,
+    ):
+        """Normalised features and aligned feature of texts alone by the online or the momentum tower."""
+        output = encoder(
+            text.input_ids,
+            text.attention_mask,
+            space_dict=self.space_dict,
+            temperature=temperature,
+            align=align,
+            trace=trace,
+        )
+        return unit(projection(output.states[:, 0])), output.aligned
+
+    def _matching_loss(
+        self,
+        states: Tensor,
+        image_feat: Tensor,
+        text_feat: Tensor,
+        text: BatchEncoding,
+        idx: Tensor,
+        temperature: float,
+        trace: Trace | None,
+    ) -> Tensor:
+        """ITM: every pair that belongs together, every text with a hard wrong image, every image with a hard wrong text."""
+        input_ids, mask, batch = text.input_ids, text.attention_mask, len(idx)
+        positive = self.match(input_ids, mask, states, temperature=temperature, trace=trace)
+
+        everyone = all_gather if self.negative_all_rank else lambda values: values
+        same = idx.unsqueeze(1) == everyone(idx)  # [B, W * B]
+        image = draw_negatives(text_feat, everyone(image_feat), self.temp, same)
+        other = draw_negatives(image_feat, everyone(text_feat), self.temp, same)
+        states, states_mask = gather_states(states) if self.negative_all_rank else (states, None)
+        own = torch.arange(batch, device=idx.device) + (batch * rank() if self.negative_all_rank else 0)
+        rows = torch.cat([image, own])
+        negative = self.match(
+            torch.cat([input_ids, everyone(input_ids)[other]]),
+            torch.cat([mask, everyone(mask)[other]]),
+            states[rows],
+            None if states_mask is None else states_mask[rows],
+            temperature,
+        )
+        no_negatives = torch.cat([same.gather(1, chosen.unsqueeze(1)).squeeze(1) for chosen in (image, other)])
+        labels = torch.cat([torch.ones_like(idx), torch.zeros_like(no_negatives, dtype=idx.dtype)])
+        labels[batch:].masked_fill_(no_negatives, IGNORED)
+        logits = torch.cat([positive, negative])
+        return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, ignore_index=IGNORED)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Features of length 1, in single precision at least."""
+    return F.normalize(x.float() if x.dtype.itemsize < 4 else x, dim=-1)
+
+
+@torch.no_grad()
+def draw_negatives(feature: Tensor, candidates: Tensor, temp: Tensor, same: Tensor) -> Tensor:
+    """Draws a wrong candidate for each feature, the more similar the likelier: indices [B].
+
+    Args:
+        feature: [B, E].
+        candidates: [W * B, E].
+        temp: contrastive temperature.
+        same: [B, W * B], True where a candidate is right. A row without a wrong one gets any.
+    """
+    with torch.autocast(feature.device.type, enabled=False):
+        weights = (feature @ candidates.T / temp).softmax(dim=1) + 1e-4
+    weights = weights.masked_fill(same & ~same.all(dim=1, keepdim=True), 0)
+    return torch.multinomial(weights, 1).squeeze(1)
+
+
+def gather_states(states: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Image tokens of all processes, which may have kept different numbers of them.
+
+    Args:
+        states: [B, S, D].
+
+    Returns:
+        [W * B, longest S, D], and a mask of the tokens that are there; None where all of them are.
+    """
+    batch, length, _ = states.shape
+    lengths = all_gather(torch.tensor([length], device=states.device))
+    longest = int(lengths.max())
+    states = all_gather(F.pad(states, (0, 0, 0, longest - length)))
+    if lengths.eq(longest).all():
+        return states, None
+    there = torch.arange(longest, device=states.device) < lengths.unsqueeze(1)  # [W, S]
+    return states, there.repeat_interleave(batch, dim=0)
+
+
+def blip_retrieval(
+    pretrained: str = "",
+    image_size: int = 384,
+    vit: str | dict = "base",
+    med_config: str | dict = "configs/med_config.json",
+    embed_dim: int = 256,
+    queue_size: int = 57600,
+    momentum: float = 0.995,
+    negative_all_rank: bool = False,
+    evaluate: bool = False,
+    config: dict | None = None,
+) -> BlipRetrieval:
+    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
+    model = BlipRetrieval(med_config, image_size, vit, embed_dim, queue_size, momentum, negative_all_rank, config)
+    fresh = ("vision_proj", "text_proj", "itm_head", "temp")
+    finish(model, pretrained, evaluate, fresh=fresh, convert=(encoder_from_captioner, complete_momentum))
+    if not pretrained:
+        model.copy_params()  # the scheme may have drawn the weights of towers and twins anew
+    return model
