@@ -147,6 +147,38 @@ def vqa(
     return vision(image, layers["image"], num_learnable) + question + answer
 
 
+def retrieval(
+    image: VisionShape,
+    bert: TextShape,
+    layers: dict[str, Sequence[LayerTrace]],
+    num_learnable: int,
+    feature_width: int,
+) -> float:
+    """Multiply-accumulates of BLIP's features of one image and one text, and of judging one pair."""
+    features = image_feature(image, layers, num_learnable, feature_width)
+    return features + text_feature(bert, layers, num_learnable, feature_width) + match(bert, layers, num_learnable)
+
+
+def image_feature(
+    image: VisionShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
+) -> float:
+    """Multiply-accumulates of an image and the projection of its class token."""
+    return vision(image, layers["image"], num_learnable) + image.width * feature_width
+
+
+def text_feature(
+    bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
+) -> float:
+    """Multiply-accumulates of a text alone and the projection of its first token."""
+    return text(bert, layers["text"], num_learnable) + bert.width * feature_width
+
+
+def match(bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> float:
+    """Multiply-accumulates of a text over an image's tokens and the classifier on its first token."""
+    pair = text(bert, layers["multimodal"], num_learnable, [layers["image"][-1].left])
+    return pair + bert.width * 2
+
+
 def clip(
     image: VisionShape,
     words: TextShape,
@@ -179,6 +211,7 @@ def paper_table() -> dict[str, float]:
         "nlvr": nlvr(image, bert, rows, 0, first_merged=6) / GIGA,
         "caption": caption(image, bert, decoded, 0) / GIGA,
         "vqa": paper_vqa(large, bert) / GIGA,
+        "retrieval": paper_retrieval(image, bert) / GIGA,
         "retrieval_clip": paper_clip() / GIGA,
     }
 
@@ -194,6 +227,18 @@ def paper_vqa(image: VisionShape, bert: TextShape) -> float:
     cost = vision(image, dense_layers(image.depth, image.length), 0)
     cost += 32 * (text(bert, questions, 0, [image.length]) - image_keys_values) + image_keys_values
     return cost + 47 * (decode(bert, answers, 14) - question_keys_values) + question_keys_values
+
+
+def paper_retrieval(image: VisionShape, bert: TextShape, feature_width: int = 256, queue: int = 57600) -> float:
+    """One training step on one image and one text of 35 tokens.
+
+    Counted are the features of the online and of the momentum towers, each held against the queue and the one pair of
+    the other modality, and three pairs to judge: the image and the text, either of them with a hard negative.
+    """
+    rows = {"image": dense_layers(image.depth, image.length), "text": dense_layers(bert.depth, 35)}
+    rows["multimodal"] = rows["text"]
+    features = image_feature(image, rows, 0, feature_width) + text_feature(bert, rows, 0, feature_width)
+    return 2 * features + 4 * feature_width * (queue + 1) + 3 * match(bert, rows, 0)
 
 
 def paper_clip(queue: int = 57600) -> float:

@@ -189,7 +189,7 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         temperature: float,
         trace: Trace | None,
     ) -> Tensor:
-        """ITM: every pair that belongs together, every text with a hard wrong image, every image with a hard wrong text."""
+        """ITM: each image with its text, each text with a hard wrong image, each image with a hard wrong text."""
         input_ids, mask, batch = text.input_ids, text.attention_mask, len(idx)
         positive = self.match(input_ids, mask, states, temperature=temperature, trace=trace)
 

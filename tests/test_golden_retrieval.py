@@ -1,4 +1,4 @@
-"""Values of the reference implementation for BLIP's retrieval model (tests/golden/README.md says how they were made)."""
+"""Values of the reference implementation's BLIP retrieval model (tests/golden/README.md says how they were made)."""
 
 import numpy as np
 import pytest
