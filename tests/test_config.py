@@ -86,6 +86,7 @@ def test_keys_and_defaults_are_frozen():
         "batch_size_train": 16,
         "batch_size_test": 32,
         "max_epoch": 5,
+        "epoch_steps": 0,
         "init_lr": 1e-5,
         "min_lr": 0.0,
         "lr_schedule": "epoch",
