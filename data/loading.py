@@ -92,6 +92,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[dict]:
         for batch in super().__iter__():
             if isinstance(batch, UserError):
+                self._iterator = None  # ends persistent workers now: at exit each would be waited for in vain
                 raise batch
             yield batch
 
@@ -138,6 +139,7 @@ def create_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else every pass draws a number that nobody uses from the global one
     )
 
 

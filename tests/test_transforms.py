@@ -33,7 +33,7 @@ def test_evaluation_squares_and_normalises():
     np.testing.assert_allclose(evaluation_transform(24)(image), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(60, 40), (30, 90), (24, 24)])
+@pytest.mark.parametrize("size", [(60, 40), (40, 70), (24, 24)])
 def test_training_gives_other_squares_each_time(size):
     transform = training_transform(24)
     torch.manual_seed(0)
