@@ -19,7 +19,7 @@ def create_dataset(task: str, config: dict, evaluate: bool = False) -> tuple[Dat
     Args:
         task: "nlvr", "caption", "vqa" or any "retrieval..."; the latter on `config["dataset"]`, "coco" or "flickr".
         config: `image_size`, `ann_root` and `image_root` (VQA: `vqa_root`, `vg_root`, `train_files`); captions have a
-            `prompt`; without `augment` training images are treated like those of evaluation.
+            `prompt`; without `augment` training samples are treated like those of evaluation.
         evaluate: leave out the training set, and read none of its files.
 
     Raises:
@@ -37,7 +37,7 @@ def create_dataset(task: str, config: dict, evaluate: bool = False) -> tuple[Dat
 
     folders = config["image_root"], ann_root
     if task == "nlvr":
-        train = None if evaluate else NLVRDataset(training, *folders, "train", swap=True)
+        train = None if evaluate else NLVRDataset(training, *folders, "train", swap=augment)
         return train, *(NLVRDataset(evaluation, *folders, split) for split in ("dev", "test"))
     if task == "caption":
         train = None if evaluate else CaptionTrain(training, *folders, config["prompt"])

@@ -155,7 +155,10 @@ def nearly_contains(scene: Scene, color: str, shape: str) -> bool:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> dict[str, tuple[str, str]]:
-    """Asks at most one question of each kind, with its answer; color and shape only of a thing that can be told."""
+    """Asks at most one question of each kind, with its answer; color and shape only of a thing that can be told.
+
+    Half of the questions go without their question mark.
+    """
     found = {}
     colors, shapes = Counter(thing.color for thing in scene), Counter(thing.shape for thing in scene)
     if telling := [thing for thing in scene if shapes[thing.shape] == 1]:
@@ -178,7 +181,11 @@ def questions(scene: Scene, rng: np.random.Generator) -> dict[str, tuple[str, st
         missed = [look for look in product(COLORS, SHAPES) if nearly_contains(scene, *look)]
         (color, shape), answer = missed[rng.integers(len(missed))], "no"
     found["existence"] = (f"is there a {color} {shape}?", answer)
-    return found
+    # Statements carry no question mark: a model that leans on it could not go on from questions to statements.
+    return {
+        kind: (question if rng.random() < 0.5 else question.removesuffix("?"), answer)
+        for kind, (question, answer) in found.items()
+    }
 
 
 def answer_list(objects: int = OBJECTS) -> list[str]:

@@ -102,18 +102,18 @@ def is_true(sentence: str, left: set, right: set) -> bool:
 
 def answer(question: str, looks: set) -> str:
     """Answers a question about one image."""
-    told = re.fullmatch(r"what color is the (\w+)\?", question)
+    told = re.fullmatch(r"what color is the (\w+)\??", question)
     if told:
         (color,) = [color for _, color, shape in looks if shape == told[1]]
         return color
-    told = re.fullmatch(r"what shape is the (\w+) object\?", question)
+    told = re.fullmatch(r"what shape is the (\w+) object\??", question)
     if told:
         (shape,) = [shape for _, color, shape in looks if color == told[1]]
         return shape
-    told = re.fullmatch(r"is there a (\w+) (\w+)\?", question)
+    told = re.fullmatch(r"is there a (\w+) (\w+)\??", question)
     if told:
         return "yes" if any(look[1:] == told.groups() for look in looks) else "no"
-    noun = re.fullmatch(r"how many (.*) are there\?", question)[1]
+    noun = re.fullmatch(r"how many (.*) are there\??", question)[1]
     if noun == "objects":
         return str(len(looks))
     if noun.endswith(" objects"):
