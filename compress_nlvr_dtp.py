@@ -5,8 +5,9 @@
     python compress_nlvr_dtp.py --evaluate --pretrained output/nlvr_nlvr2_compression_p0.5/checkpoint_best.pth \\
         --config ./configs/nlvr.yaml --output_dir output/nlvr_nlvr2_compression_p0.5
 
-On several GPUs: `python -m torch.distributed.run --nproc_per_node=8` in place of `python`. The dev split ("val" in the
-logs) steers the temperature and chooses the checkpoint; the test split is only reported.
+On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
+
+The dev split ("val" in the logs) steers the temperature and chooses the checkpoint; the test split is only reported.
 """
 
 import sys

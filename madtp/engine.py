@@ -1,5 +1,6 @@
 """The engine of all tasks: train an epoch, evaluate, the loop that compresses a model, and `main` around them."""
 
+import inspect
 import json
 import logging
 import math
@@ -205,7 +206,10 @@ def data_parallel(model: nn.Module) -> nn.Module:
     if utils.world_size() == 1:
         return model
     device = device_of(model)
-    return DistributedDataParallel(model, [device] if device.type == "cuda" else None, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Buffers are equal everywhere already: positions never change, queues are filled with what was gathered.
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.15
+    return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **{sync_buffers: False})
 
 
 def qualified_score(run: Run, final: float | None, metrics: dict) -> float:

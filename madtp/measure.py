@@ -104,9 +104,10 @@ class CalibrationSample:
         total = int(all_reduce_sum(len(own)))
         spread = {index * total // self.count for index in range(self.count)}
         chosen = [batch for place, batch in enumerate(own) if place * world_size() + rank() in spread]
-        workers = min(loader.num_workers, len(chosen))
-        same_kind = type(loader)
-        return list(same_kind(loader.dataset, batch_sampler=chosen, collate_fn=loader.collate_fn, num_workers=workers))
+        options = {"collate_fn": loader.collate_fn, "num_workers": min(loader.num_workers, len(chosen))}
+        # With a generator of its own a loader leaves the global one alone, and a resumed run may read once more.
+        options["generator"] = torch.Generator()
+        return list(type(loader)(loader.dataset, batch_sampler=chosen, **options))
 
     def cost(self, task, model: nn.Module, temperature: float) -> float:
         """Share of dense that inference costs at this temperature, over all processes."""

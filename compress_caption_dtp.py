@@ -1,0 +1,67 @@
+"""Compresses BLIP for captions, or evaluates it: what is in an image?
+
+    python compress_caption_dtp.py --p 0.5 --epoch 5 \\
+        --pretrained pretrained/model_base_caption_capfilt_large.pth \\
+        --config ./configs/caption_coco.yaml --output_dir output/caption_coco_compression_p0.5
+    python compress_caption_dtp.py --evaluate --pretrained output/caption_coco_compression_p0.5/checkpoint_best.pth \\
+        --config ./configs/caption_coco.yaml --output_dir output/caption_coco_compression_p0.5
+
+On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
+
+The validation split steers the temperature and chooses the checkpoint; the test split is only reported. The decoder
+never prunes.
+"""
+
+import sys
+
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from madtp import flops, metrics
+from madtp.engine import Task, main
+from madtp.trace import Trace, dense_layers
+
+COUNTED_TOKENS = 15  # of a caption; the cost is that of the decoder run once over them, as the paper counts
+
+
+class Caption(Task):
+    """An image in, a sentence out."""
+
+    name = "caption"
+    default_config = "configs/caption_coco.yaml"
+    recipe = "caption"
+
+    def build_model(self, config: dict, evaluate: bool) -> nn.Module:
+        from models.blip import blip_decoder  # only now, so that --help and a wrong flag are answered at once
+
+        sizes = config["image_size"], config["vit"], config["med_config"]
+        return blip_decoder(config["pretrained"], *sizes, config["prompt"], evaluate, config)
+
+    def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
+        return model(batch["image"], batch["caption"], temperature)
+
+    def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[dict]:
+        limits = {name: self.config[name] for name in ("num_beams", "max_length", "min_length")}
+        captions = model.generate(batch["image"], **limits, temperature=temperature, trace=trace)
+        columns = zip(batch["image_id"], captions, batch["captions"], strict=True)
+        return [{"image_id": image, "caption": caption, "references": given} for image, caption, given in columns]
+
+    def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
+        model.visual_encoder(batch["image"], model.space_dict, temperature, align=False, trace=trace)
+
+    def metrics(self, predictions: list, dataset: Dataset) -> dict:
+        results = [result for _, result in predictions]
+        scores = metrics.exact_match([one["caption"] for one in results], [one["references"] for one in results])
+        return {**scores, "results": [{name: one[name] for name in ("image_id", "caption")} for one in results]}
+
+    def score(self, metrics: dict) -> float:
+        return metrics["exact_match"]
+
+    def cost(self, model: nn.Module, trace: Trace) -> float:
+        image, text = model.visual_encoder.shape, model.text_decoder.bert.shape
+        layers = {**trace.layers, "decoder": dense_layers(text.depth, COUNTED_TOKENS)}
+        return flops.caption(image, text, layers, model.num_learnable) / flops.GIGA
+
+
+if __name__ == "__main__":
+    sys.exit(main(Caption()))
