@@ -42,6 +42,12 @@ class NLVR(Task):
         logits = model(stacked_images(batch), batch["text"], temperature=temperature, train=False, trace=trace)
         return list(zip(logits.argmax(dim=1).tolist(), batch["target"].tolist(), strict=True))
 
+    def asked(self, batch: dict, row: int) -> str:
+        return f"{batch['text'][row]} ({bool(batch['target'][row])})".lower()
+
+    def answered(self, result: tuple[int, int]) -> str:
+        return str(bool(result[0])).lower()
+
     def metrics(self, predictions: list, dataset: Dataset) -> dict[str, float]:
         predicted, targets = zip(*(result for _, result in predictions), strict=True)
         return metrics.accuracy(predicted, targets)

@@ -1,4 +1,4 @@
-"""Cleaning of captions and questions (method.md's file formats; the words that BLIP's models were trained on)."""
+"""Cleaning of captions and questions: the words that BLIP was trained on."""
 
 import re
 

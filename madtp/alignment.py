@@ -1,4 +1,4 @@
-"""Multi-modality alignment guidance (MAG; paper, section 3.2): learnable tokens that both modalities are held against.
+"""Multi-modality alignment guidance (MAG): learnable tokens that both modalities are held against.
 
 Shapes: B batch, N prunable tokens, D width of the tower, K learnable tokens, C their width.
 """

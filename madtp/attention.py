@@ -1,4 +1,4 @@
-"""Attention that also returns what the importance of a token is made of (paper, section 3.3).
+"""Attention that also returns what the importance of a token is made of (MADTP: dynamic token pruning).
 
 Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 prunable tokens, E width of a head.
 """
@@ -99,7 +99,7 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 def _cls_attention(cls_row: Tensor, output: Tensor) -> Tensor:
-    """Class attention [B, N], head h weighted by r_h[j] = |O_h[j]| / (sum over heads + 1e-8) (method, section 2)."""
+    """Class attention [B, N], head h weighted by r_h[j] = |O_h[j]| / (sum over heads + 1e-8)."""
     norms = output[:, :, 1:].norm(dim=-1, dtype=_accumulator(output.dtype))  # [B, H, N]
     return (cls_row * norms).sum(dim=1) / (norms.sum(dim=1) + 1e-8)
 

@@ -1,4 +1,4 @@
-"""What a forward pass costs, by formula from the shapes that ran (paper, section 4.1).
+"""What a forward pass costs, by formula from the shapes that ran.
 
 Costs are multiply-accumulates as fvcore counts them: convolution, linear and matrix product at 1 per multiply-add,
 LayerNorm at 5 per element, nothing else. The paper calls 10^9 of them a GFLOP, and so do we.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from utils import is_main, write_atomic
 
 COST = ("gflops", "gflops_dense", "percent", "tokens")
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "fairscale", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 
 class _Console(logging.StreamHandler):

@@ -1,4 +1,4 @@
-"""Dynamic token pruning (DTP; paper, section 3.3), from the importance of a token to the shortened sequence.
+"""Dynamic token pruning (DTP), from the importance of a token to the shortened sequence.
 
 Shapes: B batch, N prunable tokens, L = N + 1 with the class token in front, D width, K learnable tokens, k tokens kept.
 """
@@ -37,7 +37,7 @@ def prune_tokens(
     min_keep: int = 1,
     protected: Tensor | None = None,
 ) -> tuple[Tensor, Kept | None]:
-    """Drops the tokens below the threshold and appends one that merges them (paper, equations 6 to 9).
+    """Drops the tokens below the threshold and appends one that merges them.
 
     Args:
         x: [B, L, D], class token first; never changed in place.
@@ -53,26 +53,27 @@ def prune_tokens(
     """
     if temperature <= 0:
         return x, None
-    significance = importance(scores, alignment)
-    passing = significance > threshold(significance, alignment, temperature)
-    if protected is not None:
-        passing = passing.scatter(1, protected, True)
-    keep = int(passing.sum(dim=1).max())  # the neediest sample decides, so that the batch stays rectangular
-    if keep < min_keep or significance.shape[1] - keep <= 1:
-        return x, None
-    kept, dropped = select(significance, keep, protected)
-    return shorten(x, significance, kept, dropped), kept
+    with torch.autocast(x.device.type, enabled=False):  # a threshold rounded to half precision misplaces tokens
+        significance = importance(scores, alignment)
+        passing = significance > threshold(significance, alignment, temperature)
+        if protected is not None:
+            passing = passing.scatter(1, protected, 1)
+        keep = int(passing.sum(dim=1).max())  # the neediest sample decides, so that the batch stays rectangular
+        if keep < min_keep or significance.shape[1] - keep <= 1:
+            return x, None
+        kept, dropped = select(significance, keep, protected)
+        return shorten(x, significance, kept, dropped), kept
 
 
 def importance(scores: AttentionScores, alignment: Tensor) -> Tensor:
-    """S = (S_self + S_token + S_cls) / 3 of every prunable token, [B, N] (paper, equations 3 to 6)."""
+    """S = (S_self + S_token + S_cls) / 3 of every prunable token, [B, N]."""
     significance = _share(scores.self_attention)
     significance = significance + _share(alignment.amax(dim=-1).to(significance.dtype))
     return (significance + scores.cls_attention) / 3
 
 
 def threshold(significance: Tensor, alignment: Tensor, temperature: float) -> Tensor:
-    """theta = min over k of sum_j softmax_j(a[j, k] / T) S[j], one per sample: [B, 1] (paper, equation 7)."""
+    """theta = min over k of sum_j softmax_j(a[j, k] / T) S[j], one per sample: [B, 1]."""
     focus = (alignment.transpose(1, 2).to(significance.dtype) / temperature).softmax(dim=-1)  # [B, K, N]
     return (focus @ significance.unsqueeze(-1)).amin(dim=1)
 
@@ -88,12 +89,12 @@ def select(significance: Tensor, keep: int, protected: Tensor | None = None) -> 
         ranked = ranked.scatter(1, protected, float("inf"))
     order = ranked.argsort(dim=1, descending=True, stable=True)
     kept = Kept(order[:, :keep].sort(dim=1).values, order[:, keep : keep + 1])
-    dropped = torch.ones_like(significance, dtype=torch.bool).scatter(1, kept.indices, False)
+    dropped = torch.ones_like(significance, dtype=torch.bool).scatter(1, kept.indices, 0)
     return kept, dropped
 
 
 def shorten(x: Tensor, significance: Tensor, kept: Kept, dropped: Tensor) -> Tensor:
-    """[class token, kept, sum over the dropped of S_j x_j / (sum of S over the dropped + 1e-8)] (paper, equation 9)."""
+    """[class token, kept, sum over the dropped of S_j x_j / (sum of S over the dropped + 1e-8)]."""
     weights = significance * dropped
     weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-8)
     merged = weights.unsqueeze(1).to(x.dtype) @ x[:, 1:]  # [B, 1, D]

@@ -67,6 +67,14 @@ class Task(ABC):
         """The name, without ending, of the file for the predictions of a split."""
         return f"{self.name}_{split}"
 
+    def asked(self, batch: dict, row: int) -> str:
+        """What a row of a batch asks, for people to read."""
+        return ""
+
+    def answered(self, result: object) -> str:
+        """What a result of `predict` says, for people to read."""
+        return ""
+
     @abstractmethod
     def score(self, metrics: dict) -> float:
         """What the best checkpoint is chosen by; higher is better."""

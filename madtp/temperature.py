@@ -1,4 +1,4 @@
-"""The temperature controller: which T makes the model cost 1 - p of its dense GFLOPs (method, section 7).
+"""The temperature controller: which T makes the model cost 1 - p of its dense GFLOPs.
 
 Costs are shares of dense: 1.0 is the dense model. `cost(temperature)` measures one, on every process alike, so that all
 processes walk the same path. A controller is asked twice an epoch: before it, for the T to train with, and after it,

@@ -1,4 +1,4 @@
-"""Vision transformer whose layers prune their tokens (Dosovitskiy et al., 2021; MADTP, figure 3).
+"""Vision transformer whose layers prune their tokens (Dosovitskiy et al., 2021).
 
 Shapes: B batch, L tokens with the class token first, N = L - 1, D width, H heads, E = D / H, K tokens learned, C wide.
 """
