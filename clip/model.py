@@ -1,4 +1,4 @@
-"""CLIP, whose two towers prune their tokens in every layer (Radford et al., 2021; MADTP, figure 3).
+"""CLIP, whose two towers prune their tokens in every layer (Radford et al., 2021).
 
 Shapes: B batch, L tokens, N = L - 1 prunable ones behind the first (image: class token, text: start of text), D width,
 H heads, E = D / H, F width of the features, K tokens learned, C their width.
@@ -18,7 +18,8 @@ from madtp.flops import TextShape, VisionShape
 from madtp.pruning import Kept, prune_tokens
 from madtp.trace import Trace
 
-HEAD_WIDTH = 64  # E of every CLIP
+HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
+TEXT_TOWER = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Sizes:
     context_length: int
     vocab_size: int
     transformer_width: int
-    transformer_heads: int
     transformer_layers: int
 
 
@@ -101,15 +101,15 @@ class Transformer(nn.Module):
         tower: its name in a trace.
         width: D.
         depth: number of layers.
-        num_heads: H.
         sd_dim: C.
         checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
     """
 
-    def __init__(self, tower: str, width: int, depth: int, num_heads: int, sd_dim: int, checkpointed_layers: int = 0):
+    def __init__(self, tower: str, width: int, depth: int, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
         self.tower, self.width = tower, width
         self.first_checkpointed = depth - checkpointed_layers
+        num_heads = max(1, width // HEAD_WIDTH)
         self.resblocks = nn.ModuleList(Block(width, num_heads, sd_dim) for _ in range(depth))
 
     def forward(
@@ -166,8 +166,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.shape.length, width))
         self.ln_pre = nn.LayerNorm(width)
-        heads = width // HEAD_WIDTH
-        self.transformer = Transformer("image", width, depth, heads, sd_dim, checkpointed_layers)
+        self.transformer = Transformer("image", width, depth, sd_dim, checkpointed_layers)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
 
@@ -199,10 +198,10 @@ class CLIP(nn.Module):
     def __init__(self, sizes: Sizes, sd_num: int, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
         self.sizes = sizes
-        width, depth, heads = sizes.transformer_width, sizes.transformer_layers, sizes.transformer_heads
+        width, depth = sizes.transformer_width, sizes.transformer_layers
         self.text_shape = TextShape(width, depth, 4 * width, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
         self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
-        self.transformer = Transformer("text", width, depth, heads, sd_dim)
+        self.transformer = Transformer("text", width, depth, sd_dim)
         self.token_embedding = nn.Embedding(sizes.vocab_size, width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, width))
         self.ln_final = nn.LayerNorm(width)
@@ -224,17 +223,26 @@ class CLIP(nn.Module):
 
     def encode_text(self, text: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
         """Features [B, F] of token ids [B, L], not normalised."""
-        return self.text_features(text, temperature, align=False, trace=trace)[0]
+        return self.read_text(text, temperature, align=False, trace=trace)[0]
 
-    def text_features(
-        self, text: Tensor, temperature: float, align: bool, trace: Trace | None = None
+    def read_text(
+        self, text: Tensor, temperature: float, align: bool, trace: Trace | None = None, twin: str = ""
     ) -> tuple[Tensor, Tensor | None]:
-        """Features [B, F], read at the end-of-text token, and the aligned feature [B, K, C] or None."""
+        """Features [B, F], read at the end-of-text token, and the aligned feature [B, K, C] or None.
+
+        Args:
+            text: [B, L], token ids.
+            temperature: pruning temperature; 0 is the dense model.
+            align: whether the aligned feature of the similarity loss is wanted.
+            trace: where to write down what each layer did to its tokens.
+            twin: ending of the names of the tower's parts, when it is another than the model's own.
+        """
+        transformer, embedding, positions, norm, projection = (getattr(self, name + twin) for name in TEXT_TOWER)
         end = text.argmax(dim=-1)  # the end of text has the largest id
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-        x, aligned, end = self.transformer(x, self.space_dict, temperature, align, trace, end)
+        x = embedding(text) + positions[: text.shape[1]]
+        x, aligned, end = transformer(x, self.space_dict, temperature, align, trace, end)
         last = x[torch.arange(len(x), device=x.device), end]
-        return self.ln_final(last) @ self.text_projection, aligned
+        return norm(last) @ projection, aligned
 
 
 @torch.no_grad()

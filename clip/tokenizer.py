@@ -9,6 +9,7 @@ from torch import Tensor
 from utils import UserError
 
 CONTEXT_LENGTH = 77
+VOCABULARY = 49408
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> Tensor:

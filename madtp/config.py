@@ -81,6 +81,10 @@ def checked(values: dict, keys: dict[str, Key], source: str, prefix: str = "") -
 
 SIZE = Key(1, least=1)
 VIT_FIELDS = (("embed_dim", SIZE), ("depth", SIZE), ("num_heads", SIZE), ("patch_size", SIZE))
+CLIP_SIZES = (
+    "embed_dim vision_width vision_layers vision_patch_size transformer_width transformer_layers context_length"
+)
+CLIP_FIELDS = tuple((name, SIZE) for name in CLIP_SIZES.split())
 
 COMMON_KEYS = {
     # Files.
@@ -143,7 +147,7 @@ TASK_KEYS = {
     },
     "retrieval": RETRIEVAL_KEYS,
     "retrieval_flickr": RETRIEVAL_KEYS,
-    "retrieval_clip": RETRIEVAL_KEYS,
+    "retrieval_clip": RETRIEVAL_KEYS | {"clip": Key(None, dict, fields=CLIP_FIELDS)},
 }
 
 

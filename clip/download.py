@@ -1,0 +1,77 @@
+"""The models that OpenAI published, by name; fetched only when asked, and only if the bytes are the published ones.
+
+python -m clip.download ViT-B/16 --to pretrained
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from utils import UserError
+
+FOLDER = "pretrained"
+ADDRESS = "https://openaipublic.azureedge.net/clip/models/{digest}/{file}"
+MODELS = {  # name: file, its SHA-256
+    "ViT-B/32": ("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+    "ViT-B/16": ("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+    "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+    "ViT-L/14@336px": ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+}
+CHUNK = 2**20
+
+
+def available_models() -> list[str]:
+    """The names that `load` and `download` know."""
+    return list(MODELS)
+
+
+def download(name: str, folder: str | Path = FOLDER) -> Path:
+    """Fetches a model into `folder`, unless it is there already, and returns its path.
+
+    Raises:
+        UserError: an unknown name, no connection, a folder that cannot be written, or other bytes than published.
+    """
+    if name not in MODELS:
+        raise UserError(f"{name!r} is none of the published models: {', '.join(MODELS)}")
+    file, digest = MODELS[name]
+    path, address = Path(folder) / file, ADDRESS.format(digest=digest, file=file)
+    if path.is_file():
+        return path
+    partial, sha = path.with_name(f"{file}.tmp"), hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(address) as response, open(partial, "wb") as output:
+            while chunk := response.read(CHUNK):
+                sha.update(chunk)
+                output.write(chunk)
+        if sha.hexdigest() != digest:
+            raise UserError(f"{address}: its SHA-256 is {sha.hexdigest()}, not the published one; nothing was kept")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot fetch {address} into {folder}: {error}; fetch it by other means") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Downloads what the command line names."""
+    parser = argparse.ArgumentParser(description="Fetch one of CLIP's published models and verify its SHA-256.")
+    parser.add_argument("name", choices=available_models())
+    parser.add_argument("--to", default=FOLDER, help="folder")
+    args = parser.parse_args(argv)
+    try:
+        print(download(args.name, args.to))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
