@@ -263,7 +263,7 @@ def execute(task: Task, args: Namespace, config: dict) -> None:
     folder = utils.prepare_output(args.output_dir)
     with output.logging_to(folder):
         run = prepare(task, args, config)
-        if utils.is_main():
+        if utils.is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay
             output.write_environment(folder)
             configuration.write(config, folder / "config.yaml")
         (evaluate_only if args.evaluate else compress)(run)

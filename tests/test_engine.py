@@ -89,6 +89,7 @@ def test_the_folder_tells_how_the_run_was_made(run):
 def test_evaluation_repeats_the_logged_scores_with_one_forward_per_batch(run):
     _, _, records = run("--p", 0.5)
     best = [record for record in records if record["best"]][-1]
+    made = [(run.folder / name).read_text() for name in ("config.yaml", "environment.txt", "log.txt")]
     status, task, _ = run("--evaluate", "--pretrained", run.folder / "checkpoint_best.pth")
     assert status == 0
     assert task.model.forwards == [best["temperature"]] * (VAL_BATCHES + TEST_BATCHES)
@@ -97,7 +98,7 @@ def test_evaluation_repeats_the_logged_scores_with_one_forward_per_batch(run):
     assert {"val_accuracy", "test_accuracy", "percent", "gflops", "temperature"} <= same
     assert {name: evaluated[name] for name in same} == {name: best[name] for name in same}
     assert len(json.loads((run.folder / "result" / "toy_val.json").read_text())) == 37
-    assert len((run.folder / "log.txt").read_text().splitlines()) == 4, "evaluating leaves the log alone"
+    assert made == [(run.folder / name).read_text() for name in ("config.yaml", "environment.txt", "log.txt")]
 
 
 @pytest.mark.parametrize("flags, temperature", [(["--temperature", 7], 7.0), (["--p", 0], 0.0)])
