@@ -45,7 +45,7 @@ class RetrievalTrain(Dataset):
 
 
 class RetrievalEvaluation(Dataset):
-    """Samples {"image" [3, S, S], "index"}, one per image, and beside them all the texts.
+    """Samples {"image" [3, S, S], "caption", "index"}, one per image with its first text, and beside them all the texts.
 
     Attributes:
         images: the images' names.
@@ -74,4 +74,5 @@ class RetrievalEvaluation(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         image = read_image(self.folder, self.images[index], f"{self.file}, entry {index}")
-        return {"image": self.transform(image), "index": torch.tensor(index)}
+        first = self.texts[self.image_to_texts[index][0]]
+        return {"image": self.transform(image), "caption": first, "index": torch.tensor(index)}

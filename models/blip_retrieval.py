@@ -4,12 +4,11 @@ Shapes: B samples, W processes whose samples are candidates for negatives (1 or 
 tokens, D width, E width of the features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BatchEncoding
 
 from madtp.alignment import similarity_loss
 from madtp.momentum import MomentumContrast, complete_momentum
@@ -78,39 +77,37 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         with torch.no_grad():
             self.temp.clamp_(0.001, 0.5)
         self.update_momentum()
-        align, text = temperature > 0, self.encode_captions(caption)
-        states, image_feat, image_aligned = self._image(
-            self.visual_encoder, self.vision_proj, image, temperature, align, trace
-        )
-        text_feat, text_aligned = self._text(self.text_encoder, self.text_proj, text, temperature, align, trace)
+        text, pruning = self.encode_captions(caption), (temperature, temperature > 0)
+        states, image_feat, image_aligned = self._image(self.visual_encoder, self.vision_proj, image, *pruning, trace)
+        text_feat, text_aligned = self._text(self.text_encoder, self.text_proj, *text, *pruning, trace)
         with torch.no_grad():
-            _, image_feat_m, image_aligned_m = self._image(
-                self.visual_encoder_m, self.vision_proj_m, image, temperature, align
-            )
-            text_feat_m, text_aligned_m = self._text(self.text_encoder_m, self.text_proj_m, text, temperature, align)
+            _, image_feat_m, image_aligned_m = self._image(self.visual_encoder_m, self.vision_proj_m, image, *pruning)
+            text_feat_m, text_aligned_m = self._text(self.text_encoder_m, self.text_proj_m, *text, *pruning)
+        features = image_feat, text_feat, image_feat_m, text_feat_m
         losses = {
-            "loss_ita": self.contrastive_loss(
-                image_feat, text_feat, image_feat_m, text_feat_m, idx, alpha, 1 / self.temp
-            ),
-            "loss_itm": self._matching_loss(states, image_feat, text_feat, text, idx, temperature, trace),
+            "loss_ita": self.contrastive_loss(*features, idx, alpha, 1 / self.temp),
+            "loss_itm": self._matching_loss(states, image_feat, text_feat, *text, idx, temperature, trace),
         }
         self.enqueue(image_feat_m, text_feat_m, idx)
-        if align:
+        if temperature > 0:
             losses["loss_sim"] = similarity_loss(image_aligned, text_aligned)
             losses["loss_sim_m"] = similarity_loss(image_aligned_m, text_aligned_m)
         return losses
 
-    def encode_captions(self, captions: Sequence[str]) -> BatchEncoding:
+    def encode_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B, L], padded to 35."""
-        return self.tokenize(captions, "[CLS]", padding="max_length", max_length=MAX_LENGTH)
+        text = self.tokenize(captions, "[CLS]", padding="max_length", max_length=MAX_LENGTH)
+        return text.input_ids, text.attention_mask
 
     def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None):
         """Tokens [B, S, D] of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
         return self._image(self.visual_encoder, self.vision_proj, image, temperature, False, trace)[:2]
 
-    def encode_text(self, text: BatchEncoding, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
-        """Normalised features [B, E] of texts alone."""
-        return self._text(self.text_encoder, self.text_proj, text, temperature, False, trace)[0]
+    def encode_text(
+        self, input_ids: Tensor, mask: Tensor, temperature: float = 0.0, trace: Trace | None = None
+    ) -> Tensor:
+        """Normalised features [B, E] of texts alone, from their token ids and mask [B, L]."""
+        return self._text(self.text_encoder, self.text_proj, input_ids, mask, temperature, False, trace)[0]
 
     def match(
         self,
@@ -146,37 +143,15 @@ class BlipRetrieval(MomentumContrast, BlipBase):
             trace.layers["multimodal"] = pairs.layers["text"]
         return self.itm_head(output.states[:, 0])
 
-    def _image(
-        self,
-        encoder: VisionTransformer,
-        projection: nn.Linear,
-        image: Tensor,
-        temperature: float,
-        align: bool,
-        trace: Trace | None = None,
-    ):
+    def _image(self, encoder: VisionTransformer, projection: nn.Linear, image, temperature, align, trace=None):
         """Tokens, normalised features and aligned feature of images by the online or the momentum tower."""
         states, aligned = encoder(image, self.space_dict, temperature, align, trace)
         return states, unit(projection(states[:, 0])), aligned
 
-    def _text(
-        self,
-        encoder: BertModel,
-        projection: nn.Linear,
-        text: BatchEncoding,
-        temperature: float,
-        align: bool,
-        trace: Trace | None = None,
-    ):
+    def _text(self, encoder: BertModel, projection: nn.Linear, input_ids, mask, temperature, align, trace=None):
         """Normalised features and aligned feature of texts alone by the online or the momentum tower."""
-        output = encoder(
-            text.input_ids,
-            text.attention_mask,
-            space_dict=self.space_dict,
-            temperature=temperature,
-            align=align,
-            trace=trace,
-        )
+        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
+        output = encoder(input_ids, mask, **guidance, trace=trace)
         return unit(projection(output.states[:, 0])), output.aligned
 
     def _matching_loss(
@@ -184,39 +159,48 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         states: Tensor,
         image_feat: Tensor,
         text_feat: Tensor,
-        text: BatchEncoding,
+        input_ids: Tensor,
+        mask: Tensor,
         idx: Tensor,
         temperature: float,
         trace: Trace | None,
     ) -> Tensor:
         """ITM: each image with its text, each text with a hard wrong image, each image with a hard wrong text."""
-        input_ids, mask, batch = text.input_ids, text.attention_mask, len(idx)
         positive = self.match(input_ids, mask, states, temperature=temperature, trace=trace)
 
-        everyone = all_gather if self.negative_all_rank else lambda values: values
+        everyone = all_gather if self.negative_all_rank else _alone
         same = idx.unsqueeze(1) == everyone(idx)  # [B, W * B]
-        image = draw_negatives(text_feat, everyone(image_feat), self.temp, same)
-        other = draw_negatives(image_feat, everyone(text_feat), self.temp, same)
-        states, states_mask = gather_states(states) if self.negative_all_rank else (states, None)
-        own = torch.arange(batch, device=idx.device) + (batch * rank() if self.negative_all_rank else 0)
+        image = draw_negatives(text_feat, everyone(image_feat.detach()), self.temp, same)  # [B]
+        text = draw_negatives(image_feat, everyone(text_feat.detach()), self.temp, same)
+        own = torch.arange(len(idx), device=idx.device) + (len(idx) * rank() if self.negative_all_rank else 0)
         rows = torch.cat([image, own])
+        states, states_mask = gather_states(states, everyone)
         negative = self.match(
-            torch.cat([input_ids, everyone(input_ids)[other]]),
-            torch.cat([mask, everyone(mask)[other]]),
+            torch.cat([input_ids, everyone(input_ids)[text]]),
+            torch.cat([mask, everyone(mask)[text]]),
             states[rows],
             None if states_mask is None else states_mask[rows],
             temperature,
         )
-        no_negatives = torch.cat([same.gather(1, chosen.unsqueeze(1)).squeeze(1) for chosen in (image, other)])
-        labels = torch.cat([torch.ones_like(idx), torch.zeros_like(no_negatives, dtype=idx.dtype)])
-        labels[batch:].masked_fill_(no_negatives, IGNORED)
+        right = same.gather(1, torch.stack([image, text], dim=1)).T.flatten()  # where there was no wrong one to draw
+        labels = torch.cat([torch.ones_like(idx), IGNORED * right.to(idx.dtype)])
         logits = torch.cat([positive, negative])
-        return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels, ignore_index=IGNORED)
+        return F.cross_entropy(at_least_single(logits), labels, ignore_index=IGNORED)
+
+
+def _alone(values: Tensor) -> Tensor:
+    """The candidates for negatives where every process keeps to its own samples."""
+    return values
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision as single."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def unit(x: Tensor) -> Tensor:
     """Features of length 1, in single precision at least."""
-    return F.normalize(x.float() if x.dtype.itemsize < 4 else x, dim=-1)
+    return F.normalize(at_least_single(x), dim=-1)
 
 
 @torch.no_grad()
@@ -235,19 +219,20 @@ def draw_negatives(feature: Tensor, candidates: Tensor, temp: Tensor, same: Tens
     return torch.multinomial(weights, 1).squeeze(1)
 
 
-def gather_states(states: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Image tokens of all processes, which may have kept different numbers of them.
+def gather_states(states: Tensor, everyone: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Image tokens of several processes, which may have kept different numbers of them.
 
     Args:
         states: [B, S, D].
+        everyone: joins the tensors of the processes.
 
     Returns:
         [W * B, longest S, D], and a mask of the tokens that are there; None where all of them are.
     """
     batch, length, _ = states.shape
-    lengths = all_gather(torch.tensor([length], device=states.device))
+    lengths = everyone(torch.tensor([length], device=states.device))  # [W]
     longest = int(lengths.max())
-    states = all_gather(F.pad(states, (0, 0, 0, longest - length)))
+    states = everyone(F.pad(states, (0, 0, 0, longest - length)))
     if lengths.eq(longest).all():
         return states, None
     there = torch.arange(longest, device=states.device) < lengths.unsqueeze(1)  # [W, S]

@@ -43,9 +43,9 @@ def test_inference(golden, temperature):
     text = model.encode_captions(texts(golden, "retrieval/caption"))
     states, image_feat = model.encode_image(image_of(golden, "retrieval"), temperature)
     close(image_feat, golden[f"{prefix}/image_feat"])
-    close(model.encode_text(text, temperature, trace), golden[f"{prefix}/text_feat"])
+    close(model.encode_text(*text, temperature, trace), golden[f"{prefix}/text_feat"])
     assert trace.layers["text"][-1].left == golden[f"{prefix}/text_len"]
-    logits = model.match(text.input_ids, text.attention_mask, states, temperature=temperature, trace=trace)
+    logits = model.match(*text, states, temperature=temperature, trace=trace)
     close(logits, golden[f"{prefix}/itm_logits"])
     assert set(trace.layers) == {"text", "multimodal"}
 
