@@ -25,7 +25,7 @@ from madtp.measure import CalibrationSample, device_of, progress_bar, to_device
 from madtp.optimization import Optimization, autocast, precision
 from madtp.resume import Progress, resume, save
 from madtp.task import Task
-from madtp.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
+from madtp.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder, RatioOutOfReach
 from utils import UserError
 
 __all__ = ["Task", "compress", "evaluate", "main", "train_one_epoch"]
@@ -280,6 +280,8 @@ def main(task: Task, argv: list[str] | None = None) -> int:
         utils.init_distributed(args)
         execute(task, args, config)
     except UserError as error:
+        if isinstance(error, RatioOutOfReach) and task.floor:
+            error = UserError(f"{error}; {task.floor}")
         who = f"error (process {utils.rank()})" if utils.rank() else "error"
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

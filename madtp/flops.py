@@ -186,13 +186,31 @@ def clip(
     num_learnable: int,
     feature_width: int,
 ) -> float:
-    """Multiply-accumulates of CLIP's features of one image and one text, each read at a single token."""
+    """Multiply-accumulates of CLIP's features of one image and one text."""
+    cost = clip_image_feature(image, layers, num_learnable, feature_width)
+    return cost + clip_text_feature(words, layers, num_learnable, feature_width)
+
+
+def clip_image_feature(
+    image: VisionShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
+) -> float:
+    """Multiply-accumulates of CLIP's feature of an image."""
     cost = patches(image) + layer_norm(image.length, image.width)
-    for tower, shape, hidden in (("image", image, 4 * image.width), ("text", words, words.intermediate)):
-        for layer in layers[tower]:
-            cost += pre_norm_layer(layer, shape.width, hidden)
-            cost += pruning(layer, shape.width, shape.sd_dim, num_learnable, mapped=True)
-        cost += layer_norm(1, shape.width) + shape.width * feature_width
+    return cost + clip_tower(image.width, image.sd_dim, layers["image"], num_learnable, feature_width)
+
+
+def clip_text_feature(
+    words: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
+) -> float:
+    """Multiply-accumulates of CLIP's feature of a text."""
+    return clip_tower(words.width, words.sd_dim, layers["text"], num_learnable, feature_width)
+
+
+def clip_tower(width: int, sd_dim: int, layers: Sequence[LayerTrace], num_learnable: int, feature_width: int) -> float:
+    """Multiply-accumulates of CLIP's layers, of either tower, and of the feature that is read at a single token."""
+    cost = layer_norm(1, width) + width * feature_width
+    for layer in layers:
+        cost += pre_norm_layer(layer, width, 4 * width) + pruning(layer, width, sd_dim, num_learnable, mapped=True)
     return cost
 
 

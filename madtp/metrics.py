@@ -46,9 +46,35 @@ def retrieval_recall(image_to_text: Tensor, text_to_image: Tensor, owners: Seque
         look for images (`img_r1`, ...), and the mean of both means (`r_mean`).
     """
     belongs = torch.arange(len(image_to_text)).unsqueeze(1) == torch.as_tensor(owners)  # [I, T]
+    return _both_ways(recall(image_to_text, belongs), recall(text_to_image, belongs.T))
+
+
+def similarity_recall(image: Tensor, text: Tensor, owners: Sequence[int], block: int = 1024) -> dict[str, float]:
+    """The same, where the score is the inner product of features; a block of queries is compared at a time.
+
+    Args:
+        image: [I, E].
+        text: [T, E].
+        owners: [T], the image that each text belongs to.
+        block: how many queries.
+    """
+    numbers, owners = torch.arange(len(image), device=image.device), torch.as_tensor(owners, device=image.device)
+
+    def blockwise(queries: Tensor, own: Tensor, others: Tensor, their: Tensor) -> dict[int, float]:
+        totals = Counter()
+        for some, number in zip(queries.split(block), own.split(block), strict=True):
+            recalls = recall(some @ others.T, number.unsqueeze(1) == their)
+            totals.update({k: len(some) * share for k, share in recalls.items()})
+        return {k: total / len(queries) for k, total in totals.items()}
+
+    with torch.autocast(image.device.type, enabled=False):
+        return _both_ways(blockwise(image, numbers, text, owners), blockwise(text, owners, image, numbers))
+
+
+def _both_ways(texts: dict[int, float], images: dict[int, float]) -> dict[str, float]:
+    """Names the recalls of images that look for texts and of texts that look for images, and adds their means."""
     result = {}
-    for name, scores, relevant in (("txt", image_to_text, belongs), ("img", text_to_image, belongs.T)):
-        recalls = recall(scores, relevant)
+    for name, recalls in (("txt", texts), ("img", images)):
         result |= {f"{name}_r{k}": share for k, share in recalls.items()}
         result[f"{name}_r_mean"] = sum(recalls.values()) / len(recalls)
     return {**result, "r_mean": (result["txt_r_mean"] + result["img_r_mean"]) / 2}

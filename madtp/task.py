@@ -19,6 +19,7 @@ class Task(ABC):
         default_config: the YAML file where --config names none.
         recipe: the released temperature ladder, a key of `temperature.RECIPES`.
         loss_weights: weight of every loss that `losses` may return.
+        floor: what besides the temperature's reach keeps the cost up, said when a p is out of reach.
         epoch_splits: what is evaluated after every epoch, where there is such a split.
         config: the resolved configuration; `engine.main` sets it before it calls anything else.
     """
@@ -27,6 +28,7 @@ class Task(ABC):
     default_config: str
     recipe: str
     loss_weights = {"loss_task": 1.0, "loss_sim": 0.1}
+    floor = ""
     epoch_splits = ("val", "test")
     config: dict
 

@@ -1,0 +1,116 @@
+"""Compresses CLIP for image-text retrieval, or evaluates it: which caption belongs to which image?
+
+    python compress_retrieval_clip_dtp.py --p 0.5 --epoch 5 --pretrained pretrained/clip_large_retrieval_coco.pth \\
+        --config ./configs/retrieval_coco_clip.yaml --output_dir output/retrieval_coco_clip_compression_p0.5
+    python compress_retrieval_clip_dtp.py --evaluate \\
+        --pretrained output/retrieval_coco_clip_compression_p0.5/checkpoint_best.pth \\
+        --config ./configs/retrieval_coco_clip.yaml --output_dir output/retrieval_coco_clip_compression_p0.5
+
+On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`. Flickr30k is another
+config: `configs/retrieval_flickr_clip.yaml`. --pretrained also takes OpenAI's archives, and their names once
+`python -m clip.download NAME` has fetched them. The validation split steers the temperature and chooses the checkpoint;
+the test split is only reported.
+
+Shapes: I images, T texts, F width of the features.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from madtp import flops, metrics
+from madtp.engine import Task, main
+from madtp.measure import CostMeter, device_of, progress_bar
+from madtp.momentum import ramped_alpha
+from madtp.retrieval import gather_features, summary
+from madtp.trace import Trace
+from utils import rank, world_size
+
+
+class RetrievalClip(Task):
+    """Finds the texts of an image and the image of a text by the similarity of their features."""
+
+    name = "retrieval_clip"
+    default_config = "configs/retrieval_coco_clip.yaml"
+    recipe = "caption"  # the released ladder of both
+    loss_weights = {"loss_ita": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
+    floor = "of a text CLIP only drops what a batch's longest text does not need, so nearly all has to come from images"
+
+    def build_model(self, config: dict, evaluate: bool) -> nn.Module:
+        import clip  # only now, so that --help and a wrong flag are answered at once
+
+        return clip.load(config["pretrained"], "cpu", evaluate, config)[0]
+
+    def stored_temperature(self, path: str) -> float:
+        from clip.clip import locate, read
+
+        return float(read(locate(path)).get("temperature", 0.0))
+
+    def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
+        alpha = ramped_alpha(self.config["alpha"], progress)
+        return model(batch["image"], batch["caption"], alpha, batch["idx"], temperature)
+
+    def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[str]:
+        """For each image the most similar of the batch's captions."""
+        image = F.normalize(model.encode_image(batch["image"], temperature, trace), dim=-1)
+        text = F.normalize(model.encode_text(model.encode_captions(batch["caption"]), temperature, trace), dim=-1)
+        return [batch["caption"][index] for index in (image @ text.T).argmax(dim=1).tolist()]
+
+    def asked(self, batch: dict, row: int) -> str:
+        return batch["caption"][row]
+
+    def answered(self, result: str) -> str:
+        return result
+
+    def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
+        dataset, size = loader.dataset.dataset, self.config["batch_size_test"]
+        image_meter, text_meter = self.meters(model)
+        images = ((int(batch["index"][0]), batch["image"]) for batch in progress_bar(loader, "images"))
+        image = encode(images, lambda inputs, trace: model.encode_image(inputs, temperature, trace), image_meter, model)
+        ids = model.encode_captions(dataset.texts)
+        texts = ((start, ids[start : start + size]) for start in range(rank() * size, len(ids), world_size() * size))
+        text = encode(texts, lambda inputs, trace: model.encode_text(inputs, temperature, trace), text_meter, model)
+        return {**self.metrics((image, text), dataset), **summary(text_meter, image_meter)}
+
+    def metrics(self, predictions: tuple[Tensor, Tensor], dataset: Dataset) -> dict[str, float]:
+        """Recall of the features [I, F] of all images and [T, F] of all texts."""
+        return metrics.similarity_recall(*predictions, dataset.text_to_image)
+
+    def score(self, metrics: dict) -> float:
+        return metrics["r_mean"]
+
+    def cost(self, model: nn.Module, trace: Trace) -> float:
+        image, text = model.visual.shape, model.text_shape
+        return flops.clip(image, text, trace.layers, model.num_learnable, model.sizes.embed_dim) / flops.GIGA
+
+    def meters(self, model: nn.Module) -> tuple[CostMeter, CostMeter]:
+        """For the forward passes of images and of texts; together they are what `cost` counts."""
+        image, text = model.visual.shape, model.text_shape
+        sizes = model.num_learnable, model.sizes.embed_dim
+        return (
+            CostMeter(lambda trace: flops.clip_image_feature(image, trace.layers, *sizes) / flops.GIGA),
+            CostMeter(lambda trace: flops.clip_text_feature(text, trace.layers, *sizes) / flops.GIGA),
+        )
+
+
+def encode(
+    batches: Iterable[tuple[int, Tensor]],
+    encoder: Callable[[Tensor, Trace], Tensor],
+    meter: CostMeter,
+    model: nn.Module,
+) -> Tensor:
+    """Normalised features of all processes' inputs, in order; a batch comes with the number of its first input."""
+    device, parts = device_of(model), []
+    for start, inputs in batches:
+        inputs = inputs.to(device, non_blocking=True)
+        with meter.forward(len(inputs)) as trace:
+            features = encoder(inputs, trace)
+        parts.append((start, F.normalize(features.float(), dim=-1).cpu()))
+    return gather_features(parts).to(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main(RetrievalClip()))
