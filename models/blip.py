@@ -15,7 +15,7 @@ from madtp import checkpoint, generation
 from madtp.alignment import similarity_loss
 from madtp.trace import Trace
 from models.bert import read_config
-from models.med import Decoder, next_token_loss, shifted_targets
+from models.med import Decoder, next_tokens, token_losses
 from models.vit import VisionTransformer
 from utils import UserError
 
@@ -171,13 +171,13 @@ class BlipDecoder(BlipBase):
         align = train and temperature > 0
         states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
         text = self.tokenize(caption, "[DEC]", max_length=40)
-        targets = shifted_targets(text.input_ids, text.attention_mask)
-        targets[:, : self.prompt_length] = -100
+        targets = next_tokens(text.input_ids, text.attention_mask)
+        targets[:, : self.prompt_length - 1] = -100
         logits, output = self.text_decoder(
             text.input_ids, text.attention_mask, states=states, space_dict=self.space_dict, align=align, trace=trace
         )
-        losses = next_token_loss(logits, targets)
-        result = {"loss_task": losses.sum() / (targets[:, 1:] != -100).sum()}
+        losses = token_losses(logits[:, :-1], targets)
+        result = {"loss_task": losses.sum() / (targets != -100).sum()}
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result

@@ -1,6 +1,6 @@
 """BLIP for visual question answering: a question encoder over the image and an answer decoder over the question.
 
-Shapes: B questions, A answers, L text tokens, K learnable tokens, k answers ranked to the end.
+Shapes: B questions, A answers, L text tokens, K learnable tokens.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from transformers import BatchEncoding
 from madtp import generation
 from madtp.alignment import similarity_loss
 from madtp.trace import Trace
+from models.answer_ranking import rank_answers
 from models.bert import TextOutput
 from models.blip import BlipBase, finish
-from models.med import Decoder, med_encoder, next_token_loss, shifted_targets
+from models.med import Decoder, med_encoder, next_tokens, token_losses
 
 
 class BlipVQA(BlipBase):
@@ -71,7 +72,7 @@ class BlipVQA(BlipBase):
                 losses["loss_sim"] = similarity_loss(image_aligned, output.aligned)
             return losses
         if inference == "rank":
-            return self.rank_answers(output, answer, k_test, trace)
+            return rank_answers(self.text_decoder, output, answer, k_test)
         return self._generate(output)
 
     def encode_answers(self, answers: Sequence[str]) -> BatchEncoding:
@@ -85,24 +86,8 @@ class BlipVQA(BlipBase):
         logits, _ = self.text_decoder(
             encoded.input_ids, encoded.attention_mask, states=question.states[owner], states_mask=question.mask[owner]
         )
-        losses = next_token_loss(logits, shifted_targets(encoded.input_ids, encoded.attention_mask)).sum(dim=1)
+        losses = token_losses(logits[:, :-1], next_tokens(encoded.input_ids, encoded.attention_mask)).sum(dim=1)
         return (weights * losses).sum() / len(n)
-
-    def rank_answers(self, question: TextOutput, answers: BatchEncoding, k: int, trace: Trace | None = None) -> Tensor:
-        """Index [B] of the likeliest answer among the k with the likeliest first word."""
-        context = {
-            "keys_values": self.text_decoder.bert.cross_keys_values(question.states),
-            "states_mask": question.mask,
-        }
-        batch, k = len(question.states), min(k, len(answers.input_ids))
-        first = answers.input_ids[:1, :1].expand(batch, 1)
-        logits, _ = self.text_decoder(first, torch.ones_like(first), **context)
-        first_words = logits[:, -1].softmax(dim=-1)[:, answers.input_ids[:, 1]]  # [B, A]
-        candidates = first_words.topk(k, dim=1).indices  # [B, k]
-        input_ids, mask = (values[candidates].flatten(0, 1) for values in (answers.input_ids, answers.attention_mask))
-        logits, _ = self.text_decoder(input_ids, mask, trace=trace, **context)
-        losses = next_token_loss(logits, shifted_targets(input_ids, mask)).sum(dim=1).view(batch, k)
-        return candidates.gather(1, losses.argmin(dim=1, keepdim=True)).squeeze(1)
 
     def _generate(self, question: TextOutput, num_beams: int = 3, max_length: int = 10, min_length: int = 1):
         start = self.tokenizer.convert_tokens_to_ids("[DEC]")

@@ -77,19 +77,23 @@ class Decoder(nn.Module):
         return self.cls["predictions"](output.states), output
 
 
-def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy of each next token, [B, L - 1], 0 where the target is -100.
-
-    Args:
-        logits: [B, L, V].
-        targets: [B, L], the input ids with -100 where no loss is wanted.
-        label_smoothing: BLIP smooths in training and in ranking answers alike.
-    """
-    flat = logits[:, :-1].flatten(0, 1).float() if logits.dtype.itemsize < 4 else logits[:, :-1].flatten(0, 1)
-    loss = F.cross_entropy(flat, targets[:, 1:].flatten(), reduction="none", label_smoothing=label_smoothing)
-    return loss.view(len(targets), -1)
+LABEL_SMOOTHING = 0.1  # BLIP smooths in training and in ranking answers alike
 
 
-def shifted_targets(input_ids: Tensor, mask: Tensor) -> Tensor:
-    """The input ids as targets, padding left out: [B, L]."""
-    return input_ids.masked_fill(~mask.bool(), -100)
+def smoothed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of several targets [..., T] of the same logits [..., V], labels smoothed: [..., T]."""
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    log_probabilities = logits.log_softmax(dim=-1)
+    likelihood = log_probabilities.gather(-1, targets)
+    return (LABEL_SMOOTHING - 1) * likelihood - LABEL_SMOOTHING * log_probabilities.mean(dim=-1, keepdim=True)
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of every token, [B, L], 0 where the target is -100: logits [B, L, V], targets [B, L]."""
+    losses = smoothed_cross_entropy(logits, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return losses.masked_fill(targets < 0, 0)
+
+
+def next_tokens(input_ids: Tensor, mask: Tensor) -> Tensor:
+    """What follows each token but the last, -100 where that is padding: [B, L] -> [B, L - 1]."""
+    return input_ids[:, 1:].masked_fill(~mask[:, 1:].bool(), -100)
