@@ -133,7 +133,7 @@ VOCABULARY = (
     + list("?,.'-")
     + [str(digit) for digit in range(10)]
     + [*COLORS, *SHAPES, *PLURALS.values(), *SIZES]
-    + "a picture of and is are there how many what color shape the object objects yes no".split()
+    + "a picture of and is are there does how many what color shape the object objects yes no".split()
     + "both images contain contains at least one image left right".split()
 )
 
@@ -180,7 +180,8 @@ def questions(scene: Scene, rng: np.random.Generator) -> dict[str, tuple[str, st
     if rng.random() < 0.5:
         missed = [look for look in product(COLORS, SHAPES) if nearly_contains(scene, *look)]
         (color, shape), answer = missed[rng.integers(len(missed))], "no"
-    found["existence"] = (f"is there a {color} {shape}?", answer)
+    asked = ("is there a {} {}?", "does the image contain a {} {}?")[rng.integers(2)]
+    found["existence"] = (asked.format(color, shape), answer)
     # Statements carry no question mark: a model that leans on it could not go on from questions to statements.
     return {
         kind: (question if rng.random() < 0.5 else question.removesuffix("?"), answer)

@@ -205,7 +205,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision")
     flag("--accum", type=int, default=1, help="batches per optimizer step")
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
-    flag("--temperature", type=float, help="pruning temperature to start from or to evaluate at")
+    flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config")

@@ -74,7 +74,8 @@ esac
 
 command=("${PYTHON:-$(command -v python || echo python3)}")
 if [ "${NPROC:-8}" != 1 ]; then
-  command+=(-m torch.distributed.run "--nproc_per_node=${NPROC:-8}" ${PORT:+"--master_port=$PORT"})
+  # Without the --, recent launchers take --p for an abbreviation of their own --print-completion, and stop.
+  command+=(-m torch.distributed.run "--nproc_per_node=${NPROC:-8}" ${PORT:+"--master_port=$PORT"} --)
 fi
 
 set -x

@@ -116,7 +116,7 @@ def test_files_hold_the_papers_values(task, name, image_size, lr, weight_decay, 
     assert {key: config[key] for key in expected} == expected
     assert config["pretrained"].startswith("pretrained/")
     first_lines = Path(f"configs/{name}.yaml").read_text().splitlines()[:3]
-    assert first_lines[0].startswith("# python -m torch.distributed.run --nproc_per_node=8 compress_")
+    assert first_lines[0].startswith("# python -m torch.distributed.run --nproc_per_node=8 -- compress_")
     assert f"--config ./configs/{name}.yaml" in first_lines[1] and config["pretrained"] in first_lines[1]
 
 

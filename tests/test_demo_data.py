@@ -110,7 +110,7 @@ def answer(question: str, looks: set) -> str:
     if told:
         (shape,) = [shape for _, color, shape in looks if color == told[1]]
         return shape
-    told = re.fullmatch(r"is there a (\w+) (\w+)\??", question)
+    told = re.fullmatch(r"(?:is there|does the image contain) a (\w+) (\w+)\??", question)
     if told:
         return "yes" if any(look[1:] == told.groups() for look in looks) else "no"
     noun = re.fullmatch(r"how many (.*) are there\??", question)[1]
@@ -181,7 +181,7 @@ def test_answers_are_right(annotations, seen, name):
             right = answer(entry["question"], seen[entry["image"]])
             assert len(answers) in (1, 10) and answers.count(right) >= 0.9 * len(answers), entry
             kinds[" ".join(entry["question"].split()[:2])] += 1
-    assert name == "vg_qa" or set(kinds) == {"what color", "what shape", "how many", "is there"}
+    assert name == "vg_qa" or set(kinds) == {"what color", "what shape", "how many", "is there", "does the"}
 
 
 def test_question_ids_differ_and_test_answers_are_kept_back(annotations):

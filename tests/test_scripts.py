@@ -36,9 +36,7 @@ def expected(name, p, mode):
     flags = f"--p {p} --epoch {epochs} --pretrained pretrained/{model}.pth"
     if mode == "evaluate":
         flags = f"--evaluate --pretrained {out}/{released}_p{p}_compressed.pth"
-    return (
-        f"-m torch.distributed.run --nproc_per_node=8 {script} {flags} --config ./configs/{config} --output_dir {out}"
-    )
+    return f"-m torch.distributed.run --nproc_per_node=8 -- {script} {flags} --config ./configs/{config} --output_dir {out}"
 
 
 @pytest.fixture
@@ -98,11 +96,12 @@ def test_variables(run):
     flags = "--p 0.5 --epoch 2 --pretrained mine.pth --config ./configs/nlvr.yaml --output_dir elsewhere"
     assert one == ["compress_nlvr_dtp.py", *flags.split()]
     two = run("run.sh", TASK="nlvr", NPROC="2", PORT="29501")
-    assert two[:5] == [
+    assert two[:6] == [
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
         "--master_port=29501",
+        "--",
         "compress_nlvr_dtp.py",
     ]
 
