@@ -58,12 +58,12 @@ class CachedDecoder:
         self.past = None
 
     def step(self) -> Tensor:
-        """Log-probabilities [B * G, V] of the next token, in at least single precision."""
+        """Logits [B * G, V] of the next token, in at least single precision."""
         new = self.tokens if self.past is None else self.tokens[:, -1:]
         logits, output = self.decoder(new, torch.ones_like(self.tokens), past=self.past, **self.context)
         self.past = output.past
         last = logits[:, -1]
-        return (last.float() if last.dtype.itemsize < 4 else last).log_softmax(dim=-1)
+        return last.float() if last.dtype.itemsize < 4 else last
 
     def extend(self, parents: Tensor, tokens: Tensor) -> None:
         """Beam i becomes beam `parents[i]` followed by `tokens[i]`."""
@@ -103,7 +103,7 @@ def beam_search(
     finished = [Hypotheses(num_beams, length_penalty) for _ in range(batch)]
     done = [False] * batch
     while beams.tokens.shape[1] < max_length and not all(done):
-        scores = beams.step()
+        scores = beams.step().log_softmax(dim=-1)
         if beams.tokens.shape[1] < min_length:
             scores[:, eos] = -torch.inf
         totals = (sums.view(-1, 1) + scores).view(batch, -1)  # [B, G * V]
@@ -181,23 +181,23 @@ def nucleus_sampling(
     lengths = torch.full((len(prompt),), max_length, device=prompt.device)
     while text.tokens.shape[1] < max_length and bool((lengths == max_length).any()):
         length = text.tokens.shape[1]
-        scores = penalise(text.step(), text.tokens, repetition_penalty)
+        logits = penalise(text.step(), text.tokens, repetition_penalty)
         if length < min_length:
-            scores[:, eos] = -torch.inf
-        token = torch.multinomial(nucleus(scores, top_p), 1, generator=generator).squeeze(1)
+            logits[:, eos] = -torch.inf
+        token = torch.multinomial(nucleus(logits, top_p), 1, generator=generator).squeeze(1)
         lengths = torch.where((token == eos) & (lengths == max_length), length, lengths)
         text.extend(torch.arange(len(prompt), device=prompt.device), token)
     return [tokens[:length] for tokens, length in zip(text.tokens, lengths.tolist(), strict=True)]
 
 
-def penalise(scores: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """Makes tokens that are already there less likely: scores [B, V], tokens [B, L]."""
-    seen = scores.gather(1, tokens)
-    return scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
+def penalise(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Makes tokens that are already there less likely: logits [B, V], tokens [B, L]."""
+    seen = logits.gather(1, tokens)
+    return logits.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Probabilities [B, V] with everything outside the nucleus set to 0 (not normalised again)."""
-    probabilities, order = scores.softmax(dim=-1).sort(dim=-1, descending=True)
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
     outside = probabilities.cumsum(dim=-1) - probabilities > top_p
-    return torch.zeros_like(scores).scatter(1, order, probabilities.masked_fill(outside, 0))
+    return torch.zeros_like(logits).scatter(1, order, probabilities.masked_fill(outside, 0))
