@@ -16,9 +16,10 @@ import sys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp import flops, metrics
+from madtp import flops
 from madtp.engine import Task, main
 from madtp.trace import Trace, dense_layers
+from madtp.vqa_accuracy import vqa_accuracy
 
 COUNTED_TOKENS = 5  # of an answer; the cost is that of the decoder run once over them, the question's is the traced one
 
@@ -71,7 +72,7 @@ class VQA(Task):
         answers = [{name: one[name] for name in ("question_id", "answer")} for one in results]
         if any(one["given"] is None for one in results):
             return {"results": answers}
-        scores = metrics.answer_agreement([one["answer"] for one in results], [one["given"] for one in results])
+        scores = vqa_accuracy([one["answer"] for one in results], [one["given"] for one in results])
         return {**scores, "results": answers}
 
     def result_file(self, split: str) -> str:

@@ -21,18 +21,6 @@ def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     return {"exact_match": _percent(hits)}
 
 
-def answer_agreement(answers: Sequence[str], given: Sequence[Sequence[str]]) -> dict[str, float]:
-    """VQA's two simple scores: how many answers most people gave, and how many people gave the answer, on average.
-
-    Of several most frequent answers each counts as the majority's.
-    """
-    counts = [(people.count(answer), Counter(people)) for answer, people in zip(answers, given, strict=True)]
-    return {
-        "accuracy": _percent([own == max(everyone.values()) for own, everyone in counts]),
-        "agreement": _percent([own / everyone.total() for own, everyone in counts]),
-    }
-
-
 def retrieval_recall(image_to_text: Tensor, text_to_image: Tensor, owners: Sequence[int]) -> dict[str, float]:
     """Recall in both directions, by the names of BLIP's logs.
 
