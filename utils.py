@@ -1,10 +1,12 @@
 """What every room shares: the error users see, the process group, seeds, the schedule, meters, whole files."""
 
 import errno
+import json
 import math
 import os
 import random
 import re
+import reprlib
 import tempfile
 from collections import defaultdict
 from contextlib import contextmanager, suppress
@@ -21,6 +23,16 @@ class UserError(ValueError):
 
 
 # Process group. On one process every function below is a no-op.
+_EXCERPT = reprlib.Repr()
+_EXCERPT.maxstring = 60
+
+
+def excerpt(value: object) -> str:
+    """What a user wrote, for an error: one line, never long, however large or deep the value is."""
+    text = _EXCERPT.repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
 
 
 def is_distributed() -> bool:
@@ -252,3 +264,16 @@ def prepare_output(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
     return folder
+def read_json(path: str | Path, way_out: str) -> object:
+    """Reads a JSON file that a user brought.
+
+    Raises:
+        UserError: no such file, or no JSON in it; the message ends with `way_out`.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
+        raise UserError(f"{path}: {reason}; {way_out}") from error
+
+

@@ -1,49 +1,57 @@
-"""Reading what users bring: annotation files and images, each checked, each error saying where and the way out."""
+"""Reading what users bring, trusted or not: annotation files and images, each error saying where and the way out."""
 
-import json
+import re
+import warnings
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from utils import UserError
+from utils import UserError, excerpt, read_json
+
+# What pictures come in. Pillow would also hand PostScript to an interpreter.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses, with the name
 
 
-def read_annotations(path: Path, **fields: type | tuple[type, ...]) -> list[dict]:
-    """Reads the entries of an annotation file.
+class BadImage(UserError):
+    """An image that is missing or cannot be decoded."""
 
-    Args:
-        fields: what every entry has, by name, and its type. A list is one of strings.
+
+def read_entries(path: Path) -> list:
+    """Reads an annotation file, of which it only checks that it is a list with something in it.
 
     Raises:
-        UserError: no such file, no list of entries in it, or an entry that lacks a field or has another type there.
+        UserError: no such file, no JSON, or something else in it.
     """
-    entries = read_json(path)
+    entries = read_json(path, "put the annotations there or set ann_root in the config")
     if not isinstance(entries, list) or not entries:
         raise UserError(
-            f"{path}: expected a list of entries, found {_excerpt(entries)}; take the file of BLIP's release"
+            f"{path}: expected a list of entries, found {excerpt(entries)}; take the file of BLIP's release"
         )
-    for number, entry in enumerate(entries):
-        for field, kind in fields.items():
-            value = entry.get(field) if isinstance(entry, dict) else None
-            if not isinstance(value, kind) or isinstance(value, list) and not _are_strings(value):
-                raise UserError(
-                    f"{path}, entry {number}: {field!r} should be {_name(kind)}, the entry is {_excerpt(entry)}; "
-                    "correct it or take the file of BLIP's release"
-                )
     return entries
 
 
-def read_json(path: Path) -> object:
-    """Reads a JSON file.
+def wrong_field(entry: object, fields: dict[str, type | tuple[type, ...]]) -> str:
+    """Says which field of an entry is missing or of another type, if any is.
 
-    Raises:
-        UserError: no such file, or no JSON in it.
+    Args:
+        fields: by name, and their type. A list is one of strings.
     """
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
-        raise UserError(f"{path}: {reason}; put the annotations there or set ann_root in the config") from error
+    for field, kind in fields.items():
+        value = entry.get(field) if isinstance(entry, dict) else None
+        if not isinstance(value, kind) or not is_text(value) and not isinstance(value, int):
+            return f"{field!r} should be {_name(kind)}, the entry is {excerpt(entry)}"
+    return ""
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string, or a list of some strings; none with half a character in it, which JSON can hold."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) for item in value) and is_text("".join(value))
+    return isinstance(value, str) and not HALF_CHARACTER.search(value)
 
 
 def image_folder(root: str | Path, key: str) -> Path:
@@ -57,6 +65,11 @@ def image_folder(root: str | Path, key: str) -> Path:
     return Path(root)
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether the path of an image leads out of its folder. Links that were put into the folder are not looked at."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
 def read_image(folder: Path, name: str, where: str) -> Image.Image:
     """Decodes an image as RGB.
 
@@ -65,32 +78,40 @@ def read_image(folder: Path, name: str, where: str) -> Image.Image:
         where: the annotation it comes from, for the error.
 
     Raises:
-        UserError: it lies outside the folder, is missing or cannot be decoded.
+        BadImage: it is missing or cannot be decoded.
+        UserError: it lies outside the folder.
     """
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
+    if leaves_folder(name):
         raise UserError(f"{where}: image {name!r} lies outside {folder}; give a path inside that folder")
-    path = folder / relative
+    path = folder / PurePosixPath(name)
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode_image(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image ({where}); complete the images or correct the image folder") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable image ({where}): {error}; fetch it again") from error
+        raise BadImage(f"{path}: no such image ({where}); complete the images or correct the image folder") from error
+    except ValueError as error:
+        raise BadImage(f"{path}: unreadable image ({where}): {error}; fetch it again") from error
 
 
-def _are_strings(values: list) -> bool:
-    return bool(values) and all(isinstance(value, str) for value in values)
+def decode_image(path: Path) -> Image.Image:
+    """Decodes an image as RGB.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be decoded or has more pixels than Pillow takes for safe; says why.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                limit = f"more than the {Image.MAX_IMAGE_PIXELS} that Pillow allows"
+                raise ValueError(f"it has {image.width} x {image.height} pixels, {limit}")
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # there is no telling what a decoder raises over broken bytes
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _name(kind: type | tuple[type, ...]) -> str:
     """Says what a field should be."""
     names = {str: "a string", int: "a number", list: "a list of strings"}
     return " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
-
-
-def _excerpt(value: object) -> str:
-    """The beginning of a value, in one line."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -4,50 +4,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
 
-from data.files import image_folder, read_annotations, read_image
-from data.loading import collate
+from data.annotated import AnnotatedDataset
 from data.text import clean_caption
-from utils import UserError
 
 MAX_WORDS = 40
 LABELS = {"False": 0, "True": 1}
 MIRRORED = {"left": "right", "right": "left"}
 
 
-class NLVRDataset(Dataset):
-    """Samples {"image0", "image1" [3, S, S], "text", "target", "index"}.
+class NLVREvaluation(AnnotatedDataset):
+    """Samples {"image0", "image1" [3, S, S], "text", "target", "index"} of `nlvr_dev.json` or `nlvr_test.json`."""
 
-    Args:
-        split: "train", "dev" or "test", of `nlvr_{split}.json`.
-        swap: exchange the two images every other time, and with them "left" and "right" in the sentence.
-    """
+    fields = {"images": list, "sentence": str, "label": str}
+    identity = ("images", "sentence")
+    swap = False
 
-    collate = staticmethod(collate)
+    @classmethod
+    def wrong_value(cls, entry: dict) -> str:
+        count = len(entry["images"])
+        return "" if count == 2 else f"'images' should be two, not {count}"
 
-    def __init__(self, transform: Callable, image_root: str, ann_root: str, split: str, swap: bool = False):
-        self.file = Path(ann_root) / f"nlvr_{split}.json"
-        self.entries = read_annotations(self.file, images=list, sentence=str, label=str)
-        for number, entry in enumerate(self.entries):
-            if len(entry["images"]) != 2 or entry["label"] not in LABELS:
-                raise UserError(
-                    f"{self.file}, entry {number}: expected two images and the label 'True' or 'False', found "
-                    f"{len(entry['images'])} and {entry['label']!r}; correct it or take the file of BLIP's release"
-                )
-        self.images = image_folder(image_root, "image_root")
-        self.transform, self.swap = transform, swap
+    @classmethod
+    def wrong_label(cls, entry: dict) -> str:
+        label = entry["label"]
+        return "" if label in LABELS else f"'label' should be 'True' or 'False', not {label!r}"
 
-    def __len__(self) -> int:
-        return len(self.entries)
+    @staticmethod
+    def images_of(entry: dict) -> list[tuple[str, str]]:
+        return [("image_root", name) for name in entry["images"]]
 
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
-        text, names = clean_caption(entry["sentence"], MAX_WORDS), entry["images"]
+        text, order = clean_caption(entry["sentence"], MAX_WORDS), (0, 1)
         if self.swap and torch.rand(()) < 0.5:
-            text, names = mirror(text), names[::-1]
-        where = f"{self.file}, entry {index}"
-        image0, image1 = (self.transform(read_image(self.images, name, where)) for name in names)
+            text, order = mirror(text), (1, 0)
+        image0, image1 = (self.image(index, number) for number in order)
         return {
             "image0": image0,
             "image1": image1,
@@ -55,6 +47,18 @@ class NLVRDataset(Dataset):
             "target": torch.tensor(LABELS[entry["label"]]),
             "index": torch.tensor(index),
         }
+
+
+class NLVRTrain(NLVREvaluation):
+    """The same of `nlvr_train.json`.
+
+    If the configuration says `augment`, the two images are exchanged every other time, and with them "left" and "right"
+    in the sentence.
+    """
+
+    def __init__(self, transform: Callable, files: list[Path], config: dict):
+        super().__init__(transform, files, config)
+        self.swap = config.get("augment", True)
 
 
 def mirror(sentence: str) -> str:

@@ -1,77 +1,52 @@
 """VQAv2, with Visual Genome's questions beside it for training."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
 
-from data.files import image_folder, read_annotations, read_image, read_json
+from data.annotated import AnnotatedDataset
+from data.files import is_text
 from data.loading import collate
 from data.text import clean_question
-from utils import UserError
+from utils import UserError, excerpt, read_json
 
 GENOME_WEIGHT = 0.2
 ROOTS = {"vqa": "vqa_root", "vg": "vg_root"}  # where an entry's `dataset` keeps its images
 
 
-class _Questions(Dataset):
-    """Questions of several annotation files in a row, with their images.
+class _Questions(AnnotatedDataset):
+    """Questions with their images, which are in the folder `vqa_root` or, for those of Visual Genome, `vg_root`."""
 
-    Args:
-        roots: image folders by config key, `vqa_root` and, where a file has questions of Visual Genome, `vg_root`.
-        names: annotation files without ending.
-    """
+    @classmethod
+    def wrong_value(cls, entry: dict) -> str:
+        dataset = entry["dataset"]
+        return "" if dataset in ROOTS else f"'dataset' should be one of {list(ROOTS)}, not {dataset!r}"
 
-    def __init__(self, transform: Callable, roots: dict[str, str], ann_root: str, names: list[str], **fields):
-        self.files = [Path(ann_root) / f"{name}.json" for name in names]
-        read = [read_annotations(file, question=str, image=str, dataset=str, **fields) for file in self.files]
-        self.ends = list(accumulate(len(entries) for entries in read))
-        self.entries = list(chain.from_iterable(read))
-        self.transform = transform
-        self.folders = {}
-        for index, entry in enumerate(self.entries):
-            if entry["dataset"] not in ROOTS:
-                raise UserError(
-                    f"{self.where(index)}: dataset should be one of {list(ROOTS)}, not {entry['dataset']!r}"
-                )
-            key = ROOTS[entry["dataset"]]
-            if entry["dataset"] not in self.folders:
-                self.folders[entry["dataset"]] = image_folder(roots[key], key)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def where(self, index: int) -> str:
-        """Names the file and the entry in it, for errors."""
-        file = bisect_right(self.ends, index)
-        return f"{self.files[file]}, entry {index - (self.ends[file - 1] if file else 0)}"
+    @staticmethod
+    def images_of(entry: dict) -> list[tuple[str, str]]:
+        return [(ROOTS[entry["dataset"]], entry["image"])]
 
     def sample(self, index: int) -> dict:
         """What every sample has: {"image" [3, S, S], "question", "index"}."""
-        entry = self.entries[index]
-        image = read_image(self.folders[entry["dataset"]], entry["image"], self.where(index))
-        return {
-            "image": self.transform(image),
-            "question": clean_question(entry["question"]),
-            "index": torch.tensor(index),
-        }
+        question = clean_question(self.entries[index]["question"])
+        return {"image": self.image(index), "question": question, "index": torch.tensor(index)}
 
 
 class VQATrain(_Questions):
     """Samples with "answers", the different ones, and "weights"; a batch has them flat, with "n" answers a question."""
 
-    def __init__(self, transform: Callable, roots: dict[str, str], ann_root: str, names: list[str]):
-        super().__init__(transform, roots, ann_root, names, answer=(list, str))
-        for index, entry in enumerate(self.entries):
-            if isinstance(entry["answer"], str) != (entry["dataset"] == "vg"):
-                raise UserError(
-                    f"{self.where(index)}: answer {entry['answer']!r} of dataset {entry['dataset']!r}: vqa has a list "
-                    "of those given, vg a single string; correct the entry"
-                )
+    fields = {"question": str, "image": str, "dataset": str, "answer": (list, str)}
+    identity = ("image", "question")
+
+    @classmethod
+    def wrong_label(cls, entry: dict) -> str:
+        answer, dataset = entry["answer"], entry["dataset"]
+        if isinstance(answer, str) == (dataset == "vg"):
+            return ""
+        return f"dataset {dataset!r} with answer {excerpt(answer)}: vqa has a list of those given, vg a single string"
 
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
@@ -98,12 +73,19 @@ class VQAEvaluation(_Questions):
         answer_list: the answers to rank.
     """
 
-    def __init__(self, transform: Callable, roots: dict[str, str], ann_root: str, names: list[str]):
-        super().__init__(transform, roots, ann_root, names, question_id=int)
-        path = Path(ann_root) / "answer_list.json"
-        self.answer_list = read_json(path)
-        if not isinstance(self.answer_list, list) or not all(isinstance(answer, str) for answer in self.answer_list):
-            raise UserError(f"{path}: expected a list of answers; take the file of BLIP's release")
+    fields = {"question": str, "image": str, "dataset": str, "question_id": int}
+    identity = ("question_id",)
+
+    def __init__(self, transform: Callable, files: list[Path], config: dict):
+        super().__init__(transform, files, config)
+        self.answer_list = read_answer_list(config["ann_root"])
+
+    @classmethod
+    def wrong_label(cls, entry: dict) -> str:
+        answer = entry.get("answer")
+        if answer is None or isinstance(answer, list) and is_text(answer):
+            return ""
+        return f"'answer' should be a list of those given, not {excerpt(answer)}"
 
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
@@ -114,6 +96,19 @@ class VQAEvaluation(_Questions):
         """Returns the columns; "answers" is None where any question lacks them."""
         batch = collate(samples)
         return {**batch, "answers": None if None in batch["answers"] else batch["answers"]}
+
+
+def read_answer_list(ann_root: str | Path) -> list[str]:
+    """Reads `answer_list.json`, the answers to rank.
+
+    Raises:
+        UserError: no such file, or no list of answers in it.
+    """
+    path = Path(ann_root) / "answer_list.json"
+    answers = read_json(path, "put it there or set ann_root in the config")
+    if not isinstance(answers, list) or not is_text(answers):
+        raise UserError(f"{path}: expected a list of answers, not {excerpt(answers)}; take the file of BLIP's release")
+    return answers
 
 
 def weigh_answers(answer: list[str] | str, dataset: str) -> tuple[list[str], list[float]]:

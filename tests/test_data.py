@@ -14,7 +14,7 @@ from PIL import Image
 from data import create_dataset, create_loader
 from data.files import read_image
 from data.loading import BatchSampler
-from data.nlvr_dataset import NLVRDataset, mirror
+from data.nlvr_dataset import NLVREvaluation, NLVRTrain, mirror
 from data.transforms import evaluation_transform
 from data.vqa_dataset import weigh_answers
 from utils import UserError
@@ -179,8 +179,8 @@ def test_without_augment_training_samples_are_those_of_evaluation(config):
 
 
 def test_nlvr_swaps_images_and_words_together(config):
-    straight = NLVRDataset(evaluation_transform(SIDE), config["image_root"], config["ann_root"], "dev")
-    swapping = NLVRDataset(evaluation_transform(SIDE), config["image_root"], config["ann_root"], "dev", swap=True)
+    source = evaluation_transform(SIDE), [Path(config["ann_root"]) / "nlvr_dev.json"], config
+    straight, swapping = NLVREvaluation(*source), NLVRTrain(*source)
     swapped = []
     torch.manual_seed(0)
     for index in [0, 1, 2, 3] * 20:

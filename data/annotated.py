@@ -1,0 +1,87 @@
+"""What all data sets share: the entries of annotation files, each checked, and the images that they name."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate, chain
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.files import image_folder, leaves_folder, read_entries, read_image, wrong_field
+from data.loading import collate
+from utils import UserError
+
+
+class AnnotatedDataset(Dataset):
+    """A sample for every entry of some annotation files.
+
+    Args:
+        transform: makes a tensor [3, S, S] of a decoded image.
+        files: of annotations, whose entries follow each other.
+        config: the folders of images, by their keys.
+
+    Attributes:
+        fields: what every entry has, by name, and its type. A list is one of strings.
+        identity: the fields that tell one entry from another.
+
+    Raises:
+        UserError: a missing file or folder, or a wrong entry.
+    """
+
+    fields: dict[str, type | tuple[type, ...]]
+    identity: tuple[str, ...]
+    collate = staticmethod(collate)
+
+    def __init__(self, transform: Callable, files: list[Path], config: dict):
+        self.transform, self.files = transform, files
+        read = [self.read(file) for file in files]
+        self.ends = list(accumulate(len(entries) for entries in read))
+        self.entries = list(chain.from_iterable(read))
+        keys = {key for entry in self.entries for key, _ in self.images_of(entry)}
+        self.folders = {key: image_folder(config[key], key) for key in sorted(keys)}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @classmethod
+    def read(cls, file: Path) -> list[dict]:
+        """Reads a file all of whose entries are right."""
+        entries = read_entries(file)
+        for number, entry in enumerate(entries):
+            if fault := cls.wrong_form(entry) or cls.wrong_label(entry):
+                raise UserError(f"{file}, entry {number}: {fault}; correct it or take the file of BLIP's release")
+        return entries
+
+    @classmethod
+    def wrong_form(cls, entry: object) -> str:
+        """What is wrong with an entry's fields or images, if anything."""
+        if fault := wrong_field(entry, cls.fields) or cls.wrong_value(entry):
+            return fault
+        outside = (name for _, name in cls.images_of(entry) if leaves_folder(name))
+        return next((f"image {name!r} lies outside the image folder, give a path inside it" for name in outside), "")
+
+    @classmethod
+    def wrong_value(cls, entry: dict) -> str:
+        """What is wrong with fields of the right types, if anything."""
+        return ""
+
+    @classmethod
+    def wrong_label(cls, entry: dict) -> str:
+        """What is wrong with the answer that an entry of the right form gives, if anything."""
+        return ""
+
+    @staticmethod
+    def images_of(entry: dict) -> list[tuple[str, str]]:
+        """The images of an entry: their folder's key in the configuration, and their name in that folder."""
+        return [("image_root", entry["image"])]
+
+    def image(self, index: int, number: int = 0) -> Tensor:
+        """Reads an image of an entry and transforms it: [3, S, S]."""
+        key, name = self.images_of(self.entries[index])[number]
+        return self.transform(read_image(self.folders[key], name, self.where(index)))
+
+    def where(self, index: int) -> str:
+        """Names the file and the entry in it, for errors."""
+        file = bisect_right(self.ends, index)
+        return f"{self.files[file]}, entry {index - (self.ends[file - 1] if file else 0)}"
