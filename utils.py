@@ -22,7 +22,6 @@ class UserError(ValueError):
     """A mistake the user can mend. Its message is one line: the value, the file and the way out."""
 
 
-# Process group. On one process every function below is a no-op.
 _EXCERPT = reprlib.Repr()
 _EXCERPT.maxstring = 60
 
@@ -33,6 +32,7 @@ def excerpt(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:120]}..."
 
 
+# Process group. On one process every function below is a no-op.
 
 
 def is_distributed() -> bool:
@@ -245,6 +245,19 @@ def whole_file(path: str | Path, size: int = 0):
             os.remove(temporary)
 
 
+def read_json(path: str | Path, way_out: str) -> object:
+    """Reads a JSON file that a user brought.
+
+    Raises:
+        UserError: no such file, or no JSON in it; the message ends with `way_out`.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
+        raise UserError(f"{path}: {reason}; {way_out}") from error
+
+
 def write_atomic(path: str | Path, text: str) -> None:
     """Writes `text` to `path` in one step: readers see the old file or the new one, never half."""
     with whole_file(path) as file:
@@ -264,16 +277,3 @@ def prepare_output(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
     return folder
-def read_json(path: str | Path, way_out: str) -> object:
-    """Reads a JSON file that a user brought.
-
-    Raises:
-        UserError: no such file, or no JSON in it; the message ends with `way_out`.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
-        raise UserError(f"{path}: {reason}; {way_out}") from error
-
-
