@@ -107,7 +107,8 @@ class Retrieval(Task):
         return {**self.metrics(everyone, dataset), **summary(pair_meter, text_meter, image_meter)}
 
     def metrics(self, predictions: list[tuple[int, Judged]], dataset: Dataset) -> dict[str, float]:
-        image_to_text = torch.full((len(dataset), len(dataset.texts)), -torch.inf)
+        scores = predictions[0][1].scores
+        image_to_text = scores.new_full((len(dataset), len(dataset.texts)), -torch.inf)
         text_to_image = image_to_text.clone()
         for image, (texts, scores, for_image, for_text) in predictions:
             image_to_text[image, texts[for_image]] = scores[for_image]
@@ -226,9 +227,12 @@ def judge(
         For each image the logits of its wanted texts, in the order of the texts.
     """
     device = device_of(model)
-    texts = {image: wanted[image].nonzero().squeeze(1) for batch in batches for image in batch.index}
-    logits = {image: torch.empty(len(own), dtype=torch.float64) for image, own in texts.items()}
-    work = [(batch, pieces) for batch in batches for pieces in pack([len(texts[image]) for image in batch.index])]
+    texts, logits, work = {}, {}, []
+    for batch in batches:
+        own = {image: wanted[image].nonzero().squeeze(1) for image in batch.index}
+        texts |= own
+        logits |= {image: batch.states.new_empty(len(numbers)) for image, numbers in own.items()}
+        work += [(batch, pieces) for pieces in pack([len(numbers) for numbers in own.values()])]
     for batch, pieces in progress_bar(work, "pairs"):
         places = torch.arange(pieces[0].stop - pieces[0].start)  # [G]
         chosen = [texts[batch.index[row]][(start + places).clamp(max=stop - 1)] for row, start, stop in pieces]
