@@ -11,6 +11,7 @@ import tempfile
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,21 @@ def all_reduce_sum(value: torch.Tensor | float) -> torch.Tensor | float:
     total = value.detach().to(device, copy=True)
     dist.all_reduce(total)
     return total.to(value.device)
+
+
+def on_any_process(flag: bool) -> bool:
+    """Whether `flag` is set on some process. The processors tell each other; no GPU is waited for."""
+    if not is_distributed():
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_processors())
+    return bool(flags)
+
+
+@cache
+def _processors() -> dist.ProcessGroup | None:
+    """All processes, connected past their GPUs; None is the default group, which will do where there are none."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,8 +164,17 @@ def _announced(requested: int) -> tuple[int, int, int]:
     return 0, 1, 0
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python, numpy and torch on every device."""
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, numpy and torch on every device.
+
+    Args:
+        seed: at least 0.
+        deterministic: also compute with operations alone that give the same bits again, where GPUs have a choice.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without it
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -151,6 +151,11 @@ TASK_KEYS = {
 }
 
 
+# The smallest value of a flag.
+LEAST = {"accum": 1, "num_workers": 0, "seed": 0, "world_size": 1, "temperature": 0, "save_steps": 0}
+LEAST |= {"skip_nonfinite": 0}
+
+
 def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
     """Reads the command line of a task and the YAML file it names.
 
@@ -159,7 +164,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         task: its `name` decides which keys exist, its `default_config` is the default of --config.
 
     Returns:
-        The flags, and the configuration: defaults < file < --set < --pretrained and --epoch.
+        The flags, and the configuration: defaults < file < --set < --pretrained, --epoch and --clip_grad.
 
     Raises:
         UserError: a flag, key or value that does not exist or does not fit, or a file that cannot be read.
@@ -178,6 +183,8 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         config |= checked(_split_batch_size({name: value}), keys, "--set")
     if args.epoch is not None:
         config |= checked({"max_epoch": args.epoch}, keys, "--epoch")
+    if args.clip_grad is not None:
+        config |= checked({"clip_grad": args.clip_grad}, keys, "--clip_grad")
     if args.pretrained is not None:
         config["pretrained"] = args.pretrained
     return args, config
@@ -208,6 +215,11 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
+    flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs")
+    flag("--save_steps", type=int, default=0, help="optimizer steps between checkpoints within an epoch; 0 for none")
+    flag("--skip_nonfinite", type=int, default=0, help="steps without a finite loss and gradient to pass over")
+    flag("--clip_grad", type=float, help="largest norm of the gradient, instead of the config's clip_grad; 0 for any")
+    flag("--deterministic", action="store_true", help="only operations that repeat exactly, also on GPUs")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config")
     flag("--world_size", type=int, default=1, help="number of processes under SLURM without srun's variables")
     flag("--dist_url", default="env://", help="where the processes meet")
@@ -224,7 +236,7 @@ def _check(args: argparse.Namespace) -> None:
     """Checks the flags that argparse cannot."""
     if not 0 <= args.p < 1:
         raise UserError(f"--p is {args.p:g}, expected a share of the GFLOPs to remove, at least 0 and below 1")
-    for name, least in (("accum", 1), ("num_workers", 0), ("seed", 0), ("world_size", 1), ("temperature", 0)):
+    for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} is {value}, expected at least {least}")

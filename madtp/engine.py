@@ -9,21 +9,23 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import utils
 from madtp import checkpoint, output
 from madtp import config as configuration
+from madtp.interruption import Interrupted, Interruption
+from madtp.losses import Losses, NonFinite
 from madtp.measure import CalibrationSample, device_of, progress_bar, to_device
 from madtp.optimization import Optimization, autocast, precision
-from madtp.resume import Progress, resume, save
+from madtp.resume import Progress, State, settings
 from madtp.task import Task
 from madtp.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder, RatioOutOfReach
 from utils import UserError
@@ -47,6 +49,7 @@ class Run:
         model: the bare model, on its device.
         loaders: by split; a split that does not exist is absent.
         dtype: of mixed precision, float32 for none.
+        interruption: tells whether a signal came.
     """
 
     task: Task
@@ -56,6 +59,7 @@ class Run:
     model: nn.Module
     loaders: dict[str, DataLoader]
     dtype: torch.dtype
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def selection(self) -> str:
@@ -76,32 +80,33 @@ def compress(run: Run) -> None:
     controller = choose_controller(run.task, run.args, run.config)
     if not controller.prunes:
         freeze_alignment(run.model)
-    model = data_parallel(run.model)
-    optimization = Optimization(model, run.config, run.dtype, run.args.accum, len(run.loaders["train"]))
-    progress = resume(run.args.resume, run.folder, run.model, optimization, run.args.seed + utils.rank())
-    announce(run, controller, progress)
+    state = start(run)
+    announce(run, controller, state.progress)
     sample = CalibrationSample(run.loaders[run.selection], run.config["calibration_batches"])
 
     def cost(temperature: float) -> float:
         with run.inference() as inferring:
             return sample.cost(run.task, inferring, temperature)
 
-    for epoch in range(progress.epoch, epochs):
+    for epoch in range(state.progress.epoch, epochs):
         started = time.perf_counter()
-        temperature = controller.before_epoch(cost, epoch, progress.temperature)
-        losses = train_one_epoch(run, optimization, temperature, epoch, progress.step)
-        temperature = controller.after_epoch(cost, epoch, temperature)
+        if state.progress.step == 0:  # else the run was resumed within the epoch, whose temperature is known
+            state.progress.temperature = controller.before_epoch(cost, epoch, state.progress.temperature)
+        with run.interruption.postponed():
+            losses = train_one_epoch(run, state)
+        temperature = controller.after_epoch(cost, epoch, state.progress.temperature)
         metrics = {split: evaluate(run, split, temperature) for split in splits}
         score = qualified_score(run, controller.target(epochs - 1), metrics[run.selection])
-        best = -math.inf < score >= progress.best
-        progress = Progress(epoch + 1, 0, temperature, score if best else progress.best)
+        best = -math.inf < score >= state.progress.best
+        state.progress = Progress(epoch + 1, 0, temperature, score if best else state.progress.best)
         record = {
             "epoch": epoch,
             **{f"train_{name}": loss for name, loss in losses.items()},
             **output.flatten(metrics, run.selection),
             "target": output.percent(controller.target(epoch)),
             "temperature": temperature,
-            "lr": optimization.rate,
+            "lr": state.optimization.rate,
+            "skipped": state.losses.skipped,
             "seconds": time.perf_counter() - started,
             "best": best,
         }
@@ -110,54 +115,71 @@ def compress(run: Run) -> None:
             if best:
                 entries = {"model": run.model.state_dict(), "epoch": epoch, "temperature": temperature}
                 checkpoint.save(run.folder / BEST, **entries, metrics=record)
-        save(run.folder, run.model, optimization, progress)
-    if progress.best == -math.inf:
+        state.save()
+    if state.progress.best == -math.inf:
         logger.warning("no epoch came within cost_slack of p %g, so there is no %s", run.args.p, BEST)
 
 
-def train_one_epoch(
-    run: Run, optimization: Optimization, temperature: float, epoch: int, start: int = 0
-) -> dict[str, float]:
-    """Trains from batch `start` of an epoch to its end.
+def start(run: Run) -> State:
+    """The state that a run begins with: a new one, or where --resume says that it stood."""
+    args, batches = run.args, len(run.loaders["train"])
+    optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)
+    losses = Losses(args.skip_nonfinite, args.accum, scaled=run.dtype == torch.float16)
+    state = State(run.folder, settings(run.task.name, args, run.config), run.model, optimization, losses)
+    state.resume(args.resume, args.resume_anyway)
+    return state
+
+
+def train_one_epoch(run: Run, state: State) -> dict[str, float]:
+    """Trains from where the epoch stands to its end, and saves there, every --save_steps and before it leaves early.
 
     Returns:
         The mean of every loss over batches and processes.
 
     Raises:
-        UserError: a loss is infinite or not a number.
+        NonFinite: too many losses or gradients were infinite or not a number.
+        Interrupted: a signal came.
     """
     task, loader, device = run.task, run.loaders["train"], device_of(run.model)
-    loader.batch_sampler.set_epoch(epoch, start)
+    optimization, progress, losses, batches = state.optimization, state.progress, state.losses, len(loader)
+    epoch, temperature = progress.epoch, progress.temperature
+    loader.batch_sampler.set_epoch(epoch, progress.step)
     run.model.train()
-    meters, unread, batches = utils.Meters(), {}, len(loader)
-    for step, batch in enumerate(progress_bar(loader, f"epoch {epoch}"), start):
+    for step, batch in enumerate(progress_bar(loader, f"epoch {epoch}"), progress.step):
         optimization.schedule(epoch, step)
-        batch = to_device(batch, device)
+        samples, batch = batch["index"], to_device(batch, device)
         with optimization.accumulate(step):
             with autocast(run.dtype, device):
-                losses = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
-                total = sum(task.loss_weights[name] * loss for name, loss in losses.items())
-            optimization.step(total, step)
-        unread[step] = {name: loss.detach() for name, loss in losses.items()}
-        if (step + 1) % run.config["print_freq"] == 0 or step + 1 == batches:
-            read_losses(unread, meters, f"epoch {epoch}, T {temperature:.4g}")
-            logger.info("epoch %d  step %d/%d  %s  lr %.3g", epoch, step + 1, batches, meters, optimization.rate)
-    meters.synchronize()
-    return meters.means()
+                parts = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
+                total = sum(task.loss_weights[name] * loss for name, loss in parts.items())
+            skipped = optimization.step(total, step)
+        losses.add(step, parts, skipped, samples)
+        if optimization.steps_after(step):
+            progress.step = step + 1
+            look_up(run, state, batches)
+    return losses.finish_epoch()
 
 
-def read_losses(unread: dict[int, dict[str, Tensor]], meters: utils.Meters, where: str) -> None:
-    """Moves losses from the device into the meters, in one transfer, and stops if any is not finite on any process."""
-    names = list(next(iter(unread.values())))
-    rows = torch.stack([torch.stack([losses[name].double() for name in names]) for losses in unread.values()]).tolist()
-    read = {step: dict(zip(names, row, strict=True)) for step, row in zip(unread, rows, strict=True)}
-    unread.clear()
-    for losses in read.values():
-        meters.update(**losses)
-    broken = next((item for item in read.items() if not all(map(math.isfinite, item[1].values()))), None)
-    for step, losses in filter(None, utils.all_gather_objects(broken)):
-        values = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-        raise UserError(f"the loss is not finite at step {step} of {where}: {values}; lower init_lr or set clip_grad")
+def look_up(run: Run, state: State, batches: int) -> None:
+    """Between two steps: reads the losses, prints and saves when it is time, and leaves if a signal came."""
+    args, (epoch, step, temperature, _) = run.args, astuple(state.progress)
+    end, leaving = step == batches, utils.on_any_process(run.interruption.status > 0)
+    printing = end or step % run.config["print_freq"] < args.accum
+    saving = end or leaving or (args.save_steps and step // args.accum % args.save_steps == 0)
+    if printing or saving:
+        try:
+            state.losses.read(f"epoch {epoch}, T {temperature:.4g}")
+        except NonFinite:
+            state.save()
+            raise
+    if printing:
+        rate = state.optimization.rate
+        logger.info("epoch %d  step %d/%d  %s  lr %.3g", epoch, step, batches, state.losses, rate)
+    if saving:
+        state.save()
+    if leaving:
+        logger.info("stopped at step %d of epoch %d; --resume goes on from there", step, epoch)
+        run.interruption.leave()
 
 
 def evaluate(run: Run, split: str, temperature: float) -> dict:
@@ -230,7 +252,7 @@ def announce(run: Run, controller: Controller, progress: Progress) -> None:
     )
     logger.info("%s; the best checkpoint is chosen on %s", controller, run.selection)
     if progress.epoch or progress.step:
-        logger.info("resuming at epoch %d", progress.epoch)
+        logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
     if utils.is_main():
         output.start_log(run.folder, progress.epoch)
 
@@ -243,7 +265,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         raise UserError("--evaluate has no checkpoint to evaluate; name it with --pretrained")
     folder, processes, rank = Path(args.output_dir), utils.world_size(), utils.rank()
     task.config = config
-    utils.set_seed(args.seed)
+    utils.set_seed(args.seed, args.deterministic)
     loaders = {}
     for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
         if dataset is not None:
@@ -261,8 +283,9 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
 def execute(task: Task, args: Namespace, config: dict) -> None:
     """Runs a task with a checked configuration, its output folder ready and its log open."""
     folder = utils.prepare_output(args.output_dir)
-    with output.logging_to(folder):
+    with output.logging_to(folder), Interruption() as interruption:
         run = prepare(task, args, config)
+        run.interruption = interruption
         if utils.is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay
             output.write_environment(folder)
             configuration.write(config, folder / "config.yaml")
@@ -273,12 +296,14 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     """Runs a task from the command line.
 
     Returns:
-        The exit status: 0, or 2 after one line that says what the user has to mend.
+        The exit status: 0, 2 after one line that says what the user has to mend, 130 or 143 after a signal.
     """
     try:
         args, config = configuration.parse(argv, task)
         utils.init_distributed(args)
         execute(task, args, config)
+    except Interrupted as signal:
+        return signal.status
     except UserError as error:
         if isinstance(error, RatioOutOfReach) and task.floor:
             error = UserError(f"{error}; {task.floor}")

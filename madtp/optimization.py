@@ -37,7 +37,11 @@ class Optimization:
         self.model, self.config, self.accum, self.batches = model, config, accum, batches
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config["init_lr"], betas=tuple(config["betas"]), weight_decay=config["weight_decay"]
+            self.parameters,
+            lr=config["init_lr"],
+            betas=tuple(config["betas"]),
+            weight_decay=config["weight_decay"],
+            fused=True,  # the only form that skips a step by a flag on the device
         )
         device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -65,23 +69,37 @@ class Optimization:
 
     def accumulate(self, batch: int):
         """A context for the batch's forward and backward; processes exchange gradients only where a step follows."""
-        silent = not self._steps_after(batch) and hasattr(self.model, "no_sync")
+        silent = not self.steps_after(batch) and hasattr(self.model, "no_sync")
         return self.model.no_sync() if silent else nullcontext()
 
-    def step(self, loss: Tensor, batch: int) -> None:
-        """Adds the loss's gradient and, at the end of a group of batches, moves the weights."""
+    def step(self, loss: Tensor, batch: int) -> Tensor:
+        """Adds the loss's gradient and, at the end of a group of batches, moves the weights if it is finite.
+
+        A loss that is not finite makes a gradient of NaN, whatever its own would be. Processes average their gradients,
+        so they have the same norm everywhere and all processes skip the same steps. The host learns of none of this.
+
+        Returns:
+            1 if a step was skipped, else 0; a scalar on the device.
+        """
         group = min(self.accum, self.batches - batch // self.accum * self.accum)
-        self.scaler.scale(loss / group).backward()
-        if not self._steps_after(batch):
-            return
+        scaled = self.scaler.scale(loss / group)
+        scaled.backward(torch.where(loss.isfinite(), 1.0, math.nan).to(scaled.dtype))
+        if not self.steps_after(batch):
+            return torch.zeros((), device=loss.device)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if self.config["clip_grad"] > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.config["clip_grad"])
-        self.scaler.step(self.optimizer)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config["clip_grad"], norm)
+        skipped = (~norm.isfinite()).float()
+        self.optimizer.found_inf = skipped  # where GradScaler, too, tells a fused optimizer to stay where it is
+        self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return skipped
 
-    def _steps_after(self, batch: int) -> bool:
+    def steps_after(self, batch: int) -> bool:
+        """Whether the weights move after this batch: it ends a group, or the epoch."""
         return (batch + 1) % self.accum == 0 or batch + 1 == self.batches
 
     def state_dict(self) -> dict:

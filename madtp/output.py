@@ -99,9 +99,9 @@ def start_log(folder: Path, epoch: int) -> None:
 
 
 def log_epoch(folder: Path, record: dict) -> None:
-    """Appends one JSON line to `log.txt`."""
-    with open(folder / "log.txt", "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Adds one JSON line to `log.txt`; the file is replaced as a whole, so that it never ends within a line."""
+    path = folder / "log.txt"
+    write_atomic(path, path.read_text() + json.dumps(record) + "\n")
 
 
 def write_results(folder: Path, name: str, results: list) -> None:

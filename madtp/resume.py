@@ -2,26 +2,32 @@
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from argparse import Namespace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
+import utils
 from madtp import checkpoint
+from madtp.losses import Losses
 from madtp.optimization import Optimization
-from utils import UserError, all_gather_objects, is_main, rank, set_seed
+from utils import UserError
 
 LAST = "checkpoint_last.pth"
+
+FLAGS = ("p", "controller", "temperature", "seed", "amp", "accum")  # that decide what a run computes
+FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
 
 
 @dataclass
 class Progress:
-    """What changes during a run besides weights and optimizer.
+    """What changes during a run besides weights, optimizer and losses.
 
     Attributes:
         epoch: to go on with, from 0.
-        step: of that epoch.
+        step: batches of that epoch which are behind; 0 if its temperature is still to be found.
         temperature: the last one, None in a new run.
         best: the best score so far.
     """
@@ -32,55 +38,96 @@ class Progress:
     best: float = -math.inf
 
 
-def save(folder: Path, model: nn.Module, optimization: Optimization, progress: Progress) -> None:
-    """Writes `checkpoint_last.pth`; all processes call it, each has random numbers of its own to save."""
-    states = random_states()
-    if is_main():
-        entries = {"model": model.state_dict(), **optimization.state_dict(), **asdict(progress), "random": states}
-        checkpoint.save(folder / LAST, **entries)
+@dataclass
+class State:
+    """All that changes during a run. Without it there is nothing to resume; with it, every bit comes out the same.
 
-
-def resume(request: str | None, folder: Path, model: nn.Module, optimization: Optimization, seed: int) -> Progress:
-    """Fills model and optimizer from a `checkpoint_last.pth`.
-
-    Args:
-        request: its path; or "auto" for the one in `folder`, or a new run if there is none yet; None for a new run.
-        folder: of the run's output.
-        model: the bare model.
+    Attributes:
+        folder: of the output.
+        settings: what the run is, see `settings`.
+        model: the bare model; momentum towers and queues are part of it.
         optimization: of the run.
-        seed: for random numbers where the number of processes has changed.
-
-    Raises:
-        UserError: the file does not hold a run, or one of another model.
+        losses: of the running epoch.
+        progress: how far it is.
     """
-    path = folder / LAST if request == "auto" else request
-    if request is None or request == "auto" and not path.exists():
-        return Progress()
-    state = checkpoint.load(model, path, evaluate=True).entries
-    try:
-        optimization.load_state_dict(state)
-        restore_random_states(state["random"], seed)
-        return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} does not hold a run of this configuration to resume ({error}); name a {LAST}"
-        ) from error
+
+    folder: Path
+    settings: dict
+    model: nn.Module
+    optimization: Optimization
+    losses: Losses
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self) -> None:
+        """Replaces `checkpoint_last.pth`, the only one there is; all processes call it and wait until it is safe."""
+        processes = utils.all_gather_objects({"random": random_state(), "losses": self.losses.state_dict()})
+        if utils.is_main():
+            entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
+            entries["processes"] = processes
+            checkpoint.save(self.folder / LAST, model=self.model.state_dict(), **entries)
+        utils.barrier()
+
+    def resume(self, request: str | None, anyway: bool) -> None:
+        """Fills everything from a `checkpoint_last.pth`.
+
+        Args:
+            request: its path; or "auto" for the one in `folder`, or a new run if there is none yet; None for a new run.
+            anyway: go on under other settings. With another number of processes their random numbers and the running
+                means begin anew.
+
+        Raises:
+            UserError: the file does not hold a run, or one with other settings or of another model.
+        """
+        path = self.folder / LAST if request == "auto" else request
+        if request is None or request == "auto" and not path.exists():
+            return
+        content = checkpoint.read(path)
+        try:
+            different = differences(content["settings"], self.settings)
+            if different and not anyway:
+                raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
+            checkpoint.fit(self.model, content, path, evaluate=True)
+            self.optimization.load_state_dict(content)
+            self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
+            if different:
+                samples = self.progress.step * batch_size(content["settings"])
+                self.progress.step = samples // batch_size(self.settings)
+            processes = content["processes"]
+            if len(processes) == utils.world_size():
+                restore_random_state(processes[utils.rank()]["random"])
+                self.losses.load_state_dict(processes[utils.rank()]["losses"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} does not hold a run to resume ({error!r}); name a {LAST}") from error
 
 
-def random_states() -> list[dict]:
-    """The state of every process's random numbers, by rank."""
+def settings(task: str, args: Namespace, config: dict) -> dict:
+    """What must be the same for a run to go on as it began: name -> value."""
+    flags = {f"--{name}": getattr(args, name) for name in FLAGS}
+    keys = {name: value for name, value in config.items() if name not in FREE}
+    return {"task": task, **flags, "processes": utils.world_size(), **keys}
+
+
+def differences(old: dict, new: dict) -> str:
+    """Names the settings that differ, with both values; empty if there are none."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
+
+
+def batch_size(settings: dict) -> int:
+    """Samples that one batch of every process takes together."""
+    return settings["batch_size_train"] * settings["processes"]
+
+
+def random_state() -> dict:
+    """The state of this process's random numbers."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    return all_gather_objects(state)
+    return state
 
 
-def restore_random_states(states: list[dict], seed: int) -> None:
-    """Sets this process's random numbers; from `seed` where the run had another number of processes."""
-    if rank() >= len(states):
-        set_seed(seed)
-        return
-    state = states[rank()]
+def restore_random_state(state: dict) -> None:
+    """Sets this process's random numbers."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"])
