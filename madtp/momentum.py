@@ -82,12 +82,17 @@ class MomentumContrast(nn.Module):
     def enqueue(self, image_m: Tensor, text_m: Tensor, idx: Tensor) -> None:
         """Puts the momentum features of all processes in the place of the oldest ones.
 
+        What is not finite stays out: it would spoil the losses of a whole round of the queue.
+
         Args:
             image_m: [B, E].
             text_m: [B, E].
             idx: [B], numbers of the images.
         """
         image_m, text_m, idx = all_gather(image_m), all_gather(text_m), all_gather(idx)
+        finite = (image_m.isfinite() & text_m.isfinite()).all(dim=1)
+        image_m, text_m = (features.where(finite[:, None], 0) for features in (image_m, text_m))
+        idx = idx.where(finite, EMPTY)
         size = self.idx_queue.shape[1]
         places = (self.ptr_queue + torch.arange(len(idx), device=idx.device)) % size
         newest = slice(-size, None)  # of a batch that is longer than the queue

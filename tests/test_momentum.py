@@ -91,6 +91,15 @@ def test_queue_holds_the_newest(model, batches):
     assert model.ptr_queue.tolist() == [place]
 
 
+def test_what_is_not_finite_stays_out_of_the_queue(model):
+    image, text = features(4, 0), features(4, 1)
+    image[1, 2], text[3, 0] = torch.nan, torch.inf
+    model.enqueue(image, text, torch.arange(4) + 10)
+    assert model.idx_queue[0, :4].tolist() == [10, EMPTY, 12, EMPTY]
+    for queue, given in ((model.image_queue, image), (model.text_queue, text)):
+        assert torch.equal(queue[:, [0, 2]].T, given[[0, 2]]) and not queue[:, [1, 3]].any()
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_contrastive_loss(model, alpha):
     """Slow form: one pair of an anchor and a candidate at a time."""
