@@ -4,6 +4,7 @@ Shapes: N patches of an image, D width.
 """
 
 import math
+import warnings
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -85,7 +86,9 @@ def read(path: str | Path) -> dict:
     if not is_torchscript(path):
         return checkpoint.read(path)
     try:
-        return {"model": dict(torch.jit.load(path, map_location="cpu").state_dict())}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files stay what they are
+            return {"model": dict(torch.jit.load(path, map_location="cpu").state_dict())}
     except RuntimeError as error:
         raise UserError(f"{path} is a damaged TorchScript archive; download it again") from error
 
