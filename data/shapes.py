@@ -26,7 +26,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 1, "large": 2}  # side in cells
 BACKGROUND = (45, 45, 50)
 CELL = 12  # pixels; the demo's models take one cell as one patch
-GRID = 8  # cells to a side
+GRID = 7  # cells to a side
 OBJECTS = 3  # in one image, at most
 NOISE = np.arange(-12, 13, 4)  # gray levels of the pixel noise: few, so that images fit a palette and files stay small
 

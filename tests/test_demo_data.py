@@ -214,8 +214,8 @@ def test_tokenizer_knows_every_word(folder, annotations):
     assert all(tokenizer.tokenize(word) == [word] for word in words)
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32), objects=st.integers(2, 5))
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32), objects=st.integers(2, 3))
 def test_no_scene_occurs_twice(seed, objects):
     splits = shapes.sample_splits(np.random.default_rng(seed), {"train": 60, "val": 30, "test": 30}, objects)
     scenes = [scene for split in splits.values() for scene in split]
@@ -227,7 +227,7 @@ def test_no_scene_occurs_twice(seed, objects):
             for r in range(shapes.SIZES[thing.size])
             for c in range(shapes.SIZES[thing.size])
         ]
-        assert len(set(cells)) == len(cells) and max(max(cells)) < 8
+        assert len(set(cells)) == len(cells) and max(max(cells)) < shapes.GRID
         assert len({thing[:3] for thing in scene}) == len(scene) <= objects
 
 
