@@ -52,23 +52,31 @@ class CachedDecoder:
     """
 
     def __init__(self, decoder: nn.Module, prompt: Tensor, states: Tensor, states_mask: Tensor | None, beams: int):
-        self.decoder = decoder
+        self.decoder, self.prompt, self.beams = decoder, prompt, beams
         self.tokens = prompt.repeat_interleave(beams, dim=0)  # [B * G, L]
         self.context = {"keys_values": decoder.bert.cross_keys_values(states), "states_mask": states_mask}
         self.past = None
 
     def step(self) -> Tensor:
         """Logits [B * G, V] of the next token, in at least single precision."""
-        new = self.tokens if self.past is None else self.tokens[:, -1:]
-        logits, output = self.decoder(new, torch.ones_like(self.tokens), past=self.past, **self.context)
+        first = self.past is None
+        new, mask = (self.prompt, self.prompt) if first else (self.tokens[:, -1:], self.tokens)
+        logits, output = self.decoder(new, torch.ones_like(mask), past=self.past, **self.context)
         self.past = output.past
         last = logits[:, -1]
+        if first:  # the prompt is read once for all beams of a row
+            rows = torch.arange(len(last), device=last.device).repeat_interleave(self.beams)
+            last = last[rows]
+            self._reorder(rows)
         return last.float() if last.dtype.itemsize < 4 else last
 
     def extend(self, parents: Tensor, tokens: Tensor) -> None:
         """Beam i becomes beam `parents[i]` followed by `tokens[i]`."""
         self.tokens = torch.cat([self.tokens[parents], tokens.unsqueeze(1)], dim=1)
-        self.past = [type(layer)(layer.key[parents], layer.value[parents]) for layer in self.past]
+        self._reorder(parents)
+
+    def _reorder(self, rows: Tensor) -> None:
+        self.past = [type(layer)(layer.key[rows], layer.value[rows]) for layer in self.past]
 
 
 @torch.no_grad()
