@@ -26,6 +26,8 @@ class BlipVQA(BlipBase):
         self.text_encoder = med_encoder(self.text_config(med_config, self.visual_encoder.embed_dim))
         width = self.text_encoder.shape.width
         self.text_decoder = Decoder(self.text_config(med_config, width))
+        for layer in self.text_decoder.bert.encoder.layer:  # it neither aligns nor prunes: no gradient is to be awaited
+            layer.query_model.requires_grad_(False)
 
     def forward(
         self,
