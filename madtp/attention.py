@@ -4,13 +4,14 @@ Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 pruna
 """
 
 from itertools import product
+from math import ceil
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUERY_BLOCK = 192  # queries of a sample whose attention map is held at a time
+QUERY_BLOCK = 192  # queries of a sample at most whose attention map is held at a time
 CPU_ENTRIES, ENTRIES = 2**20, 2**26  # of a map over several samples: what caches hold, what keeps an accelerator busy
 
 
@@ -80,7 +81,7 @@ def _attend_whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
     """The same without ever holding more than a block of queries of the map; `dropout` is 0 here."""
     batch, heads, length, _ = query.shape
-    block = min(QUERY_BLOCK, length)
+    block = ceil(length / ceil(length / QUERY_BLOCK))  # blocks of about one size: the last is no small rest
     samples = max(1, (CPU_ENTRIES if query.device.type == "cpu" else ENTRIES) // (heads * block * length))
     mask = None if mask is None else mask.expand(batch, heads, length, length)
     output = torch.empty_like(query)
