@@ -1,34 +1,51 @@
-"""Two processes do what one does: the same scores and costs, one temperature, one resumed run."""
+"""Several processes do what one does: the same scores and costs, one temperature, and they end together."""
 
 import json
 import os
-import socket
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+import models.blip_vqa  # noqa: F401 - here, not in every process that a test forks
+import utils
 from compress_nlvr_dtp import NLVR
+from compress_vqa_dtp import VQA
 from madtp import checkpoint
 from madtp.engine import main
 from tests.miniature import make_data, write_config
+from tests.processes import free_port, run
 from tests.toy import Toy
 
 ROOT = Path(__file__).parents[1]
 TOY = "{batch_size_train: 8, batch_size_test: 8, max_epoch: 3, init_lr: 0.05, calibration_batches: 4}"
 
 
-def launch(*command):
-    """Runs a script on two processes as a user would; returns exit status, output and errors."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+def start(*command, nodes=("--nproc_per_node=2",), port=None):
+    """Starts a script on two processes, as a user would."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *nodes, f"--master_port={port or free_port()}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*launcher, "--", *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.Popen([*launcher, "--", *map(str, command)], cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process):
+    """Waits for what was started; returns exit status, output and errors."""
+    try:
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def launch(*command):
+    """Runs a script on two processes; returns exit status, output and errors."""
+    return finish(start(*command))
 
 
 def common(config, out):
@@ -110,3 +127,108 @@ def test_a_mistake_ends_every_process(tmp_path):
     assert failed.returncode != 0
     assert "error: p 0.7 is out of reach" in failed.stderr
     assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_vqa_on_three_processes_with_uneven_shares_equals_one(tmp_path):
+    make_data(tmp_path)
+    keys = {"max_epoch": 1, "epoch_steps": 1, "batch_size_train": 4, "batch_size_test": 8, "k_test": 4}
+    config = write_config(tmp_path, tmp_path / "vqa.yaml", "vqa", **keys)
+    assert run(VQA(), VQA(), VQA(), flags=[*common(config, tmp_path / "three"), "--temperature", 64]) == [0, 0, 0]
+    (trained,) = read(tmp_path / "three" / "log.txt")
+    flags = ["--evaluate", "--pretrained", tmp_path / "three" / "checkpoint_last.pth"]
+    for out, tasks in (("one", [VQA()]), ("two", [VQA(), VQA()])):
+        assert run(*tasks, flags=[*common(config, tmp_path / out), *flags]) == [0] * len(tasks)
+    one, two = (json.loads((tmp_path / out / "evaluate.txt").read_text()) for out in ("one", "two"))
+    assert_same_scores(one, two)
+    assert_same_scores(
+        {name: one[name] for name in one if name in trained}, {name: trained[name] for name in one if name in trained}
+    )
+    for name in ("vqa_val.json", "vqa_result.json"):
+        assert (tmp_path / "one" / "result" / name).read_text() == (tmp_path / "two" / "result" / name).read_text()
+
+
+class Watched(Toy):
+    """A toy task that writes down, for each process, with which temperature it trains and what it draws."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def losses(self, model, batch, temperature, progress):
+        with open(self.folder / f"rank{utils.rank()}", "a") as file:
+            mask = model.module.dropout(torch.ones(20)).tolist()
+            file.write(json.dumps({"temperature": temperature, "index": batch["index"].tolist(), "mask": mask}) + "\n")
+        return super().losses(model, batch, temperature, progress)
+
+
+def test_three_processes_share_temperatures_and_samples_but_no_random_numbers(tmp_path):
+    (tmp_path / "toy.yaml").write_text("{batch_size_train: 5, batch_size_test: 4, max_epoch: 2, init_lr: 0.05}")
+    flags = [*common(tmp_path / "toy.yaml", tmp_path / "out"), "--p", 0.4]
+    assert run(*[Watched(tmp_path) for _ in range(3)], flags=flags) == [0, 0, 0]
+    ranks = [read(tmp_path / f"rank{rank}") for rank in range(3)]
+    assert len(ranks[0]) == 2 * (48 // 15)
+    for steps in zip(*ranks, strict=True):
+        assert len({step["temperature"] for step in steps}) == 1 and steps[0]["temperature"] > 0
+        assert len({index for step in steps for index in step["index"]}) == 15
+        assert len({tuple(step["mask"]) for step in steps}) == 3
+    flags = ["--evaluate", "--pretrained", tmp_path / "out" / "checkpoint_last.pth"]
+    assert run(Toy(), flags=[*common(tmp_path / "toy.yaml", tmp_path / "one"), *flags]) == [0]
+    last, evaluated = read(tmp_path / "out" / "log.txt")[-1], read(tmp_path / "one" / "evaluate.txt")[0]
+    assert_same_scores(evaluated, {name: last[name] for name in evaluated if name in last} | {"checkpoint": ""})
+
+
+BROKEN = """
+import sys
+from madtp.engine import main
+from tests.toy import Toy
+from utils import UserError, rank
+
+class Broken(Toy):
+    def losses(self, model, batch, temperature, progress):
+        if rank() == 1 and progress >= 1:
+            raise {error}("process 1 met something")
+        return super().losses(model, batch, temperature, progress)
+
+sys.exit(main(Broken()))
+"""
+
+
+@pytest.mark.parametrize("error, first", [("RuntimeError", "Traceback"), ("UserError", "error (process 1): ")])
+def test_a_process_that_fails_takes_the_other_along(tmp_path, error, first):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    (tmp_path / "broken.py").write_text(BROKEN.format(error=error))
+    started = time.monotonic()
+    failed = launch(tmp_path / "broken.py", *common(tmp_path / "toy.yaml", tmp_path / "out"), "--p", 0.3)
+    assert failed.returncode != 0 and time.monotonic() - started < 60
+    errors = failed.stderr[failed.stderr.index(first) :]
+    own = errors.index("process 1 met something")
+    assert "losses" in errors[:own] or error == "UserError"
+    assert "Traceback" not in errors[len(first) : own], "no other error is before its own"
+
+
+def test_two_nodes(tmp_path):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    flags = [*common(tmp_path / "toy.yaml", tmp_path / "out"), "--p", 0.3, "--epoch", 1]
+    nodes = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    port = free_port()
+    both = [start("-m", "tests.toy", *flags, nodes=[*nodes, f"--node_rank={rank}"], port=port) for rank in range(2)]
+    first, second = map(finish, both)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "effective batch 16 = 8 x 2 processes" in first.stdout and "epoch" not in second.stdout
+    assert len(read(tmp_path / "out" / "log.txt")) == 1
+
+
+def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(tmp_path):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    flags = [*common(tmp_path / "toy.yaml", tmp_path / "out"), "--p", 0.3, "--num_workers", 1]
+    launched = start("-m", "tests.toy", *flags, "--epoch", 100000)
+    while "epoch 1 " not in launched.stdout.readline():
+        assert launched.poll() is None
+    launched.send_signal(signal.SIGTERM)
+    stopped = finish(launched)
+    assert stopped.returncode != 0
+    said = re.search(r"stopped at step (\d) of epoch (\d+)", stopped.stdout)
+    stored = checkpoint.read(tmp_path / "out" / "checkpoint_last.pth")
+    if said:  # else it came between two epochs, where all is saved
+        assert (stored["step"], stored["epoch"]) == (int(said[1]), int(said[2]))
+    assert len(read(tmp_path / "out" / "log.txt")) in (stored["epoch"], stored["epoch"] + 1)
+    assert not list((tmp_path / "out").glob("*.tmp"))
