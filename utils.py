@@ -29,7 +29,11 @@ _EXCERPT.maxstring = 60
 
 def excerpt(value: object) -> str:
     """What a user wrote, for an error: one line, never long, however large or deep the value is."""
-    text = _EXCERPT.repr(value)
+    try:
+        text = _EXCERPT.repr(value)
+    except ValueError:  # Python does not print integers of thousands of digits
+        text = f"a {type(value).__name__} with too many digits"
+    text = " ".join(text.split())
     return text if len(text) <= 120 else f"{text[:120]}..."
 
 
@@ -262,7 +266,7 @@ def whole_file(path: str | Path, size: int = 0):
         )  # torch.save hides a write that failed midway
         if not isinstance(cause, OSError):
             raise
-        needed = f" ({size / 2**20:.1f} MiB)" if size else ""
+        needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""
         way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
         raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
     finally:
@@ -285,8 +289,9 @@ def read_json(path: str | Path, way_out: str) -> object:
 
 def write_atomic(path: str | Path, text: str) -> None:
     """Writes `text` to `path` in one step: readers see the old file or the new one, never half."""
-    with whole_file(path) as file:
-        file.write(text.encode())
+    content = text.encode()
+    with whole_file(path, len(content)) as file:
+        file.write(content)
 
 
 def prepare_output(path: str | Path) -> Path:
