@@ -153,6 +153,15 @@ def init_distributed(args) -> None:
     )
 
 
+def leave_distributed(together: bool) -> None:
+    """Leaves the process group; `together` if all processes do.
+
+    An interpreter that ends before gloo's threads may abort. NCCL, though, would wait for those who never come.
+    """
+    if is_distributed() and (together or dist.get_backend() == "gloo"):
+        dist.destroy_process_group()
+
+
 def _announced(requested: int) -> tuple[int, int, int]:
     """Reads (rank, world size, local rank) from the variables of torchrun or, else, of SLURM's srun."""
     env = os.environ

@@ -13,7 +13,6 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -298,18 +297,18 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after one line that says what the user has to mend, 130 or 143 after a signal.
     """
+    status = 0
     try:
         args, config = configuration.parse(argv, task)
         utils.init_distributed(args)
         execute(task, args, config)
     except Interrupted as signal:
-        return signal.status
+        status = signal.status
     except UserError as error:
         if isinstance(error, RatioOutOfReach) and task.floor:
             error = UserError(f"{error}; {task.floor}")
         who = f"error (process {utils.rank()})" if utils.rank() else "error"
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return 0
+        status = 2
+    utils.leave_distributed(together=status == 0)
+    return status

@@ -41,7 +41,7 @@ class Interruption:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.status else handler)  # who is leaving is not disturbed
 
     @contextmanager
     def postponed(self) -> Iterator[None]:

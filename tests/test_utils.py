@@ -39,6 +39,7 @@ meters.update(n=1 + 2 * rank, loss=torch.tensor(float(rank)))
 meters.synchronize()
 assert meters.means() == {"loss": 0.75} and meters["loss"].count == 4
 utils.barrier()
+utils.leave_distributed(together=True)
 """
 
 
