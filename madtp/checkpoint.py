@@ -5,7 +5,6 @@ Shapes: N patches of an image, D width, G rows or columns of a square grid of pa
 
 import logging
 import math
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import UserError, is_main, whole_file
+from utils import UserError, excerpt, is_main, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,8 @@ def read(path: str | Path) -> dict:
         The file's dict, whose "model" is the state dict; a bare state dict is wrapped as that.
 
     Raises:
-        UserError: there is no such file, it is damaged, wants to run code, or holds no weights.
+        UserError: there is no such file, it is damaged, wants to run code, or holds no weights, or a temperature that
+            is no number.
     """
     path = Path(path)
     if path.is_dir():
@@ -53,14 +53,28 @@ def read(path: str | Path) -> dict:
         raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # there is no telling what is raised over broken bytes
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
     if isinstance(content, Mapping):
         entries = dict(content) if "model" in content else {"model": content}
         state = entries["model"]
-        if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state, Mapping) and state and all(_is_weight(*item) for item in state.items()):
+            _check_temperature(path, entries.get("temperature", 0.0))
             return {**entries, "model": dict(state)}
     raise UserError(f"{path} holds no weights: expected a state dict or {{'model': state dict}}")
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _check_temperature(path: Path, temperature: object) -> None:
+    try:
+        fits = float(temperature) >= 0
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path}: its temperature is {excerpt(temperature)}, expected a number, at least 0")
 
 
 def _why_unreadable(error: Exception) -> str:

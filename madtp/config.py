@@ -3,17 +3,18 @@
 import argparse
 import difflib
 import io
+import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
-from utils import UserError, write_atomic
+from utils import UserError, excerpt, write_atomic
 
 KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
 
@@ -45,11 +46,11 @@ class Key:
         kind = self.kind or type(self.default)
         if value is None and self.default is None:
             return None
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < sys.float_info.max:
             value = float(value)
         is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not is_kind or not self._allows(value):
-            raise UserError(f"{source}: {name} is {value!r}, expected {self._expected(kind)}")
+            raise UserError(f"{source}: {name} is {excerpt(value)}, expected {self._expected(kind)}")
         if self.items and isinstance(value, list):
             return [Key(None, self.items).checked(item, f"{name}[{i}]", source) for i, item in enumerate(value)]
         if self.fields and isinstance(value, dict):
@@ -74,8 +75,9 @@ def checked(values: dict, keys: dict[str, Key], source: str, prefix: str = "") -
     """Checks names, types and ranges; a UserError names the source, the key and the closest known one."""
     for name in values:
         if name not in keys:
-            closest = difflib.get_close_matches(str(name), keys, n=1, cutoff=0.0)[0]
-            raise UserError(f"{source}: unknown key '{prefix}{name}', the closest known key is '{prefix}{closest}'")
+            unknown = excerpt(name).strip("'")
+            closest = difflib.get_close_matches(unknown, keys, n=1, cutoff=0.0)[0]
+            raise UserError(f"{source}: unknown key '{prefix}{unknown}', the closest known key is '{prefix}{closest}'")
     return {name: keys[name].checked(value, f"{prefix}{name}", source) for name, value in values.items()}
 
 
@@ -171,16 +173,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
     """
     args = command_line(task).parse_args(argv)
     _check(args)
-    keys = COMMON_KEYS | TASK_KEYS.get(task.name, {})
-    config = {name: deepcopy(key.default) for name, key in keys.items()}
-    config |= checked(_split_batch_size(_read(args.config)), keys, args.config)
-    for assignment in args.set:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise UserError(f"--set {assignment}: expected KEY=VALUE")
-        name, *inner = path.split(".")
-        value = _put(config.get(name, {}), name, inner, _yaml(text, f"--set {assignment}"))
-        config |= checked(_split_batch_size({name: value}), keys, "--set")
+    keys, config = keys_of(task.name), resolve(args.config, task.name, args.set)
     if args.epoch is not None:
         config |= checked({"max_epoch": args.epoch}, keys, "--epoch")
     if args.clip_grad is not None:
@@ -188,6 +181,40 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
     if args.pretrained is not None:
         config["pretrained"] = args.pretrained
     return args, config
+
+
+def keys_of(task: str) -> dict[str, Key]:
+    """The keys that the configuration of a task has, by name."""
+    return COMMON_KEYS | TASK_KEYS.get(task, {})
+
+
+def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
+    """The configuration of a task: defaults < the file at `path` < `assignments`, each KEY=VALUE.
+
+    Raises:
+        UserError: a key or value that does not exist or does not fit, or a file that cannot be read.
+    """
+    keys = keys_of(task)
+    config = {name: deepcopy(key.default) for name, key in keys.items()}
+    config |= checked(_split_batch_size(_read(path)), keys, path)
+    for assignment in assignments:
+        keypath, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: expected KEY=VALUE")
+        name, *inner = keypath.split(".")
+        value = _put(config.get(name, {}), name, inner, _yaml(text, f"--set {assignment}"))
+        config |= checked(_split_batch_size({name: value}), keys, "--set")
+    return config
+
+
+def task_of(path: str) -> str:
+    """The task that a configuration file is for: the one whose own keys it has; NLVR2 has none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    names = _read(path).keys()
+    return max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
 
 
 def write(config: dict, path: str | Path) -> None:
@@ -264,8 +291,8 @@ def _yaml(text: str, source: str) -> object:
     except MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: not YAML: {error.problem}") from error
-    except (YAMLError, ValueError) as error:
-        raise UserError(f"{source}: not YAML: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # there is no telling what is raised over a value that is not what its tag says
+        raise UserError(f"{source}: not YAML: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
 
 
 def _read(path: str) -> dict:
@@ -296,5 +323,6 @@ def _put(old: object, name: str, path: list[str], value: object) -> object:
     if not path:
         return value
     if not isinstance(old, dict):
-        raise UserError(f"--set {name}.{path[0]}: {name} is {old!r}, not a mapping; set all of it, {name}='{{...}}'")
+        way_out = f"set all of it, {name}='{{...}}'"
+        raise UserError(f"--set {name}.{path[0]}: {name} is {excerpt(old)}, not a mapping; {way_out}")
     return {**old, path[0]: _put(old.get(path[0], {}), f"{name}.{path[0]}", path[1:], value)}

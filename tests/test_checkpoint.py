@@ -88,7 +88,16 @@ class TestRead:
             checkpoint.read(path)
         assert not (path.parent / "attacked").exists()
 
-    @pytest.mark.parametrize("content", [[torch.ones(2)], {}, {"model": {}}, {"model": {"width": 3}}, {"epoch": 3}])
+    @pytest.mark.parametrize("temperature", ["hot", None, -1.0, float("nan"), [2.0], torch.ones(3), 10**400])
+    def test_a_temperature_that_is_none(self, path, temperature):
+        torch.save({"model": {"weight": torch.ones(2)}, "temperature": temperature}, path)
+        with pytest.raises(UserError, match="model.pth: its temperature is .*, expected a number") as error:
+            checkpoint.read(path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+    @pytest.mark.parametrize(
+        "content", [[torch.ones(2)], {}, {"model": {}}, {"model": {"width": 3}}, {"epoch": 3}, {3: torch.ones(2)}]
+    )
     def test_no_weights(self, path, content):
         torch.save(content, path)
         with pytest.raises(UserError, match="holds no weights"):
