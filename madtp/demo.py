@@ -91,6 +91,16 @@ DEMOS = {
         metric=("accuracy", "accuracy %"),
         folder="output/demo",
     ),
+    "clip": Demo(
+        stages=(
+            Stage("clip_dense", "train a dense CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180),
+            Stage("clip_p0.5", "compress it to half its cost", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml",
+                  80, "clip_dense", 0.5, ("--epoch", "3", "--set", "init_lr=5e-4", "ramp=0", "epoch_steps=90")),
+        ),
+        task="RetrievalClip",
+        metric=("txt_r1", "R@1 %"),
+        folder="output/demo_clip",
+    ),
 }  # fmt: skip
 
 
