@@ -4,6 +4,7 @@ An augmented sample depends on the seed, the epoch and its index alone, not on w
 """
 
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -138,9 +139,16 @@ def create_loader(
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws a number that nobody uses from the global one
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    """Lets a worker go on when a terminal or SLURM signals everyone: its process saves first, and then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _mix(*numbers: int) -> int:
