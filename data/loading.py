@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.files import BadImage
 from utils import UserError
+
+REPLACEMENTS = 10  # tried for a sample with a bad image
 
 
 class BatchSampler:
@@ -64,10 +67,15 @@ class SeededDataset(Dataset):
     """Reads samples of `dataset` by `(epoch, index)`, with random numbers of their own for each.
 
     A `UserError` is returned instead of raised: a worker's exception would reach the user as a traceback.
+
+    Args:
+        dataset: of samples, each a dict; they get an entry "bad_images", what was wrong with those they replace.
+        seed: of every random number.
+        replace: put another sample, drawn by the sample's own random numbers, in the place of one with a bad image.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, seed: int, replace: bool = False):
+        self.dataset, self.seed, self.replace = dataset, seed, replace
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,11 +88,24 @@ class SeededDataset(Dataset):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
                 random.seed(seed)
-                return self.dataset[index]
+                return self._sample(index)
         except UserError as error:
             return error
         finally:
             random.setstate(python_state)
+
+    def _sample(self, index: int) -> dict:
+        bad_images = []
+        while True:
+            try:
+                return {**self.dataset[index], "bad_images": bad_images}
+            except BadImage as error:
+                if not self.replace:
+                    raise
+                if len(bad_images) == REPLACEMENTS:
+                    raise UserError(f"{error}; and so with {REPLACEMENTS} others drawn in its place") from error
+                bad_images.append(str(error))
+                index = random.randrange(len(self))
 
 
 class Loader(DataLoader):
@@ -99,14 +120,19 @@ class Loader(DataLoader):
 
 
 class Collate:
-    """Applies a data set's own `collate`, unless a sample is an error: then that error is the batch."""
+    """Applies a data set's own `collate`, unless a sample is an error: then that error is the batch.
+
+    The batch has an entry "bad_images" more: what was wrong with those that samples of it replace.
+    """
 
     def __init__(self, collate):
         self.collate = collate
 
     def __call__(self, samples: list[dict | UserError]) -> dict | UserError:
-        errors = (sample for sample in samples if isinstance(sample, UserError))
-        return next(errors, None) or self.collate(samples)
+        if error := next((sample for sample in samples if isinstance(sample, UserError)), None):
+            return error
+        bad_images = [fault for sample in samples for fault in sample["bad_images"]]
+        return {**self.collate(samples), "bad_images": bad_images}
 
 
 def collate(samples: list[dict]) -> dict:
@@ -124,6 +150,7 @@ def create_loader(
     rank: int = 0,
     world: int = 1,
     steps: int = 0,
+    replace: bool = False,
 ) -> DataLoader:
     """Returns the batches of one process. `loader.batch_sampler.set_epoch(epoch, start_step)` says where to begin.
 
@@ -132,9 +159,10 @@ def create_loader(
         batch_size: samples on each process.
         train: shuffled, with equal steps on every process; otherwise in order, each sample once.
         steps: batches of a training epoch at most; 0 for all there are.
+        replace: while training, put other samples in the place of those whose images cannot be read.
     """
     return Loader(
-        SeededDataset(dataset, seed),
+        SeededDataset(dataset, seed, train and replace),
         batch_sampler=BatchSampler(len(dataset), batch_size, train, seed, rank, world, steps),
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,

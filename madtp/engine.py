@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
@@ -106,6 +107,7 @@ def compress(run: Run) -> None:
             "temperature": temperature,
             "lr": state.optimization.rate,
             "skipped": state.losses.skipped,
+            "bad_images": count_bad_images(state.bad_images),
             "seconds": time.perf_counter() - started,
             "best": best,
         }
@@ -146,6 +148,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
     run.model.train()
     for step, batch in enumerate(progress_bar(loader, f"epoch {epoch}"), progress.step):
         optimization.schedule(epoch, step)
+        state.bad_images.update(batch["bad_images"])
         samples, batch = batch["index"], to_device(batch, device)
         with optimization.accumulate(step):
             with autocast(run.dtype, device):
@@ -157,6 +160,17 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
             progress.step = step + 1
             look_up(run, state, batches)
     return losses.finish_epoch()
+
+
+def count_bad_images(met: Counter) -> int:
+    """How many bad images all processes met in an epoch and went on without; logs the first ten and begins anew."""
+    total = sum(utils.all_gather_objects(met), Counter())
+    met.clear()
+    if total:
+        logger.warning("%d bad images, %d different, were replaced by others:", total.total(), len(total))
+        for fault, times in sorted(total.items())[:10]:
+            logger.warning("  %s (%d times)", fault, times)
+    return total.total()
 
 
 def look_up(run: Run, state: State, batches: int) -> None:

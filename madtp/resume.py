@@ -3,6 +3,7 @@
 import math
 import random
 from argparse import Namespace
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class State:
         optimization: of the run.
         losses: of the running epoch.
         progress: how far it is.
+        bad_images: of this process in the running epoch: what was wrong with an image, and how often it was met.
     """
 
     folder: Path
@@ -57,10 +59,12 @@ class State:
     optimization: Optimization
     losses: Losses
     progress: Progress = field(default_factory=Progress)
+    bad_images: Counter = field(default_factory=Counter)
 
     def save(self) -> None:
         """Replaces `checkpoint_last.pth`, the only one there is; all processes call it and wait until it is safe."""
-        processes = utils.all_gather_objects({"random": random_state(), "losses": self.losses.state_dict()})
+        own = {"random": random_state(), "losses": self.losses.state_dict(), "bad_images": dict(self.bad_images)}
+        processes = utils.all_gather_objects(own)
         if utils.is_main():
             entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
             entries["processes"] = processes
@@ -96,6 +100,7 @@ class State:
             if len(processes) == utils.world_size():
                 restore_random_state(processes[utils.rank()]["random"])
                 self.losses.load_state_dict(processes[utils.rank()]["losses"])
+                self.bad_images = Counter(processes[utils.rank()]["bad_images"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} does not hold a run to resume ({error!r}); name a {LAST}") from error
 

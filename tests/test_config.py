@@ -54,6 +54,7 @@ def test_flags_and_defaults_are_frozen():
         "--amp": "auto",
         "--accum": 1,
         "--num_workers": 4,
+        "--bad_images": "stop",
         "--temperature": None,
         "--controller": "closed_loop",
         "--resume": None,

@@ -36,7 +36,8 @@ def expected(name, p, mode):
     flags = f"--p {p} --epoch {epochs} --pretrained pretrained/{model}.pth"
     if mode == "evaluate":
         flags = f"--evaluate --pretrained {out}/{released}_p{p}_compressed.pth"
-    return f"-m torch.distributed.run --nproc_per_node=8 -- {script} {flags} --config ./configs/{config} --output_dir {out}"
+    launcher = "-m torch.distributed.run --nproc_per_node=8 --"
+    return f"{launcher} {script} {flags} --config ./configs/{config} --output_dir {out}"
 
 
 @pytest.fixture
