@@ -20,6 +20,7 @@ from clip.retrieval import ClipRetrieval
 from clip.tokenizer import CONTEXT_LENGTH, VOCABULARY
 from data.transforms import MEAN, STD
 from madtp import checkpoint
+from madtp.layout import KEEP
 from madtp.momentum import complete_momentum
 from utils import UserError
 
@@ -40,7 +41,7 @@ def load(
         device: where the model goes; by default to the GPU, if there is one.
         evaluate: whether it is used as it is.
         config: `sd_num` (100), `sd_dim` (768), `queue_size` (57600), `image_size` (the file's); `vit_grad_ckpt` and
-            `vit_ckpt_layer`; for fresh weights `clip` with the sizes.
+            `vit_ckpt_layer`; `keep` ("batch"); for fresh weights `clip` with the sizes.
 
     Returns:
         The model, its sizes those of the file, and the transform from a PIL image to its input [3, S, S].
@@ -59,6 +60,7 @@ def load(
         config.get("sd_dim", 768),
         config.get("queue_size", 57600),
         config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0,
+        KEEP[config.get("keep", "batch")],
     )
     if content:
         convert = (without_archive_numbers, checkpoint.resize_positions, complete_momentum)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from madtp.alignment import QueryModel
-from madtp.attention import AttentionScores, attend
+from madtp.attention import AttentionScores
 from madtp.flops import TextShape, VisionShape
-from madtp.pruning import Kept, prune_tokens
+from madtp.layout import Keep, Rectangle, keep_batch
+from madtp.pruning import Kept
 from madtp.trace import Trace
 
 HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
@@ -57,10 +58,12 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, scores: bool) -> tuple[Tensor, AttentionScores | None]:
+    def forward(
+        self, x: Tensor, layout: Rectangle, causal: bool, scores: bool
+    ) -> tuple[Tensor, AttentionScores | None]:
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
-        output, attention_scores = attend(query, key, value, mask, scores)
+        output, attention_scores = layout.attend(query, key, value, causal=causal, scores=scores)
         return self.out_proj(output.transpose(1, 2).flatten(2)), attention_scores
 
 
@@ -79,19 +82,18 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        layout: Rectangle,
         space_dict: Tensor | None,
         temperature: float,
         align: bool,
-        min_keep: int,
+        min_keep: int | Tensor,
         end: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Kept | None]:
-        causal = end is not None
-        mask = x.new_ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if causal else None
-        protected = end.unsqueeze(1) - 1 if causal else None  # counted without the first token
-        alignment, aligned = self.query_model(x[:, 1:], space_dict, temperature, align)
-        attended, scores = self.attn(self.ln_1(x), mask, scores=temperature > 0)
-        x, kept = prune_tokens(x + attended, scores, alignment, temperature, min_keep, protected)
-        return x + self.mlp(self.ln_2(x)), aligned, kept
+    ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
+        protected = None if end is None else end.unsqueeze(1) - 1  # counted without the first token
+        alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
+        attended, scores = self.attn(self.ln_1(x), layout, end is not None, scores=temperature > 0)
+        x, layout, kept = layout.prune(x + attended, scores, alignment, temperature, min_keep, protected)
+        return x + self.mlp(self.ln_2(x)), layout, aligned, kept
 
 
 class Transformer(nn.Module):
@@ -119,9 +121,10 @@ class Transformer(nn.Module):
         temperature: float,
         align: bool,
         trace: Trace | None,
+        keep: Keep,
         end: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Runs the layers.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the layers and returns the token that the feature is read from.
 
         Args:
             x: [B, L, D].
@@ -129,25 +132,29 @@ class Transformer(nn.Module):
             temperature: pruning temperature; 0 is the dense model.
             align: whether the aligned feature of the similarity loss is wanted.
             trace: where to write down what each layer did to its tokens.
+            keep: the rule by which tokens are kept.
             end: [B], where the end-of-text token stands. Then attention is causal, this token is never dropped, and
-                no layer keeps fewer tokens than the largest of these positions + 3: mostly padding goes.
+                no layer keeps fewer tokens than this position + 3 (by the rule `batch`, the largest of these): mostly
+                padding goes.
 
         Returns:
-            Tokens [B, L', D], first token, kept tokens in order, merged token last; the aligned feature [B, K, C]
-            summed over the layers, or None; and where the end-of-text token stands now.
+            The class token or, of a text, the end-of-text token [B, D]; and the aligned feature [B, K, C] summed over
+            the layers, or None.
         """
         temperature = temperature if space_dict is not None else 0.0
-        min_keep = 2 if end is None else int(end.max()) + 3
+        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align)
+        min_keep = 2 if end is None else layout.in_company(end) + 3
         aligned_layers = []
         for index, block in enumerate(self.resblocks):
-            entered = x.shape[1]
-            x, aligned, kept = self._run(index, block, x, space_dict, temperature, align, min_keep, end)
+            before = layout.lengths(x) if trace is not None else None
+            x, layout, aligned, kept = self._run(index, block, x, layout, space_dict, temperature, align, min_keep, end)
             aligned_layers.append(aligned)
             if end is not None and kept is not None:
-                end = (kept.indices < end.unsqueeze(1)).sum(dim=1)  # the kept ones up to itself
+                end = kept.place(end)
             if trace is not None:
-                trace.add(self.tower, entered, x.shape[1], temperature > 0, kept)
-        return x, None if aligned is None else sum(aligned_layers), end
+                trace.add(self.tower, before, layout.lengths(x), temperature > 0, kept)
+        read = layout.first(x) if end is None else layout.at(x, end)
+        return read, None if aligned is None else sum(aligned_layers)
 
     def _run(self, index: int, block: Block, *inputs):
         if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:
@@ -177,12 +184,13 @@ class VisionTransformer(nn.Module):
         temperature: float = 0.0,
         align: bool = True,
         trace: Trace | None = None,
+        keep: Keep = keep_batch,
     ) -> tuple[Tensor, Tensor | None]:
         """Features [B, F] of images [B, 3, S, S], and the aligned feature [B, K, C] or None; see `Transformer`."""
         x = self.conv1(image).flatten(2).transpose(1, 2)  # [B, N, D]
         x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
-        x, aligned, _ = self.transformer(self.ln_pre(x), space_dict, temperature, align, trace)
-        return self.ln_post(x[:, 0]) @ self.proj, aligned
+        first, aligned = self.transformer(self.ln_pre(x), space_dict, temperature, align, trace, keep)
+        return self.ln_post(first) @ self.proj, aligned
 
 
 class CLIP(nn.Module):
@@ -193,11 +201,12 @@ class CLIP(nn.Module):
         sd_num: K.
         sd_dim: C.
         checkpointed_layers: how many of the last image layers are recomputed in the backward pass.
+        keep: the rule by which both towers keep tokens.
     """
 
-    def __init__(self, sizes: Sizes, sd_num: int, sd_dim: int, checkpointed_layers: int = 0):
+    def __init__(self, sizes: Sizes, sd_num: int, sd_dim: int, checkpointed_layers: int = 0, keep: Keep = keep_batch):
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.keep = sizes, keep
         width, depth = sizes.transformer_width, sizes.transformer_layers
         self.text_shape = TextShape(width, depth, 4 * width, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
         self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
@@ -219,7 +228,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
         """Features [B, F] of images [B, 3, S, S], not normalised."""
-        return self.visual(image, self.space_dict, temperature, align=False, trace=trace)[0]
+        return self.visual(image, self.space_dict, temperature, align=False, trace=trace, keep=self.keep)[0]
 
     def encode_text(self, text: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
         """Features [B, F] of token ids [B, L], not normalised."""
@@ -240,8 +249,7 @@ class CLIP(nn.Module):
         transformer, embedding, positions, norm, projection = (getattr(self, name + twin) for name in TEXT_TOWER)
         end = text.argmax(dim=-1)  # the end of text has the largest id
         x = embedding(text) + positions[: text.shape[1]]
-        x, aligned, end = transformer(x, self.space_dict, temperature, align, trace, end)
-        last = x[torch.arange(len(x), device=x.device), end]
+        last, aligned = transformer(x, self.space_dict, temperature, align, trace, self.keep, end)
         return norm(last) @ projection, aligned
 
 

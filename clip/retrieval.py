@@ -13,6 +13,7 @@ from torch import Tensor
 from clip.model import CLIP, TEXT_TOWER, Sizes
 from clip.tokenizer import tokenize
 from madtp.alignment import similarity_loss
+from madtp.layout import Keep, keep_batch
 from madtp.momentum import MomentumContrast
 from madtp.trace import Trace
 
@@ -28,12 +29,21 @@ class ClipRetrieval(MomentumContrast, CLIP):
         sd_dim: C.
         queue_size: features of earlier batches to compare with.
         checkpointed_layers: how many of the last image layers are recomputed in the backward pass.
+        keep: the rule by which all towers keep tokens.
     """
 
     momentum_towers = ("visual", *TEXT_TOWER)
 
-    def __init__(self, sizes: Sizes, sd_num: int, sd_dim: int, queue_size: int, checkpointed_layers: int = 0):
-        super().__init__(sizes, sd_num, sd_dim, checkpointed_layers)
+    def __init__(
+        self,
+        sizes: Sizes,
+        sd_num: int,
+        sd_dim: int,
+        queue_size: int,
+        checkpointed_layers: int = 0,
+        keep: Keep = keep_batch,
+    ):
+        super().__init__(sizes, sd_num, sd_dim, checkpointed_layers, keep)
         self.init_momentum(sizes.embed_dim, queue_size)
 
     def forward(
@@ -64,10 +74,10 @@ class ClipRetrieval(MomentumContrast, CLIP):
         self.update_momentum()
         text = caption if isinstance(caption, Tensor) else self.encode_captions(caption)
         align = temperature > 0
-        image_feat, image_aligned = self.visual(image, self.space_dict, temperature, align, trace)
+        image_feat, image_aligned = self.visual(image, self.space_dict, temperature, align, trace, self.keep)
         text_feat, text_aligned = self.read_text(text, temperature, align, trace)
         with torch.no_grad():
-            image_feat_m, image_aligned_m = self.visual_m(image, self.space_dict, temperature, align)
+            image_feat_m, image_aligned_m = self.visual_m(image, self.space_dict, temperature, align, None, self.keep)
             text_feat_m, text_aligned_m = self.read_text(text, temperature, align, twin="_m")
         features = [F.normalize(feat, dim=-1) for feat in (image_feat, text_feat, image_feat_m, text_feat_m)]
         losses = {"loss_ita": self.contrastive_loss(*features, idx, alpha, self.logit_scale.exp())}

@@ -6,6 +6,8 @@ Shapes: B batch, N prunable tokens, D width of the tower, K learnable tokens, C 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from madtp.layout import Rectangle
+
 
 class QueryModel(nn.Module):
     """Holds the tokens that enter a layer against the learnable tokens.
@@ -22,12 +24,13 @@ class QueryModel(nn.Module):
         self.q_map = nn.Sequential(nn.Linear(width, sd_dim)) if mapped else nn.Identity()
 
     def forward(
-        self, tokens: Tensor, space_dict: Tensor | None, temperature: float, align: bool
+        self, x: Tensor, layout: Rectangle, space_dict: Tensor | None, temperature: float, align: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Alignment scores for pruning and the aligned feature for the similarity loss, each only where it is used.
 
         Args:
-            tokens: [B, N, D], what enters the layer, class token left out.
+            x: [B, L, D], what enters the layer, class token first.
+            layout: how its tokens lie.
             space_dict: [K, C], the learnable tokens; None switches MAG off.
             temperature: pruning temperature; above 0 the alignment is needed.
             align: whether the aligned feature is wanted.
@@ -37,22 +40,27 @@ class QueryModel(nn.Module):
         """
         if space_dict is None or not (align or temperature > 0):
             return None, None
-        query = self.q_map(tokens)
+        query = self.q_map(layout.prunable(x))
         alignment = query @ space_dict.transpose(0, 1).to(query.dtype)
-        return alignment, aligned_feature(query, alignment) if align else None
+        own = None if layout.own is None else layout.own[:, 1:]
+        return alignment, aligned_feature(query, alignment, own) if align else None
 
 
-def aligned_feature(query: Tensor, alignment: Tensor) -> Tensor:
+def aligned_feature(query: Tensor, alignment: Tensor, own: Tensor | None = None) -> Tensor:
     """Each learnable token's view of the modality: softmax over N of (a^T / sqrt(C)), times q.
 
     Args:
         query: [B, N, C].
         alignment: [B, N, K].
+        own: [B, N], True where there is a token; None is everywhere.
 
     Returns:
         [B, K, C].
     """
-    weights = (alignment.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    logits = alignment.transpose(1, 2) / query.shape[-1] ** 0.5
+    if own is not None:
+        logits = logits.masked_fill(~own.unsqueeze(1), float("-inf"))
+    weights = logits.softmax(dim=-1)
     return weights.to(query.dtype) @ query
 
 

@@ -34,6 +34,7 @@ def attend(
     mask: Tensor | None = None,
     scores: bool = False,
     dropout: float = 0.0,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, AttentionScores | None]:
     """Scaled dot-product attention, with the scores that pruning needs when asked.
 
@@ -48,6 +49,7 @@ def attend(
         mask: boolean, broadcastable to [B, H, Q, L], True where attention may go; every query needs one such key.
         scores: also return the scores; self-attention only, so Q = L.
         dropout: probability of dropping an attention weight; the scores use the weights before dropout.
+        counted: [B, L], True for the queries that `self_attention` sums over; None is all but the class token.
 
     Returns:
         The output [B, H, Q, E], and the scores or None.
@@ -58,7 +60,7 @@ def attend(
         query = query * query.shape[-1] ** -0.5
         whole = torch.is_grad_enabled() or dropout > 0
         attended = _attend_whole if whole else _attend_in_blocks
-        output, self_attention, cls_row = attended(query, key, value, mask, dropout)
+        output, self_attention, cls_row = attended(query, key, value, mask, dropout, counted)
         return output, AttentionScores(self_attention, _cls_attention(cls_row, output))
 
 
@@ -70,15 +72,18 @@ def _attention_map(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def _attend_whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
+def _attend_whole(query, key, value, mask, dropout: float, counted: Tensor | None):
     """The differentiable path: output, column sums [B, N] of the maximum over heads, class row [B, H, N]."""
     weights = _attention_map(query, key, mask)
     output = F.dropout(weights, dropout) @ value
-    self_attention = weights[:, :, 1:, 1:].amax(dim=1).sum(dim=1, dtype=_accumulator(weights.dtype))
+    largest = weights[:, :, 1:, 1:].amax(dim=1)
+    if counted is not None:
+        largest = largest * counted[:, 1:, None]
+    self_attention = largest.sum(dim=1, dtype=_accumulator(weights.dtype))
     return output, self_attention, weights[:, :, 0, 1:]
 
 
-def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float):
+def _attend_in_blocks(query, key, value, mask, dropout: float, counted: Tensor | None):
     """The same without ever holding more than a block of queries of the map; `dropout` is 0 here."""
     batch, heads, length, _ = query.shape
     block = ceil(length / ceil(length / QUERY_BLOCK))  # blocks of about one size: the last is no small rest
@@ -92,10 +97,13 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
         block_mask = None if mask is None else mask[some, :, rows]
         weights = _attention_map(query[some, :, rows], key[some], block_mask)  # [samples, H, block, L]
         output[some, :, rows] = weights @ value[some]
+        largest = weights.amax(dim=1)
+        if counted is not None:
+            largest = largest * counted[some, rows, None]
         if start == 0:
             cls_row[some] = weights[:, :, 0]
-            weights = weights[:, :, 1:]
-        column_sums[some] += weights.amax(dim=1).sum(dim=1, dtype=column_sums.dtype)
+            largest = largest[:, 1:]
+        column_sums[some] += largest.sum(dim=1, dtype=column_sums.dtype)
     return output, column_sums[:, 1:], cls_row[:, :, 1:]
 
 

@@ -213,7 +213,7 @@ def paired_speed(*runs: tuple[engine.Run, torch.nn.Module, float]) -> list[float
             for batch in batches:
                 with meter.forward(len(batch["index"])) as trace:
                     run.task.predict(model, to_device(batch, device_of(model)), temperature, trace)
-            times += [meter.totals["seconds"]] * (turn > 0)  # the first round warms up
+            times += [meter.seconds] * (turn > 0)  # the first round warms up
     return [samples / median(times) for times in seconds]
 
 

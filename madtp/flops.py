@@ -1,7 +1,8 @@
 """What a forward pass costs, by formula from the shapes that ran.
 
 Costs are multiply-accumulates as fvcore counts them: convolution, linear and matrix product at 1 per multiply-add,
-LayerNorm at 5 per element, nothing else. The paper calls 10^9 of them a GFLOP, and so do we.
+LayerNorm at 5 per element, nothing else. The paper calls 10^9 of them a GFLOP, and so do we. Where a trace counts the
+tokens of every sample of a batch apart, so do the formulas: the cost is then an array, one entry for each sample.
 `python -m madtp.flops` prints the dense cost of the paper's models.
 
 Letters: L tokens that enter a layer (class token included), M tokens after pruning, S tokens of the other sequence,
@@ -11,9 +12,13 @@ D width, W width of the other sequence, K learnable tokens, C their width.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from madtp.trace import LayerTrace, dense_layers
 
 GIGA = 1e9
+
+Cost = float | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class TextShape:
     sd_dim: int = 768
 
 
-def vision(shape: VisionShape, layers: Sequence[LayerTrace], num_learnable: int) -> float:
+def vision(shape: VisionShape, layers: Sequence[LayerTrace], num_learnable: int) -> Cost:
     """Multiply-accumulates of one image through a vision transformer, final norm included."""
     cost = patches(shape)
     for layer in layers:
@@ -60,7 +65,7 @@ def text(
     num_learnable: int,
     states: Sequence[int] = (),
     merged_layers: Sequence[int] = (),
-) -> float:
+) -> Cost:
     """Multiply-accumulates of one text through a BERT.
 
     Args:
@@ -82,7 +87,7 @@ def text(
     return cost
 
 
-def language_head(shape: TextShape, length: int) -> float:
+def language_head(shape: TextShape, length: int) -> Cost:
     """Multiply-accumulates of the logits over the vocabulary at `length` positions."""
     return length * shape.width * (shape.width + shape.vocabulary) + layer_norm(length, shape.width)
 
@@ -92,23 +97,23 @@ def patches(shape: VisionShape) -> float:
     return (shape.length - 1) * 3 * shape.patch_size**2 * shape.width
 
 
-def pre_norm_layer(layer: LayerTrace, width: int, hidden: int) -> float:
+def pre_norm_layer(layer: LayerTrace, width: int, hidden: int) -> Cost:
     """A transformer layer that norms first: attention over what enters, feed-forward over what is left."""
     cost = layer_norm(layer.entered, width) + self_attention(layer.entered, width)
     return cost + layer_norm(layer.left, width) + 2 * layer.left * width * hidden
 
 
-def self_attention(length: int, width: int) -> float:
+def self_attention(length: int, width: int) -> Cost:
     """Four projections and the two products with the attention map."""
     return 4 * length * width**2 + 2 * length**2 * width
 
 
-def cross_attention(length: int, states: int, width: int, states_width: int) -> float:
+def cross_attention(length: int, states: int, width: int, states_width: int) -> Cost:
     """Query and output projection of the hidden states, keys and values of the other sequence, the two products."""
     return 2 * length * width**2 + 2 * states * states_width * width + 2 * length * states * width
 
 
-def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> float:
+def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> Cost:
     """The method's own cost in a layer: alignment, threshold and, where tokens go, the merged token."""
     tokens = layer.entered - 1
     alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped
@@ -116,21 +121,27 @@ def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapp
     return (alignment + tokens * num_learnable + merged) * layer.scored
 
 
-def layer_norm(length: int, width: int) -> float:
+def layer_norm(length: int, width: int) -> Cost:
     """Five operations per element."""
     return 5 * length * width
 
 
 def nlvr(
     image: VisionShape, bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, first_merged: int
-) -> float:
+) -> Cost:
     """Multiply-accumulates of two images, a statement and the classifier on its first token."""
-    states = [layers["image"][-1].left] * 2
+    states = of_both_images(layers["image"][-1].left)
     statement = text(bert, layers["text"], num_learnable, states, range(first_merged, bert.depth))
-    return 2 * vision(image, layers["image"], num_learnable) + statement + bert.width * (bert.width + 2)
+    images = sum(of_both_images(vision(image, layers["image"], num_learnable)))
+    return images + statement + bert.width * (bert.width + 2)
 
 
-def caption(image: VisionShape, bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> float:
+def of_both_images(values: Cost) -> Sequence[Cost]:
+    """Of numbers for the left images of a batch, then the right ones: both halves. One number is that of all."""
+    return np.split(values, 2) if np.ndim(values) else (values, values)
+
+
+def caption(image: VisionShape, bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> Cost:
     """Multiply-accumulates of an image and the decoder run once over a caption."""
     return vision(image, layers["image"], num_learnable) + decode(bert, layers["decoder"], layers["image"][-1].left)
 
@@ -140,7 +151,7 @@ def vqa(
     bert: TextShape,
     layers: dict[str, Sequence[LayerTrace]],
     num_learnable: int,
-) -> float:
+) -> Cost:
     """Multiply-accumulates of an image, a question over it and the decoder run once over an answer."""
     question = text(bert, layers["text"], num_learnable, [layers["image"][-1].left])
     answer = decode(replace(bert, states_width=bert.width), layers["decoder"], layers["text"][-1].left)
@@ -153,30 +164,40 @@ def retrieval(
     layers: dict[str, Sequence[LayerTrace]],
     num_learnable: int,
     feature_width: int,
-) -> float:
-    """Multiply-accumulates of BLIP's features of one image and one text, and of judging one pair."""
+) -> Cost:
+    """Multiply-accumulates of BLIP's features of one image and one text, and of judging one pair.
+
+    Where a trace has several pairs of each image, they count as their mean.
+    """
     features = image_feature(image, layers, num_learnable, feature_width)
-    return features + text_feature(bert, layers, num_learnable, feature_width) + match(bert, layers, num_learnable)
+    features += text_feature(bert, layers, num_learnable, feature_width)
+    pairs = match(bert, layers, num_learnable)
+    return features + (np.reshape(pairs, (len(features), -1)).mean(axis=1) if np.ndim(pairs) else pairs)
 
 
 def image_feature(
     image: VisionShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
-) -> float:
+) -> Cost:
     """Multiply-accumulates of an image and the projection of its class token."""
     return vision(image, layers["image"], num_learnable) + image.width * feature_width
 
 
 def text_feature(
     bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
-) -> float:
+) -> Cost:
     """Multiply-accumulates of a text alone and the projection of its first token."""
     return text(bert, layers["text"], num_learnable) + bert.width * feature_width
 
 
-def match(bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> float:
-    """Multiply-accumulates of a text over an image's tokens and the classifier on its first token."""
-    pair = text(bert, layers["multimodal"], num_learnable, [layers["image"][-1].left])
-    return pair + bert.width * 2
+def match(bert: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int) -> Cost:
+    """Multiply-accumulates of a text over an image's tokens and the classifier on its first token.
+
+    Where token counts are given apart, an equal number of texts in a row belongs to each image.
+    """
+    texts, images = layers["multimodal"], layers["image"][-1].left
+    if np.ndim(images):
+        images = np.repeat(images, np.size(texts[-1].left) // len(images))
+    return text(bert, texts, num_learnable, [images]) + bert.width * 2
 
 
 def clip(
@@ -185,7 +206,7 @@ def clip(
     layers: dict[str, Sequence[LayerTrace]],
     num_learnable: int,
     feature_width: int,
-) -> float:
+) -> Cost:
     """Multiply-accumulates of CLIP's features of one image and one text."""
     cost = clip_image_feature(image, layers, num_learnable, feature_width)
     return cost + clip_text_feature(words, layers, num_learnable, feature_width)
@@ -193,7 +214,7 @@ def clip(
 
 def clip_image_feature(
     image: VisionShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
-) -> float:
+) -> Cost:
     """Multiply-accumulates of CLIP's feature of an image."""
     cost = patches(image) + layer_norm(image.length, image.width)
     return cost + clip_tower(image.width, image.sd_dim, layers["image"], num_learnable, feature_width)
@@ -201,12 +222,12 @@ def clip_image_feature(
 
 def clip_text_feature(
     words: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
-) -> float:
+) -> Cost:
     """Multiply-accumulates of CLIP's feature of a text."""
     return clip_tower(words.width, words.sd_dim, layers["text"], num_learnable, feature_width)
 
 
-def clip_tower(width: int, sd_dim: int, layers: Sequence[LayerTrace], num_learnable: int, feature_width: int) -> float:
+def clip_tower(width: int, sd_dim: int, layers: Sequence[LayerTrace], num_learnable: int, feature_width: int) -> Cost:
     """Multiply-accumulates of CLIP's layers, of either tower, and of the feature that is read at a single token."""
     cost = layer_norm(1, width) + width * feature_width
     for layer in layers:
@@ -214,7 +235,7 @@ def clip_tower(width: int, sd_dim: int, layers: Sequence[LayerTrace], num_learna
     return cost
 
 
-def decode(bert: TextShape, layers: Sequence[LayerTrace], states: int) -> float:
+def decode(bert: TextShape, layers: Sequence[LayerTrace], states: int) -> Cost:
     """Multiply-accumulates of the decoder over a whole text, logits at every position."""
     return text(bert, layers, 0, [states]) + language_head(bert, layers[0].entered)
 

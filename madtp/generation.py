@@ -76,7 +76,7 @@ class CachedDecoder:
         self._reorder(parents)
 
     def _reorder(self, rows: Tensor) -> None:
-        self.past = [type(layer)(layer.key[rows], layer.value[rows]) for layer in self.past]
+        self.past = [layer.reordered(rows) for layer in self.past]
 
 
 @torch.no_grad()

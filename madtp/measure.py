@@ -6,17 +6,21 @@ Costs come from traces alone: measuring them takes no forward pass of its own.
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from madtp.flops import Cost
 from madtp.trace import Trace
 from utils import all_gather_objects, all_reduce_sum, is_main, rank, world_size
+
+SPREAD = (10, 90)  # percentiles that tell how much samples differ
 
 
 def progress_bar(loader: DataLoader, name: str) -> tqdm:
@@ -41,40 +45,78 @@ class CostMeter:
     """Sums cost, tokens and time over the forward passes of one evaluation, and over all processes when read.
 
     Args:
-        cost: GFLOPs of one sample, from the trace of its batch.
+        cost: GFLOPs from the trace of a batch: of each of its samples, or one number for all.
     """
 
-    def __init__(self, cost: Callable[[Trace], float]):
+    def __init__(self, cost: Callable[[Trace], Cost]):
         self.cost = cost
-        self.totals = Counter()
+        self.seconds = 0.0
+        self.costs = Counter()  # how many samples had a cost, and a dense one
+        self.tokens = Counter()  # how many sequences had so many tokens left after a layer of a tower
 
     @contextmanager
     def forward(self, samples: int) -> Iterator[Trace]:
         """Times one forward pass of a batch and counts what it writes into the trace."""
         trace, started = Trace(), _now()
         yield trace
-        self.totals["seconds"] += _now() - started
-        self.totals["samples"] += samples
-        self.totals["gflops"] += samples * self.cost(trace)
-        self.totals["gflops_dense"] += samples * self.cost(trace.dense())
+        self.seconds += _now() - started
+        spent, dense = self.cost(trace), self.cost(trace.dense())
+        self.costs.update(zip(_each(spent, samples), _each(dense, samples), strict=True))
         for tower, layers in trace.layers.items():
-            self.totals.update({(tower, index): samples * layer.left for index, layer in enumerate(layers)})
+            for index, layer in enumerate(layers):
+                self.tokens.update((tower, index, left) for left in _each(layer.left, samples))
 
     def summary(self) -> dict:
-        """Means per sample over all processes: cost, percent of dense, tokens left after every layer; and the speed."""
-        processes = all_gather_objects(self.totals)
-        totals = sum(processes, Counter())
-        samples = totals["samples"]
-        tokens = {}
-        for tower, layer in sorted(key for key in totals if isinstance(key, tuple)):
-            tokens.setdefault(tower, []).append(totals[tower, layer] / samples)
+        """Means per sample over all processes, their spread over the samples, and the speed.
+
+        Returns:
+            `gflops`, `gflops_dense`, `percent` of dense and `tokens` left after every layer, tower by tower, are means;
+            `percent_p10`, `percent_p90`, `tokens_p10` and `tokens_p90` the 10th and the 90th percentile.
+        """
+        processes = all_gather_objects((self.costs, self.tokens, self.seconds))
+        costs, tokens = (sum((process[part] for process in processes), Counter()) for part in (0, 1))
+        samples = costs.total()
+        gflops, dense = (sum(pair[one] * count for pair, count in sorted(costs.items())) / samples for one in (0, 1))
+        shares = Counter()
+        for (spent, whole), count in costs.items():
+            shares[100 * spent / whole] += count
+        layers = {}
+        for (tower, index, left), count in sorted(tokens.items()):
+            layers.setdefault(tower, {}).setdefault(index, {})[left] = count
         return {
-            "gflops": totals["gflops"] / samples,
-            "gflops_dense": totals["gflops_dense"] / samples,
-            "percent": 100 * totals["gflops"] / totals["gflops_dense"],
-            "tokens": tokens,
-            "samples_per_second": samples / max(process["seconds"] for process in processes),
+            "gflops": gflops,
+            "gflops_dense": dense,
+            "percent": 100 * gflops / dense,
+            **{f"percent_p{rank}": percentile(shares, rank) for rank in SPREAD},
+            "tokens": {tower: [mean(found) for found in rows.values()] for tower, rows in layers.items()},
+            **{
+                f"tokens_p{rank}": {
+                    tower: [percentile(found, rank) for found in rows.values()] for tower, rows in layers.items()
+                }
+                for rank in SPREAD
+            },
+            "samples_per_second": samples / max(seconds for _, _, seconds in processes),
         }
+
+
+def _each(values: Cost, samples: int) -> list[float]:
+    """One number for each sample."""
+    return np.broadcast_to(values, np.shape(values) or samples).tolist()
+
+
+def mean(counts: Mapping[float, int]) -> float:
+    """The mean of numbers, each so many times there."""
+    return sum(value * count for value, count in counts.items()) / sum(counts.values())
+
+
+def percentile(counts: Mapping[float, int], rank: float) -> float:
+    """The smallest of some numbers, each so many times there, that `rank` percent of them do not exceed."""
+    wanted, met = rank / 100 * sum(counts.values()), 0
+    for value in sorted(counts):
+        met += counts[value]
+        if met >= wanted:
+            return value
+    raise ValueError("there are no numbers")
 
 
 def _now() -> float:
@@ -110,11 +152,11 @@ class CalibrationSample:
         return list(type(loader)(loader.dataset, batch_sampler=chosen, **options))
 
     def cost(self, task, model: nn.Module, temperature: float) -> float:
-        """Share of dense that inference costs at this temperature, over all processes."""
+        """Share of dense that inference costs at this temperature, the mean over the samples of all processes."""
         device, spent, dense = device_of(model), 0.0, 0.0
         for batch in self.batches:
             trace = Trace()
             task.probe(model, to_device(batch, device), temperature, trace)
-            spent += len(batch["index"]) * task.cost(model, trace)
-            dense += len(batch["index"]) * task.cost(model, trace.dense())
+            spent += len(batch["index"]) * float(np.mean(task.cost(model, trace)))
+            dense += len(batch["index"]) * float(np.mean(task.cost(model, trace.dense())))
         return all_reduce_sum(spent) / all_reduce_sum(dense)

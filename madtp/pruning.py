@@ -13,20 +13,43 @@ from madtp.attention import AttentionScores
 
 
 class Kept(NamedTuple):
-    """Which tokens a layer kept.
+    """What a layer left of its sequences: class token, kept tokens in their order, merged token.
 
     Attributes:
-        indices: [B, k], ascending, into the N prunable tokens.
-        representative: [B, 1], the most important of the dropped tokens; the merged token inherits its mask bit.
+        rows: [B, L'], where in its sequence each token stood; for the merged token, the most important of the dropped,
+            whose mask bit it inherits. Beyond a sequence's own end: 0.
+        lengths: [B], tokens left of each sequence; None where all have L'.
+        merges: [B], which sequences dropped tokens and end with a merged one; None where all do.
     """
 
-    indices: Tensor
-    representative: Tensor
+    rows: Tensor
+    lengths: Tensor | None = None
+    merges: Tensor | None = None
+
+    @property
+    def indices(self) -> Tensor:
+        """[B, k], the kept ones among the N prunable tokens, where every sample keeps k of them."""
+        return self.rows[:, 1:-1] - 1
+
+    @property
+    def own(self) -> Tensor | None:
+        """[B, L'], True where there is a token; None is everywhere."""
+        return None if self.lengths is None else own_tokens(self.lengths, self.rows.shape[1])
 
     def gather(self, values: Tensor) -> Tensor:
-        """Shortens per-token values [B, L] as the tokens were: class token, kept, merged -> [B, k + 2]."""
-        order = torch.cat([self.indices, self.representative], dim=1) + 1
-        return torch.cat([values[:, :1], values.gather(1, order)], dim=1)
+        """Shortens per-token values [B, L] as the tokens were: [B, L'], zeros beyond a sequence's end."""
+        values = values.gather(1, self.rows)
+        return values if self.lengths is None else values.where(self.own, 0)
+
+    def place(self, token: Tensor) -> Tensor:
+        """Where tokens that were kept stand now: [B] -> [B]."""
+        return (self.rows == token.unsqueeze(1)).to(torch.uint8).argmax(dim=1)
+
+    def of(self, sample: int) -> list[int]:
+        """The kept ones among the prunable tokens of a sample, ascending from 0."""
+        merged = self.merges is None or bool(self.merges[sample])
+        end = (self.rows.shape[1] if self.lengths is None else int(self.lengths[sample])) - merged
+        return (self.rows[sample, 1:end] - 1).tolist()
 
 
 def prune_tokens(
@@ -37,7 +60,7 @@ def prune_tokens(
     min_keep: int = 1,
     protected: Tensor | None = None,
 ) -> tuple[Tensor, Kept | None]:
-    """Drops the tokens below the threshold and appends one that merges them.
+    """Drops the tokens below the threshold and appends one that merges them; the neediest sample decides how many.
 
     Args:
         x: [B, L, D], class token first; never changed in place.
@@ -54,28 +77,52 @@ def prune_tokens(
     if temperature <= 0:
         return x, None
     with torch.autocast(x.device.type, enabled=False):  # a threshold rounded to half precision misplaces tokens
-        significance = importance(scores, alignment)
-        passing = significance > threshold(significance, alignment, temperature)
-        if protected is not None:
-            passing = passing.scatter(1, protected, 1)
-        keep = int(passing.sum(dim=1).max())  # the neediest sample decides, so that the batch stays rectangular
+        significance, passing = assess(scores, alignment, temperature, protected)
+        keep = int(passing.sum(dim=1).max())  # so that the batch stays rectangular
         if keep < min_keep or significance.shape[1] - keep <= 1:
             return x, None
         kept, dropped = select(significance, keep, protected)
-        return shorten(x, significance, kept, dropped), kept
+        rows, merged = kept.rows[:, :-1], merge(x[:, 1:], merge_weights(significance, dropped))
+        return torch.cat([x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])), merged], dim=1), kept
 
 
-def importance(scores: AttentionScores, alignment: Tensor) -> Tensor:
-    """S = (S_self + S_token + S_cls) / 3 of every prunable token, [B, N]."""
+def assess(
+    scores: AttentionScores,
+    alignment: Tensor,
+    temperature: float,
+    protected: Tensor | None = None,
+    own: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The importance of every token, and which of them pass their sample's threshold: [B, N] each.
+
+    Args:
+        scores: zero where there is no token.
+        alignment: [B, N, K].
+        temperature: pruning temperature T.
+        protected: [B, 1], index of a token that always passes, or None.
+        own: [B, N], True where there is a token; None is everywhere.
+    """
+    significance = importance(scores, alignment, own)
+    passing = significance > threshold(significance, alignment, temperature, own)
+    if own is not None:
+        passing = passing & own
+    return significance, passing if protected is None else passing.scatter(1, protected, 1)
+
+
+def importance(scores: AttentionScores, alignment: Tensor, own: Tensor | None = None) -> Tensor:
+    """S = (S_self + S_token + S_cls) / 3 of every prunable token, [B, N]; 0 where there is none."""
     significance = _share(scores.self_attention)
-    significance = significance + _share(alignment.amax(dim=-1).to(significance.dtype))
+    token = alignment.amax(dim=-1).to(significance.dtype)
+    significance = significance + _share(token if own is None else token.where(own, 0))
     return (significance + scores.cls_attention) / 3
 
 
-def threshold(significance: Tensor, alignment: Tensor, temperature: float) -> Tensor:
+def threshold(significance: Tensor, alignment: Tensor, temperature: float, own: Tensor | None = None) -> Tensor:
     """theta = min over k of sum_j softmax_j(a[j, k] / T) S[j], one per sample: [B, 1]."""
-    focus = (alignment.transpose(1, 2).to(significance.dtype) / temperature).softmax(dim=-1)  # [B, K, N]
-    return (focus @ significance.unsqueeze(-1)).amin(dim=1)
+    focus = alignment.transpose(1, 2).to(significance.dtype) / temperature  # [B, K, N]
+    if own is not None:
+        focus = focus.masked_fill(~own.unsqueeze(1), float("-inf"))
+    return (focus.softmax(dim=-1) @ significance.unsqueeze(-1)).amin(dim=1)
 
 
 def select(significance: Tensor, keep: int, protected: Tensor | None = None) -> tuple[Kept, Tensor]:
@@ -88,18 +135,57 @@ def select(significance: Tensor, keep: int, protected: Tensor | None = None) -> 
     if protected is not None:
         ranked = ranked.scatter(1, protected, float("inf"))
     order = ranked.argsort(dim=1, descending=True, stable=True)
-    kept = Kept(order[:, :keep].sort(dim=1).values, order[:, keep : keep + 1])
-    dropped = torch.ones_like(significance, dtype=torch.bool).scatter(1, kept.indices, 0)
-    return kept, dropped
+    kept = order[:, :keep].sort(dim=1).values
+    dropped = torch.ones_like(significance, dtype=torch.bool).scatter(1, kept, 0)
+    return Kept(F.pad(torch.cat([kept, order[:, keep : keep + 1]], dim=1) + 1, (1, 0))), dropped
 
 
-def shorten(x: Tensor, significance: Tensor, kept: Kept, dropped: Tensor) -> Tensor:
-    """[class token, kept, sum over the dropped of S_j x_j / (sum of S over the dropped + 1e-8)]."""
+def select_own(
+    significance: Tensor, passing: Tensor, min_keep: int | Tensor, own: Tensor
+) -> tuple[Kept | None, Tensor]:
+    """Every sample keeps its own passing tokens, however many they are for the others.
+
+    Args:
+        significance: [B, N].
+        passing: [B, N].
+        min_keep: a number or [B]; a sample of which fewer tokens would be kept keeps all.
+        own: [B, N], True where there is a token.
+
+    Returns:
+        What is kept, None where no sample drops anything; and a mask [B, N] of what is dropped.
+    """
+    count = passing.sum(dim=1)
+    merges = (count >= min_keep) & (own.sum(dim=1) - count > 1)
+    stays = torch.where(merges.unsqueeze(1), passing, own)
+    dropped = own & ~stays
+    if not bool(merges.any()):
+        return None, dropped
+    lengths = 1 + stays.sum(dim=1) + merges
+    batch, tokens = stays.shape
+    place = stays.cumsum(dim=1).where(stays, tokens + 1)  # what goes, goes into a last column that is cut off
+    numbers = torch.arange(1, tokens + 1, device=stays.device).expand(batch, -1)
+    rows = place.new_zeros(batch, tokens + 2).scatter(1, place, numbers)
+    first_dropped = significance.detach().masked_fill(~dropped, float("-inf")).argmax(dim=1) + 1
+    last = (lengths - 1).unsqueeze(1)
+    rows = rows.scatter(1, last, torch.where(merges.unsqueeze(1), first_dropped.unsqueeze(1), rows.gather(1, last)))
+    rows = rows[:, : int(lengths.max())]
+    return Kept(rows.where(own_tokens(lengths, rows.shape[1]), 0), lengths, merges), dropped
+
+
+def own_tokens(lengths: Tensor, longest: int) -> Tensor:
+    """[B, longest], True for as many tokens as each sequence has."""
+    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def merge_weights(significance: Tensor, dropped: Tensor) -> Tensor:
+    """w = S / (sum of S over the dropped tokens + 1e-8) for these, 0 for the others: [B, N]."""
     weights = significance * dropped
-    weights = weights / (weights.sum(dim=1, keepdim=True) + 1e-8)
-    merged = weights.unsqueeze(1).to(x.dtype) @ x[:, 1:]  # [B, 1, D]
-    rows = F.pad(kept.indices + 1, (1, 0))  # the class token is row 0
-    return torch.cat([x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])), merged], dim=1)
+    return weights / (weights.sum(dim=1, keepdim=True) + 1e-8)
+
+
+def merge(tokens: Tensor, weights: Tensor) -> Tensor:
+    """One token [B, 1, D] that stands for several, sum_j w_j x_j, of tokens [B, N, D] and weights [B, N]."""
+    return weights.unsqueeze(1).to(tokens.dtype) @ tokens
 
 
 def _share(values: Tensor) -> Tensor:

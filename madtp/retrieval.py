@@ -9,14 +9,19 @@ one forward pass with G texts each.
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import chain
+from operator import or_
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from madtp import flops, metrics
-from madtp.measure import CostMeter, device_of, progress_bar
+from madtp.layout import Packed, Sequences
+from madtp.measure import SPREAD, CostMeter, device_of, progress_bar
 from madtp.momentum import ramped_alpha
 from madtp.task import Task, gather_predictions
 from madtp.trace import LayerTrace, Trace
@@ -26,16 +31,16 @@ PAIRS = 256  # judged in one forward pass
 
 
 class ImageBatch(NamedTuple):
-    """A batch of images as it left the pruned tower.
+    """Images as they left the pruned tower.
 
     Attributes:
         index: numbers of the images.
-        states: [B, S, D], on the CPU; S is the batch's own.
+        states: their tokens on the CPU, [B, S, D] or packed; S is the batch's own.
         layers: what the tower did, without the indices of what it kept.
     """
 
     index: list[int]
-    states: Tensor
+    states: Sequences
     layers: list[LayerTrace]
 
 
@@ -144,7 +149,7 @@ def encode_images(
         with meter.forward(len(index)) as trace:
             states, feature = model.encode_image(batch["image"].to(device, non_blocking=True), temperature, trace)
         layers = [layer._replace(kept=None) for layer in trace.layers["image"]]
-        batches.append(ImageBatch(index, states.cpu(), layers))
+        batches.append(ImageBatch(index, states.to("cpu"), layers))
         features.append((index[0], feature.cpu()))
     return batches, gather_features(features)
 
@@ -181,28 +186,59 @@ class Piece(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def size(self) -> int:
+        """How many texts."""
+        return self.stop - self.start
 
-def pack(counts: Sequence[int]) -> list[list[Piece]]:
-    """Shares the pairs of a batch of images out to forward passes of at most `PAIRS` pairs.
+
+def pack(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
+    """Shares the pairs of a batch of images out to forward passes of at most `room` pairs.
 
     Pieces of one forward pass are of similar length, the longest first. What is missing to a rectangle is filled with
     repetitions, which change nothing: the number of tokens kept is a maximum over the pairs.
 
     Args:
         counts: [B], the number of texts of each image.
+        room: pairs of a forward pass.
     """
     pieces = [
-        Piece(row, start, min(start + PAIRS, count))
+        Piece(row, start, min(start + room, count))
         for row, count in enumerate(counts)
-        for start in range(0, count, PAIRS)
+        for start in range(0, count, room)
     ]
-    pieces.sort(key=lambda piece: piece.start - piece.stop)
+    pieces.sort(key=lambda piece: -piece.size)
     packed = []
     while pieces:
-        together = PAIRS // (pieces[0].stop - pieces[0].start)
+        together = room // pieces[0].size
         packed.append(pieces[:together])
         pieces = pieces[together:]
     return packed
+
+
+def pack_ragged(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
+    """As `pack`, where no pair depends on its company: image after image, every forward pass but the last is full."""
+    packed, free = [], 0
+    for row, count in enumerate(counts):
+        start = 0
+        while start < count:
+            if not free:
+                packed.append([])
+                free = room
+            stop = min(count, start + free)
+            packed[-1].append(Piece(row, start, stop))
+            start, free = stop, free - (stop - start)
+    return packed
+
+
+def join(batches: Sequence[ImageBatch]) -> ImageBatch:
+    """Packed images of several batches as one batch, whose pairs may go together as they like."""
+    index = list(chain.from_iterable(batch.index for batch in batches))
+    layers = [
+        rows[0]._replace(left=np.concatenate([row.left for row in rows]), entered=None)
+        for rows in zip(*(batch.layers for batch in batches), strict=True)
+    ]
+    return ImageBatch(index, Packed.join(batch.states for batch in batches), layers)
 
 
 def judge(
@@ -227,38 +263,69 @@ def judge(
         For each image the logits of its wanted texts, in the order of the texts.
     """
     device = device_of(model)
+    ragged = bool(batches) and isinstance(batches[0].states.layout, Packed)
     texts, logits, work = {}, {}, []
-    for batch in batches:
+    for batch in [join(batches)] if ragged else batches:
         own = {image: wanted[image].nonzero().squeeze(1) for image in batch.index}
         texts |= own
-        logits |= {image: batch.states.new_empty(len(numbers)) for image, numbers in own.items()}
-        work += [(batch, pieces) for pieces in pack([len(numbers) for numbers in own.values()])]
+        logits |= {image: batch.states.tokens.new_empty(len(numbers)) for image, numbers in own.items()}
+        sizes = [len(numbers) for numbers in own.values()]
+        work += [(batch, pieces) for pieces in (pack_ragged if ragged else pack)(sizes)]
     for batch, pieces in progress_bar(work, "pairs"):
-        places = torch.arange(pieces[0].stop - pieces[0].start)  # [G]
-        chosen = [texts[batch.index[row]][(start + places).clamp(max=stop - 1)] for row, start, stop in pieces]
-        chosen = torch.cat(chosen).to(device)  # [n * G]
-        states = batch.states[[piece.row for piece in pieces]].to(device)  # [n, S, D]
+        chosen, states, layers = pairs_of(batch, pieces, texts)
+        chosen = chosen.to(device)
         with meter.forward(len(chosen)) as trace:
-            trace.layers["image"] = batch.layers
-            judged = model.match(*(values[chosen] for values in text), states, temperature=temperature, trace=trace)
-        for (row, start, stop), own in zip(pieces, judged[:, 1].cpu().view(len(pieces), -1), strict=True):
-            logits[batch.index[row]][start:stop] = own[: stop - start]
+            trace.layers["image"] = layers
+            given = (values[chosen] for values in text)
+            judged = model.match(*given, states.to(device), temperature=temperature, trace=trace)[:, 1].cpu()
+        parts = judged.split([piece.size for piece in pieces]) if ragged else judged.view(len(pieces), -1)
+        for (row, start, stop), found in zip(pieces, parts, strict=True):
+            logits[batch.index[row]][start:stop] = found[: stop - start]
     return logits
 
 
+def pairs_of(
+    batch: ImageBatch, pieces: Sequence[Piece], texts: dict[int, Tensor]
+) -> tuple[Tensor, Sequences, list[LayerTrace]]:
+    """What a forward pass judges.
+
+    Returns:
+        The numbers of the texts, image after image; the tokens of the images; what their tower did, pair by pair where
+        it differs.
+    """
+    rows, sizes = [piece.row for piece in pieces], [piece.size for piece in pieces]
+    states = batch.states.take(rows)
+    if not isinstance(states.layout, Packed):
+        places = torch.arange(sizes[0])  # [G]
+        chosen = [texts[batch.index[row]][(start + places).clamp(max=stop - 1)] for row, start, stop in pieces]
+        return torch.cat(chosen), states, batch.layers
+    states.layout.readers = sizes
+    chosen = torch.cat([texts[batch.index[row]][start:stop] for row, start, stop in pieces])
+    pairs = np.repeat(rows, sizes)
+    return chosen, states, [layer._replace(left=layer.left[pairs]) for layer in batch.layers]
+
+
 def summary(*meters: CostMeter) -> dict:
-    """Cost, tokens and speed of a sample that needs one forward pass of every meter; later ones overrule tokens."""
+    """Cost, tokens and speed of a sample that needs one forward pass of every meter; later ones overrule tokens.
+
+    Its spread is that of a sample which takes the same percentile in every part.
+    """
     parts = [meter.summary() for meter in meters]
     gflops, dense = (sum(part[name] for part in parts) for name in ("gflops", "gflops_dense"))
-    tokens = {}
-    for part in parts:
-        tokens |= part["tokens"]
+    spread = {
+        name: sum(part[name] * part["gflops_dense"] for part in parts) / dense
+        for name in (f"percent_p{rank}" for rank in SPREAD)
+    }
+    tokens = {
+        name: reduce(or_, (part[name] for part in parts))
+        for name in ("tokens", *(f"tokens_p{rank}" for rank in SPREAD))
+    }
     seconds = sum(1 / part["samples_per_second"] for part in parts)
-    percent = 100 * gflops / dense
     return {
         "gflops": gflops,
         "gflops_dense": dense,
-        "percent": percent,
-        "tokens": tokens,
+        "percent": 100 * gflops / dense,
+        **spread,
+        **tokens,
         "samples_per_second": 1 / seconds,
     }

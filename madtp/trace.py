@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from madtp.pruning import Kept
 
 
 class LayerTrace(NamedTuple):
     """What one layer did.
+
+    Token counts are one number where all samples of the batch have the same, else an array [B].
 
     Attributes:
         entered: tokens of the sequence that entered, class token included.
@@ -22,8 +26,8 @@ class LayerTrace(NamedTuple):
         kept: what was kept, None where nothing was pruned.
     """
 
-    entered: int
-    left: int
+    entered: int | np.ndarray
+    left: int | np.ndarray
     scored: bool = False
     kept: Kept | None = None
 
@@ -34,7 +38,9 @@ class Trace:
 
     layers: dict[str, list[LayerTrace]] = field(default_factory=dict)
 
-    def add(self, tower: str, entered: int, left: int, scored: bool, kept: Kept | None = None) -> None:
+    def add(
+        self, tower: str, entered: int | np.ndarray, left: int | np.ndarray, scored: bool, kept: Kept | None = None
+    ) -> None:
         """Appends the next layer of a tower."""
         self.layers.setdefault(tower, []).append(LayerTrace(entered, left, scored, kept))
 
@@ -43,6 +49,6 @@ class Trace:
         return Trace({tower: dense_layers(len(rows), rows[0].entered) for tower, rows in self.layers.items()})
 
 
-def dense_layers(depth: int, length: int) -> list[LayerTrace]:
+def dense_layers(depth: int, length: int | np.ndarray) -> list[LayerTrace]:
     """Layers that keep all their tokens."""
     return [LayerTrace(length, length)] * depth

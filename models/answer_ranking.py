@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from models.bert import KeysValues, TextOutput
+from models.bert import TextOutput
 from models.med import Decoder, next_tokens, smoothed_cross_entropy, token_losses
 
 TOKENS_AT_A_TIME = 4096  # bounds the logits that are held, [TOKENS_AT_A_TIME, V]
@@ -39,8 +39,8 @@ def rank_answers(decoder: Decoder, question: TextOutput, answers: BatchEncoding,
 
 def candidate_losses(decoder: Decoder, question: TextOutput, answers: BatchEncoding, k: int) -> tuple[Tensor, Tensor]:
     """The k answers with the likeliest first word, the shortest first, and their losses: [B, k] each."""
-    batch = len(question.states)
-    context = {"keys_values": decoder.bert.cross_keys_values(question.states), "states_mask": question.mask}
+    batch = len(question.first)
+    context = {"keys_values": decoder.bert.cross_keys_values(question.sequences), "states_mask": question.mask}
     start = answers.input_ids[:1, :1].expand(batch, 1)
     logits, output = decoder(start, torch.ones_like(start), **context)
     first_words = answers.input_ids[:, 1]
@@ -52,9 +52,7 @@ def candidate_losses(decoder: Decoder, question: TextOutput, answers: BatchEncod
         chosen = candidates[:, columns]  # [B, C]
         input_ids = answers.input_ids[chosen, :length].flatten(0, 1)
         mask = answers.attention_mask[chosen, :length].flatten(0, 1)
-        past = [
-            KeysValues(*(part.repeat_interleave(chosen.shape[1], dim=0) for part in layer)) for layer in output.past
-        ]
+        past = [layer.repeated(chosen.shape[1]) for layer in output.past]
         logits, _ = decoder(input_ids[:, 1:-1], mask[:, :-1], past=past, **context)
         targets = next_tokens(input_ids[:, 1:], mask[:, 1:])
         losses[:, columns] += token_losses(logits, targets).sum(dim=1).view(batch, -1)

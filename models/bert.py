@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens with the first one never pruned, D width, H heads, E = D / H, S tokens of the other sequence.
 Cross-attention takes several rows per row of the other sequence: with B states and B * G hidden rows, rows
 b * G ... b * G + G - 1 attend to states b, whose keys and values are then computed once (beams, answers, candidates).
+Shapes are those of the rule `batch`; by the rule `sample` tokens may lie otherwise, as their layout says.
 """
 
 import json
@@ -19,15 +20,24 @@ from transformers import BertConfig
 from madtp.alignment import QueryModel
 from madtp.attention import AttentionScores, attend
 from madtp.flops import TextShape
-from madtp.pruning import prune_tokens
+from madtp.layout import RECTANGLE, Keep, Packed, Rectangle, Sequences, attention_mask, both, keep_batch
 from madtp.trace import Trace
 
 
 class KeysValues(NamedTuple):
-    """Projected keys and values of a sequence, each [B, H, L, E]."""
+    """Projected keys and values of a sequence, each [B, H, L, E], and how its tokens lie."""
 
     key: Tensor
     value: Tensor
+    layout: Rectangle = RECTANGLE
+
+    def reordered(self, rows: Tensor) -> "KeysValues":
+        """Those of some rows."""
+        return KeysValues(self.key[rows], self.value[rows])
+
+    def repeated(self, times: int) -> "KeysValues":
+        """Every row so many times."""
+        return KeysValues(*(part.repeat_interleave(times, dim=0) for part in self[:2]))
 
 
 class TextOutput(NamedTuple):
@@ -35,15 +45,27 @@ class TextOutput(NamedTuple):
 
     Attributes:
         states: [B, L', D], the first token first, kept tokens in their order, merged token last.
-        mask: [B, L'] boolean, True where the token is not padding.
+        mask: [B, L'] boolean, True where the token is not padding; None where there is none.
         aligned: [B, K, C], summed over the layers, or None.
         past: per layer the keys and values of self-attention, for decoding step by step; None where pruning is on.
+        layout: how the states lie.
     """
 
     states: Tensor
-    mask: Tensor
+    mask: Tensor | None
     aligned: Tensor | None
     past: list[KeysValues] | None
+    layout: Rectangle = RECTANGLE
+
+    @property
+    def first(self) -> Tensor:
+        """The states of the first tokens, [B, D]."""
+        return self.layout.first(self.states)
+
+    @property
+    def sequences(self) -> Sequences:
+        """The states with their layout, to be attended to."""
+        return Sequences(self.states, self.layout)
 
 
 def read_config(med_config: str | Path | dict, **overrides: Any) -> BertConfig:
@@ -81,19 +103,34 @@ class Attention(nn.Module):
         self.key = nn.Linear(states_width, config.hidden_size)
         self.value = nn.Linear(states_width, config.hidden_size)
 
-    def keys_values(self, states: Tensor) -> KeysValues:
-        """Projects a sequence [B, S, states_width] that is to be attended to."""
-        return KeysValues(self._split_heads(self.key(states)), self._split_heads(self.value(states)))
+    def keys_values(self, states: Tensor | Sequences) -> KeysValues:
+        """Projects sequences [B, S, states_width] that are to be attended to."""
+        tokens, layout = Sequences.of(states)
+        return KeysValues(self._split_heads(self.key(tokens)), self._split_heads(self.value(tokens)), layout)
 
     def forward(
-        self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None, scores: bool = False
+        self, hidden: Sequences, keys_values: KeysValues, mask: Tensor | None, causal: bool, scores: bool
     ) -> tuple[Tensor, AttentionScores | None]:
-        batch, length, _ = hidden.shape
-        groups = batch // keys_values.key.shape[0]
-        query = self._split_heads(self.query(hidden).view(batch // groups, groups * length, -1))  # [B, H, G * L, E]
-        dropout = self.dropout if self.training else 0.0
-        output, attention_scores = attend(query, *keys_values, mask=mask, scores=scores, dropout=dropout)
-        return output.transpose(1, 2).reshape(batch, length, -1), attention_scores
+        """Attention to the tokens themselves, `mask` [B, L]."""
+        query, (key, value, _) = self._split_heads(self.query(hidden.tokens)), keys_values  # [B, H, L, E]
+        output, attention_scores = hidden.layout.attend(query, key, value, mask, causal, scores, self._dropout)
+        return output.transpose(1, 2).flatten(2), attention_scores
+
+    def across(self, hidden: Sequences, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        """Attention to another sequence, `mask` [B, S]."""
+        query, (key, value, layout) = self.query(hidden.tokens), keys_values
+        if isinstance(layout, Packed):
+            query = self._split_heads(query.view(1, -1, query.shape[-1]))  # [1, H, T, E]
+            output = layout.across(query, key, value, hidden.layout.sizes(hidden.tokens))
+        else:
+            query = self._split_heads(query.view(len(key), -1, query.shape[-1]))  # [B, H, G * L, E]
+            mask = attention_mask(both(mask, layout.own), False, query.shape[2], key)
+            output, _ = attend(query, key, value, mask, dropout=self._dropout)
+        return output.transpose(1, 2).reshape(hidden.tokens.shape)
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, L, E]
@@ -120,12 +157,13 @@ class SelfAttention(nn.Module):
         self.self = Attention(config, config.hidden_size)
         self.output = Output(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, scores: bool, past: KeysValues | None):
+    def forward(self, hidden: Sequences, mask: Tensor | None, causal: bool, scores: bool, past: KeysValues | None):
         keys_values = self.self.keys_values(hidden)
         if past is not None:
-            keys_values = KeysValues(*(torch.cat(pair, dim=2) for pair in zip(past, keys_values, strict=True)))
-        attended, attention_scores = self.self(hidden, keys_values, mask, scores)
-        return self.output(attended, hidden), attention_scores, keys_values
+            key, value = (torch.cat(pair, dim=2) for pair in zip(past[:2], keys_values[:2], strict=True))
+            keys_values = KeysValues(key, value)
+        attended, attention_scores = self.self(hidden, keys_values, mask, causal, scores)
+        return self.output(attended, hidden.tokens), attention_scores, keys_values
 
 
 class Intermediate(nn.Module):
@@ -156,25 +194,15 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config, config.intermediate_size)
 
-    def forward(self, hidden, mask, causal, states, space_dict, temperature, align, past=None):
-        """One layer; `states` is None or (sequence or its keys and values, mask), `mask` [B, L] covers the past too."""
-        alignment, aligned = self.query_model(hidden[:, 1:], space_dict, temperature, align)
-        hidden, scores, present = self.attention(hidden, attention_mask(mask, causal, hidden), temperature > 0, past)
-        hidden, kept = prune_tokens(hidden, scores, alignment, temperature)
-        mask = mask if kept is None else kept.gather(mask)
+    def forward(self, hidden, layout, mask, causal, states, space_dict, temperature, align, past=None):
+        """One layer; `states` is None or (keys and values, their mask), `mask` [B, L] covers the past too."""
+        alignment, aligned = self.query_model(hidden, layout, space_dict, temperature, align)
+        hidden, scores, present = self.attention(Sequences(hidden, layout), mask, causal, temperature > 0, past)
+        hidden, layout, kept = layout.prune(hidden, scores, alignment, temperature)
+        mask = mask if kept is None or mask is None else kept.gather(mask)
         if states is not None:
-            hidden = self.crossattention(hidden, *states)
-        return self.output(self.intermediate(hidden), hidden), mask, aligned, kept, present
-
-
-def attention_mask(mask: Tensor, causal: bool, hidden: Tensor) -> Tensor:
-    """Boolean mask for `attend`: [B, 1, 1, S] from padding, or [B, 1, L, S] where the future is hidden as well."""
-    padding = mask[:, None, None, :]
-    if not causal or hidden.shape[1] == 1:
-        return padding
-    length, total = hidden.shape[1], mask.shape[1]
-    past = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
-    return padding & past
+            hidden = self.crossattention(Sequences(hidden, layout), *states)
+        return self.output(self.intermediate(hidden), hidden), layout, mask, aligned, kept, present
 
 
 class Encoder(nn.Module):
@@ -223,13 +251,15 @@ class BertModel(nn.Module):
         align: bool = False,
         past: Sequence[KeysValues] | None = None,
         trace: Trace | None = None,
+        keep: Keep = keep_batch,
+        fixed_length: bool = False,
     ) -> TextOutput:
         """Runs the layers.
 
         Args:
             input_ids: [B * G, L] token ids.
             mask: [B * G, L] (with `past`: [B * G, L_past + L]), nonzero where the token is not padding.
-            states: sequence to attend to, [B, S, width] (twin encoders: a pair of them); None is text alone.
+            states: sequences to attend to, [B, S, width] (twin encoders: a pair of them); None is text alone.
             states_mask: [B, S], nonzero where the sequence may be attended to; None is everywhere.
             keys_values: `cross_keys_values(states)`, instead of `states`.
             causal: hide the future.
@@ -238,25 +268,32 @@ class BertModel(nn.Module):
             align: whether the aligned feature of the similarity loss is wanted.
             past: keys and values of earlier tokens, from the last step's output.
             trace: where to write down what each layer did to its tokens.
+            keep: the rule by which tokens are kept.
+            fixed_length: texts are padded to one length whatever their company, so that padding is a text's own. By the
+                rule `sample` other padding is left out; the rule `batch` treats it as tokens.
         """
         start = 0 if past is None else past[0].key.shape[2]
         hidden, mask = self.embeddings(input_ids, start), mask.bool()
         temperature = temperature if space_dict is not None and not causal else 0.0
-        states_mask = None if states_mask is None else states_mask.bool()[:, None, None, :]
+        states_mask = None if states_mask is None else states_mask.bool()
+        keep = keep if temperature > 0 or align else keep_batch
+        hidden, layout = keep(hidden, None if fixed_length else mask, align)
+        if isinstance(layout, Packed) and not fixed_length:
+            mask = None  # no padding is left
         aligned_layers, presents = [], []
         for index, layer in enumerate(self.encoder.layer):
-            entered = hidden.shape[1]
+            before = layout.lengths(hidden) if trace is not None else None
             cross = keys_values[index] if keys_values is not None else self._project(layer, states)
             other = None if cross is None else (cross, states_mask)
             earlier = None if past is None else past[index]
-            inputs = (hidden, mask, causal, other, space_dict, temperature, align, earlier)
-            hidden, mask, aligned, kept, present = self._run(layer, *inputs)
+            inputs = (hidden, layout, mask, causal, other, space_dict, temperature, align, earlier)
+            hidden, layout, mask, aligned, kept, present = self._run(layer, *inputs)
             aligned_layers.append(aligned)
             presents.append(present)
             if trace is not None:
-                trace.add(self.tower, entered, hidden.shape[1], temperature > 0, kept)
+                trace.add(self.tower, before, layout.lengths(hidden), temperature > 0, kept)
         total = None if aligned is None else sum(aligned_layers)
-        return TextOutput(hidden, mask, total, presents if temperature == 0 else None)
+        return TextOutput(hidden, mask, total, presents if temperature == 0 else None, layout)
 
     @staticmethod
     def _project(layer: Layer, states: Any) -> Any:

@@ -13,6 +13,7 @@ from transformers import BertTokenizer
 
 from madtp import checkpoint, generation
 from madtp.alignment import similarity_loss
+from madtp.layout import KEEP, Sequences
 from madtp.trace import Trace
 from models.bert import read_config
 from models.med import Decoder, next_tokens, token_losses
@@ -35,8 +36,12 @@ class BlipBase(nn.Module):
     Args:
         image_size: pixels on a side.
         vit: name of a size, or a dict of `embed_dim`, `depth`, `num_heads`, `patch_size`.
-        config: `sd_num` (K), `sd_dim` (C), `tokenizer` (folder); `vit_grad_ckpt`, `vit_ckpt_layer`, `drop_path`.
+        config: `sd_num` (K), `sd_dim` (C), `tokenizer` (folder); `keep`, `vit_grad_ckpt`, `vit_ckpt_layer`, `drop_path`
+            if they are other than "batch", off, 0 and the model's own.
         drop_path: stochastic depth of the last image layer unless `config` says otherwise.
+
+    Attributes:
+        keep: the rule by which all towers keep tokens.
     """
 
     def __init__(self, image_size: int, vit: str | dict, config: dict, drop_path: float = 0.0):
@@ -44,12 +49,19 @@ class BlipBase(nn.Module):
         self.config = config
         self.visual_encoder = create_vit(vit, image_size, config, drop_path)
         self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
+        self.keep = KEEP[config.get("keep", "batch")]
         self.tokenizer = init_tokenizer(config["tokenizer"])
 
     @property
     def num_learnable(self) -> int:
         """K."""
         return len(self.space_dict)
+
+    def encode(
+        self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None
+    ) -> tuple[Sequences, Tensor | None]:
+        """Tokens of images [B, 3, H, W] by the model's own rule, and their aligned feature; see `VisionTransformer`."""
+        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""
@@ -169,13 +181,12 @@ class BlipDecoder(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
-        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        states, image_aligned = self.encode(image, temperature, align, trace)
         text = self.tokenize(caption, "[DEC]", max_length=40)
         targets = next_tokens(text.input_ids, text.attention_mask)
         targets[:, : self.prompt_length - 1] = -100
-        logits, output = self.text_decoder(
-            text.input_ids, text.attention_mask, states=states, space_dict=self.space_dict, align=align, trace=trace
-        )
+        guidance = {"space_dict": self.space_dict, "align": align, "trace": trace, "keep": self.keep}
+        logits, output = self.text_decoder(text.input_ids, text.attention_mask, states=states, **guidance)
         losses = token_losses(logits[:, :-1], targets)
         result = {"loss_task": losses.sum() / (targets != -100).sum()}
         if align:
@@ -206,7 +217,7 @@ class BlipDecoder(BlipBase):
             temperature: pruning temperature of the image tower.
             trace: where to write down what each layer did to its tokens.
         """
-        states, _ = self.visual_encoder(image, self.space_dict, temperature, align=False, trace=trace)
+        states, _ = self.encode(image, temperature, trace=trace)
         prompt = self.tokenize([self.prompt], "[DEC]").input_ids[:, :-1]
         limits = {"max_length": max_length, "min_length": min_length, "eos": self.tokenizer.sep_token_id}
         prompts = prompt.expand(len(image), -1)

@@ -43,7 +43,7 @@ class BlipNLVR(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
-        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        states, image_aligned = self.encode(image, temperature, align, trace)
         statement = self.tokenize(text, "[ENC]")
         output = self.text_encoder(
             statement.input_ids,
@@ -53,8 +53,9 @@ class BlipNLVR(BlipBase):
             temperature=temperature,
             align=align,
             trace=trace,
+            keep=self.keep,
         )
-        logits = self.cls_head(output.states[:, 0])
+        logits = self.cls_head(output.first)
         if not train:
             return logits
         losses = {"loss_task": F.cross_entropy(logits, targets)}

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.alignment import similarity_loss
+from madtp.layout import RECTANGLE, Masked, Sequences
 from madtp.momentum import MomentumContrast, complete_momentum
+from madtp.pruning import own_tokens
 from madtp.trace import Trace
 from models.bert import BertModel
 from models.blip import BlipBase, finish
@@ -100,7 +102,7 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         return text.input_ids, text.attention_mask
 
     def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None):
-        """Tokens [B, S, D] of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
+        """Tokens of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
         return self._image(self.visual_encoder, self.vision_proj, image, temperature, False, trace)[:2]
 
     def encode_text(
@@ -113,8 +115,7 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         self,
         input_ids: Tensor,
         mask: Tensor,
-        states: Tensor,
-        states_mask: Tensor | None = None,
+        states: Tensor | Sequences,
         temperature: float = 0.0,
         trace: Trace | None = None,
     ) -> Tensor:
@@ -123,8 +124,7 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         Args:
             input_ids: [B * G, L].
             mask: [B * G, L].
-            states: [B, S, D], tokens of images; their keys and values are computed once, whatever G.
-            states_mask: [B, S], True where there is a token; None is everywhere.
+            states: tokens of B images; their keys and values are computed once, whatever G.
             temperature: pruning temperature of the text.
             trace: where to write down, as tower "multimodal", what each layer did to its tokens.
         """
@@ -134,29 +134,30 @@ class BlipRetrieval(MomentumContrast, BlipBase):
             torch.cat([first, input_ids[:, 1:]], dim=1),
             mask,
             states=states,
-            states_mask=states_mask,
             space_dict=self.space_dict,
             temperature=temperature,
             trace=pairs,
+            keep=self.keep,
+            fixed_length=True,
         )
         if trace is not None:
             trace.layers["multimodal"] = pairs.layers["text"]
-        return self.itm_head(output.states[:, 0])
+        return self.itm_head(output.first)
 
     def _image(self, encoder: VisionTransformer, projection: nn.Linear, image, temperature, align, trace=None):
         """Tokens, normalised features and aligned feature of images by the online or the momentum tower."""
-        states, aligned = encoder(image, self.space_dict, temperature, align, trace)
-        return states, unit(projection(states[:, 0])), aligned
+        states, aligned = encoder.encode(image, self.space_dict, temperature, align, trace, self.keep)
+        return states, unit(projection(states.first)), aligned
 
     def _text(self, encoder: BertModel, projection: nn.Linear, input_ids, mask, temperature, align, trace=None):
         """Normalised features and aligned feature of texts alone by the online or the momentum tower."""
-        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
-        output = encoder(input_ids, mask, **guidance, trace=trace)
-        return unit(projection(output.states[:, 0])), output.aligned
+        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align, "keep": self.keep}
+        output = encoder(input_ids, mask, **guidance, trace=trace, fixed_length=True)
+        return unit(projection(output.first)), output.aligned
 
     def _matching_loss(
         self,
-        states: Tensor,
+        states: Sequences,
         image_feat: Tensor,
         text_feat: Tensor,
         input_ids: Tensor,
@@ -173,13 +174,10 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         image = draw_negatives(text_feat, everyone(image_feat.detach()), self.temp, same)  # [B]
         text = draw_negatives(image_feat, everyone(text_feat.detach()), self.temp, same)
         own = torch.arange(len(idx), device=idx.device) + (len(idx) * rank() if self.negative_all_rank else 0)
-        rows = torch.cat([image, own])
-        states, states_mask = gather_states(states, everyone)
         negative = self.match(
             torch.cat([input_ids, everyone(input_ids)[text]]),
             torch.cat([mask, everyone(mask)[text]]),
-            states[rows],
-            None if states_mask is None else states_mask[rows],
+            gather_states(states, everyone).take(torch.cat([image, own])),
             temperature,
         )
         right = same.gather(1, torch.stack([image, text], dim=1)).T.flatten()  # where there was no wrong one to draw
@@ -219,24 +217,19 @@ def draw_negatives(feature: Tensor, candidates: Tensor, temp: Tensor, same: Tens
     return torch.multinomial(weights, 1).squeeze(1)
 
 
-def gather_states(states: Tensor, everyone: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Image tokens of several processes, which may have kept different numbers of them.
+def gather_states(states: Sequences, everyone: Callable[[Tensor], Tensor]) -> Sequences:
+    """Image tokens of several processes, which may have kept different numbers of them: [W * B, longest S, D].
 
     Args:
-        states: [B, S, D].
+        states: [B, S, D], a rectangle or a masked one.
         everyone: joins the tensors of the processes.
-
-    Returns:
-        [W * B, longest S, D], and a mask of the tokens that are there; None where all of them are.
     """
-    batch, length, _ = states.shape
-    lengths = everyone(torch.tensor([length], device=states.device))  # [W]
+    tokens, layout = states
+    own = torch.ones_like(tokens[..., 0], dtype=torch.bool) if layout.own is None else layout.own
+    lengths = everyone(own.sum(dim=1))  # [W * B]
     longest = int(lengths.max())
-    states = everyone(F.pad(states, (0, 0, 0, longest - length)))
-    if lengths.eq(longest).all():
-        return states, None
-    there = torch.arange(longest, device=states.device) < lengths.unsqueeze(1)  # [W, S]
-    return states, there.repeat_interleave(batch, dim=0)
+    tokens = everyone(F.pad(tokens, (0, 0, 0, longest - tokens.shape[1])))
+    return Sequences(tokens, RECTANGLE if lengths.eq(longest).all() else Masked(own_tokens(lengths, longest)))
 
 
 def blip_retrieval(

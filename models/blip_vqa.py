@@ -57,7 +57,7 @@ class BlipVQA(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
-        states, image_aligned = self.visual_encoder(image, self.space_dict, temperature, align, trace)
+        states, image_aligned = self.encode(image, temperature, align, trace)
         text = self.tokenize(question, "[ENC]", max_length=35)
         output = self.text_encoder(
             text.input_ids,
@@ -67,6 +67,7 @@ class BlipVQA(BlipBase):
             temperature=temperature,
             align=align,
             trace=trace,
+            keep=self.keep,
         )
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
@@ -95,8 +96,8 @@ class BlipVQA(BlipBase):
         start = self.tokenizer.convert_tokens_to_ids("[DEC]")
         tokens = generation.beam_search(
             self.text_decoder,
-            torch.full((len(question.states), 1), start, device=question.states.device),
-            question.states,
+            torch.full((len(question.first), 1), start, device=question.first.device),
+            question.sequences,
             states_mask=question.mask,
             num_beams=num_beams,
             max_length=max_length,

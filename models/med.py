@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from madtp.layout import Sequences
 from models.bert import Attention, BertModel, KeysValues, Output, TextOutput
 
 
@@ -20,13 +21,12 @@ class CrossAttention(nn.Module):
         self.self = Attention(config, config.encoder_width)
         self.output = Output(config, config.hidden_size)
 
-    def keys_values(self, states: Tensor) -> KeysValues:
+    def keys_values(self, states: Sequences) -> KeysValues:
         """Projects a sequence [B, S, encoder_width]."""
         return self.self.keys_values(states)
 
-    def forward(self, hidden: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
-        attended, _ = self.self(hidden, keys_values, mask)
-        return self.output(attended, hidden)
+    def forward(self, hidden: Sequences, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        return self.output(self.self.across(hidden, keys_values, mask), hidden.tokens)
 
 
 def med_encoder(config: BertConfig, tower: str = "text") -> BertModel:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from madtp.layout import Sequences
 from models.bert import Attention, BertModel, KeysValues
 
 FIRST_MERGED_LAYER = 6  # earlier layers average the two images, later ones learn how to merge them
@@ -42,14 +43,14 @@ class TwinCrossAttention(nn.Module):
         self.self1 = Attention(config, config.encoder_width)
         self.output = TwinOutput(config, merge)
 
-    def keys_values(self, states: tuple[Tensor, Tensor]) -> tuple[KeysValues, KeysValues]:
+    def keys_values(self, states: tuple[Sequences, Sequences]) -> tuple[KeysValues, KeysValues]:
         """Projects the tokens of both images, each [B, S, encoder_width]."""
         return self.self0.keys_values(states[0]), self.self1.keys_values(states[1])
 
-    def forward(self, hidden: Tensor, keys_values: tuple[KeysValues, KeysValues], mask: Tensor | None) -> Tensor:
-        first, _ = self.self0(hidden, keys_values[0], mask)
-        second, _ = self.self1(hidden, keys_values[1], mask)
-        return self.output(first, second, hidden)
+    def forward(self, hidden: Sequences, keys_values: tuple[KeysValues, KeysValues], mask: Tensor | None) -> Tensor:
+        first = self.self0.across(hidden, keys_values[0], mask)
+        second = self.self1.across(hidden, keys_values[1], mask)
+        return self.output(first, second, hidden.tokens)
 
 
 def nlvr_encoder(config: BertConfig) -> BertModel:

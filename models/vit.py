@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from madtp.alignment import QueryModel
-from madtp.attention import AttentionScores, attend
+from madtp.attention import AttentionScores
 from madtp.flops import VisionShape
-from madtp.pruning import Kept, prune_tokens
+from madtp.layout import Keep, Rectangle, Sequences, keep_batch
+from madtp.pruning import Kept
 from madtp.trace import Trace
 
 
@@ -24,9 +25,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, scores: bool) -> tuple[Tensor, AttentionScores | None]:
+    def forward(self, x: Tensor, layout: Rectangle, scores: bool) -> tuple[Tensor, AttentionScores | None]:
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
-        output, attention_scores = attend(query, key, value, scores=scores)
+        output, attention_scores = layout.attend(query, key, value, scores=scores)
         return self.proj(output.transpose(1, 2).flatten(2)), attention_scores
 
 
@@ -43,12 +44,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(
-        self, x: Tensor, space_dict: Tensor | None, temperature: float, align: bool
-    ) -> tuple[Tensor, Tensor | None, Kept | None]:
-        alignment, aligned = self.query_model(x[:, 1:], space_dict, temperature, align)
-        attended, scores = self.attn(self.norm1(x), scores=temperature > 0)
-        x, kept = prune_tokens(x + self.drop_path(attended), scores, alignment, temperature)
-        return x + self.drop_path(self.mlp(self.norm2(x))), aligned, kept
+        self, x: Tensor, layout: Rectangle, space_dict: Tensor | None, temperature: float, align: bool
+    ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
+        alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
+        attended, scores = self.attn(self.norm1(x), layout, scores=temperature > 0)
+        x, layout, kept = layout.prune(x + self.drop_path(attended), scores, alignment, temperature)
+        return x + self.drop_path(self.mlp(self.norm2(x))), layout, aligned, kept
 
 
 class VisionTransformer(nn.Module):
@@ -113,17 +114,31 @@ class VisionTransformer(nn.Module):
             Normed tokens [B, L', D], class token first, kept tokens in image order, merged token last; and the aligned
             feature [B, K, C] summed over the layers, or None.
         """
+        states, aligned = self.encode(image, space_dict, temperature, align, trace)
+        return states.tokens, aligned
+
+    def encode(
+        self,
+        image: Tensor,
+        space_dict: Tensor | None = None,
+        temperature: float = 0.0,
+        align: bool = True,
+        trace: Trace | None = None,
+        keep: Keep = keep_batch,
+    ) -> tuple[Sequences, Tensor | None]:
+        """As `forward`, by any rule of keeping: the tokens may be masked or packed, and come with their layout."""
         x = self.patch_embed(image)  # [B, N, D]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         temperature = temperature if space_dict is not None else 0.0
+        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align)
         aligned_layers = []
         for index, block in enumerate(self.blocks):
-            entered = x.shape[1]
-            x, aligned, kept = self._run(index, block, x, space_dict, temperature, align)
+            before = layout.lengths(x) if trace is not None else None
+            x, layout, aligned, kept = self._run(index, block, x, layout, space_dict, temperature, align)
             aligned_layers.append(aligned)
             if trace is not None:
-                trace.add("image", entered, x.shape[1], temperature > 0, kept)
-        return self.norm(x), None if aligned is None else sum(aligned_layers)
+                trace.add("image", before, layout.lengths(x), temperature > 0, kept)
+        return Sequences(self.norm(x), layout), None if aligned is None else sum(aligned_layers)
 
     def _run(self, index: int, block: Block, *inputs):
         if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from madtp.alignment import QueryModel, aligned_feature, similarity_loss
+from madtp.layout import RECTANGLE
 from tests.golden.fill import seeded
 
 
@@ -67,17 +68,17 @@ Q_MAP = ["q_map.0.bias", "q_map.0.weight"]
 
 @pytest.mark.parametrize("sd_dim, always_map, keys", [(6, False, []), (8, False, Q_MAP), (6, True, Q_MAP)])
 def test_queries_are_mapped_where_the_widths_differ_or_always(sd_dim, always_map, keys):
-    model, tokens, space_dict = QueryModel(6, sd_dim, always_map), seeded(1, 2, 5, 6), seeded(2, 3, sd_dim)
+    model, x, space_dict = QueryModel(6, sd_dim, always_map), seeded(1, 2, 6, 6), seeded(2, 3, sd_dim)
     assert sorted(model.state_dict()) == keys
-    query = tokens @ model.q_map[0].weight.T + model.q_map[0].bias if keys else tokens
-    alignment, aligned = model(tokens, space_dict, temperature=1.0, align=True)
+    query = x[:, 1:] @ model.q_map[0].weight.T + model.q_map[0].bias if keys else x[:, 1:]
+    alignment, aligned = model(x, RECTANGLE, space_dict, temperature=1.0, align=True)
     torch.testing.assert_close(alignment, query @ space_dict.T)
     torch.testing.assert_close(aligned, aligned_feature(query, alignment))
 
 
 @pytest.mark.parametrize("temperature, align", [(0.0, False), (0.0, True), (1.0, False), (1.0, True)])
 def test_only_what_is_used_is_computed(temperature, align):
-    alignment, aligned = QueryModel(4, 4)(seeded(1, 2, 5, 4), seeded(2, 3, 4), temperature, align)
+    alignment, aligned = QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, seeded(2, 3, 4), temperature, align)
     assert (alignment is not None) == (align or temperature > 0)
     assert (aligned is not None) == align
-    assert QueryModel(4, 4)(seeded(1, 2, 5, 4), None, temperature, align) == (None, None)
+    assert QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, None, temperature, align) == (None, None)

@@ -113,7 +113,7 @@ def test_the_end_of_a_text_stays_and_is_where_the_feature_is_read(temperature):
     model, text, trace, read = build(), words(*TEXTS), Trace(), []
     hook = model.ln_final.register_forward_hook(lambda _, inputs, __: read.append(inputs[0]))
     tokens = []
-    model.transformer.register_forward_hook(lambda _, __, output: tokens.append(output[0]))
+    model.transformer.resblocks[-1].register_forward_hook(lambda _, __, output: tokens.append(output[0]))
     model.encode_text(text, temperature, trace)
     hook.remove()
     ends, layers = text.argmax(dim=1).tolist(), trace.layers["text"]

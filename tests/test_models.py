@@ -6,6 +6,7 @@ Shapes: B batch, L text tokens, S tokens of the other sequence, G rows of text p
 import pytest
 import torch
 
+from madtp.layout import Sequences
 from madtp.trace import Trace
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
@@ -240,8 +241,8 @@ def test_groups_of_rows_share_their_states(groups, twin):
     layer = model.text_encoder.encoder.layer[0].crossattention
     assert isinstance(layer, TwinCrossAttention if twin else CrossAttention)
     states = seeded(1, 3, 7, 32).double(), seeded(2, 3, 7, 32).double()
-    mask = (torch.arange(7) < torch.tensor([[7], [2], [4]]))[:, None, None, :]
-    hidden = seeded(3, 3 * groups, 5, 48).double()
+    mask = torch.arange(7) < torch.tensor([[7], [2], [4]])
+    hidden = Sequences.of(seeded(3, 3 * groups, 5, 48).double())
 
     def repeated(values):
         return values.repeat_interleave(groups, dim=0)

@@ -12,6 +12,7 @@ from transformers import BlipForImageTextRetrieval
 from data.loading import collate, create_loader
 from madtp import retrieval
 from madtp.flops import paper_table
+from madtp.layout import RECTANGLE, Sequences
 from madtp.metrics import recall, retrieval_recall
 from madtp.momentum import EMPTY
 from madtp.retrieval import PAIRS, Retrieval, pack
@@ -198,9 +199,9 @@ def test_reranking_with_pruning_equals_repeated_images(model, monkeypatch, pairs
 
     def checked(input_ids, mask, states, temperature, trace):
         logits = match(input_ids, mask, states, temperature=temperature, trace=trace)
-        rows = input_ids.view(len(states), -1, input_ids.shape[1]).tolist()
+        rows = input_ids.view(len(states.tokens), -1, input_ids.shape[1]).tolist()
         kept = [g + b * len(own) for b, own in enumerate(rows) for g, ids in enumerate(own) if ids not in own[:g]]
-        repeated = states.repeat_interleave(len(rows[0]), dim=0)
+        repeated = states.tokens.repeat_interleave(len(rows[0]), dim=0)
         slow = Trace()
         close(logits[kept], match(input_ids[kept], mask[kept], repeated[kept], temperature=temperature, trace=slow))
         assert [layer.left for layer in slow.layers["multimodal"]] == [
@@ -290,15 +291,15 @@ def test_a_step_moves_twins_and_queue():
 def test_tokens_of_processes_that_kept_different_numbers(model):
     """What is padded to the longest is not attended to."""
     parts = [seeded(1, 2, 5, 32).double(), seeded(2, 2, 3, 32).double()]
-    lengths = torch.tensor([5, 3])
+    lengths = torch.tensor([5, 5, 3, 3])
     padded = torch.cat([parts[0], F.pad(parts[1], (0, 0, 0, 2), value=9.0)])
-    states, mask = gather_states(parts[0], lambda own: padded if own.dim() == 3 else lengths)
-    assert mask.tolist() == [[True] * 5] * 2 + [[True] * 3 + [False] * 2] * 2
+    states = gather_states(Sequences.of(parts[0]), lambda own: padded if own.dim() == 3 else lengths)
+    assert states.layout.own.tolist() == [[True] * 5] * 2 + [[True] * 3 + [False] * 2] * 2
     text = model.encode_captions(["a dog", "a cat", "two dog", "man"])
-    both = model.match(*text, states, mask)
+    both = model.match(*text, states)
     close(both[:2], model.match(*(values[:2] for values in text), parts[0]))
     close(both[2:], model.match(*(values[2:] for values in text), parts[1]))
-    assert gather_states(parts[0], lambda own: own)[1] is None
+    assert gather_states(Sequences.of(parts[0]), lambda own: own).layout is RECTANGLE
 
 
 def test_training_starts_from_a_captioner(tmp_path):
