@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 from madtp.attention import AttentionScores, attend
-from madtp.pruning import Kept, assess, merge, merge_weights, own_tokens, prune_tokens, select_own
+from madtp.pruning import (
+    Kept,
+    assess,
+    merge,
+    merge_weights,
+    own_tokens,
+    pass_alike,
+    prune_tokens,
+    select_own,
+)
 
 
 class Sequences(NamedTuple):
@@ -138,10 +147,11 @@ class Masked(Rectangle):
 
     Args:
         own: [B, L], True where there is a token.
+        together: how many sequences belong to one sample and keep equally many tokens; they are B / together apart.
     """
 
-    def __init__(self, own: Tensor):
-        self.own = own
+    def __init__(self, own: Tensor, together: int = 1):
+        self.own, self.together = own, together
 
     def lengths(self, x: Tensor) -> np.ndarray:
         return self.own.sum(dim=1).cpu().numpy()
@@ -155,14 +165,19 @@ class Masked(Rectangle):
         with torch.autocast(x.device.type, enabled=False):
             own = self.own[:, 1:]
             significance, passing = assess(scores, alignment, temperature, protected, own)
-            kept, dropped = select_own(significance, passing, min_keep, own)
+            kept, dropped = self._select(significance, passing, min_keep, own)
             if kept is None:
                 return x, self, None
             merged = merge(x[:, 1:], merge_weights(significance, dropped))  # [B, 1, D]
             shortened = x.gather(1, kept.rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
             last = torch.arange(kept.rows.shape[1], device=x.device) == kept.lengths.unsqueeze(1) - 1
             is_merged = (last & kept.merges.unsqueeze(1)).unsqueeze(-1)
-            return torch.where(is_merged, merged, shortened), Masked(kept.own), kept
+            return torch.where(is_merged, merged, shortened), Masked(kept.own, self.together), kept
+
+    def _select(self, significance, passing, min_keep, own):
+        if self.together > 1:
+            passing = pass_alike(significance, passing, self.together, own)
+        return select_own(significance, passing, min_keep, own)
 
     def chunk(self, x: Tensor, parts: int) -> list["Sequences"]:
         return [Sequences(*part) for part in zip(x.chunk(parts), map(Masked, self.own.chunk(parts)), strict=True)]
@@ -174,23 +189,26 @@ class Masked(Rectangle):
         return Masked(self.own.to(device))
 
 
-class Packed(Rectangle):
+class Packed(Masked):
     """[1, T, D], one sample's own tokens after the other's. Prunes by the rule `sample`, without gradients.
 
     Args:
         counts: tokens of each sample, class token included.
         device: of the tokens.
+        together: how many sequences belong to one sample; see `Masked`.
         readers: how many other sequences attend to each sample; equally many unless given.
     """
 
-    def __init__(self, counts: list[int], device: torch.device, readers: list[int] | None = None):
-        self.counts, self.starts, self.device, self.readers = counts, [0, *accumulate(counts)], device, readers
+    def __init__(self, counts: list[int], device: torch.device, together: int = 1, readers: list[int] | None = None):
+        self.counts, self.starts, self.device = counts, [0, *accumulate(counts)], device
+        self.together, self.readers = together, readers
 
     @classmethod
-    def of(cls, x: Tensor, own: Tensor | None) -> tuple[Tensor, "Packed"]:
+    def of(cls, x: Tensor, own: Tensor | None, together: int = 1) -> Sequences:
         """Packs [B, L, D], of which `own` [B, L] tells the tokens."""
         counts = [x.shape[1]] * len(x) if own is None else own.sum(dim=1).tolist()
-        return (x.flatten(0, 1) if own is None else x[own]).unsqueeze(0), cls(counts, x.device)
+        packed = x.flatten(0, 1) if own is None else x[own]
+        return Sequences(packed.unsqueeze(0), cls(counts, x.device, together))
 
     @property
     def offsets(self) -> Tensor:
@@ -225,9 +243,6 @@ class Packed(Rectangle):
         rest = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         rest[self.offsets] = False
         return x[:, rest]
-
-    def in_company(self, values: Tensor) -> Tensor:
-        return values
 
     def rectangle(self, x: Tensor, own: Tensor) -> Tensor:
         """Puts per-token values [T', ...] into a rectangle [B, L', ...] where `own` is True, zeros beside them."""
@@ -290,7 +305,7 @@ class Packed(Rectangle):
             own = self.inside[:, 1:]
             alignment = self.rectangle(alignment[0], own)  # [B, N, K]
             significance, passing = assess(scores, alignment, temperature, protected, own)
-            kept, dropped = select_own(significance, passing, min_keep, own)
+            kept, dropped = self._select(significance, passing, min_keep, own)
             if kept is None:
                 return x, self, None
             weights = merge_weights(significance, dropped)
@@ -298,7 +313,7 @@ class Packed(Rectangle):
                 merge(x[:, start + 1 : end], weights[sample : sample + 1, : end - start - 1])[0, 0]
                 for sample, (start, end) in enumerate(pairwise(self.starts))
             ]
-            after = Packed(kept.lengths.tolist(), x.device)
+            after = Packed(kept.lengths.tolist(), x.device, self.together)
             shortened = x[:, (kept.rows + self.offsets.unsqueeze(1))[kept.own]]
             last = after.offsets + kept.lengths - 1
             shortened[0, last[kept.merges]] = torch.stack(merged)[kept.merges]
@@ -318,7 +333,7 @@ class Packed(Rectangle):
         return Sequences(taken, Packed([self.counts[sample] for sample in samples], self.device))
 
     def to(self, device: str | torch.device) -> "Packed":
-        return Packed(self.counts, torch.device(device), self.readers)
+        return Packed(self.counts, torch.device(device), self.together, self.readers)
 
     @staticmethod
     def join(parts: Iterable["Sequences"]) -> "Sequences":
@@ -349,25 +364,26 @@ class Packed(Rectangle):
 RECTANGLE = Rectangle()
 
 
-def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False) -> Sequences:
+def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
     """The rule `batch`: x [B, L, D] as it is, padding of texts included."""
     return Sequences(x, RECTANGLE)
 
 
-def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False) -> Sequences:
+def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
     """The rule `sample`: x [B, L, D] with a mask where gradients or aligned features are wanted, packed otherwise.
 
     Args:
         x: class token first.
         own: [B, L], True where there is a token, on the left of each row; None is everywhere.
         align: whether the aligned feature of the similarity loss is wanted.
+        together: how many sequences, B / together apart, belong to one sample and keep equally many tokens.
     """
     if align or torch.is_grad_enabled():
-        return Sequences(x, Masked(torch.ones_like(x[..., 0], dtype=torch.bool) if own is None else own))
-    return Sequences(*Packed.of(x, own))
+        return Sequences(x, Masked(torch.ones_like(x[..., 0], dtype=torch.bool) if own is None else own, together))
+    return Packed.of(x, own, together)
 
 
-Keep = Callable[[Tensor, Tensor | None, bool], Sequences]
+Keep = Callable[..., Sequences]
 KEEP: dict[str, Keep] = {"batch": keep_batch, "sample": keep_sample}
 
 

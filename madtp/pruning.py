@@ -39,7 +39,7 @@ class Kept(NamedTuple):
     def gather(self, values: Tensor) -> Tensor:
         """Shortens per-token values [B, L] as the tokens were: [B, L'], zeros beyond a sequence's end."""
         values = values.gather(1, self.rows)
-        return values if self.lengths is None else values.where(self.own, 0)
+        return values if self.lengths is None else values.masked_fill(~self.own, 0)
 
     def place(self, token: Tensor) -> Tensor:
         """Where tokens that were kept stand now: [B] -> [B]."""
@@ -170,6 +170,21 @@ def select_own(
     rows = rows.scatter(1, last, torch.where(merges.unsqueeze(1), first_dropped.unsqueeze(1), rows.gather(1, last)))
     rows = rows[:, : int(lengths.max())]
     return Kept(rows.where(own_tokens(lengths, rows.shape[1]), 0), lengths, merges), dropped
+
+
+def pass_alike(significance: Tensor, passing: Tensor, together: int, own: Tensor) -> Tensor:
+    """Of sequences that belong to one sample, each passes as many tokens as the neediest, its most important ones.
+
+    Args:
+        significance: [B, N]; the sequences of a sample are B / together apart.
+        passing: [B, N].
+        together: sequences of a sample.
+        own: [B, N], True where there is a token.
+    """
+    count = passing.sum(dim=1).view(together, -1).amax(dim=0).repeat(together)
+    ranked = significance.detach().masked_fill(~own, float("-inf"))
+    order = ranked.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(passing).scatter(1, order, own_tokens(count, passing.shape[1]))
 
 
 def own_tokens(lengths: Tensor, longest: int) -> Tensor:

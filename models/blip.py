@@ -58,10 +58,10 @@ class BlipBase(nn.Module):
         return len(self.space_dict)
 
     def encode(
-        self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None
+        self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None, together: int = 1
     ) -> tuple[Sequences, Tensor | None]:
         """Tokens of images [B, 3, H, W] by the model's own rule, and their aligned feature; see `VisionTransformer`."""
-        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep)
+        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep, together)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""

@@ -43,7 +43,7 @@ class BlipNLVR(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
-        states, image_aligned = self.encode(image, temperature, align, trace)
+        states, image_aligned = self.encode(image, temperature, align, trace, together=2)
         statement = self.tokenize(text, "[ENC]")
         output = self.text_encoder(
             statement.input_ids,

@@ -125,12 +125,16 @@ class VisionTransformer(nn.Module):
         align: bool = True,
         trace: Trace | None = None,
         keep: Keep = keep_batch,
+        together: int = 1,
     ) -> tuple[Sequences, Tensor | None]:
-        """As `forward`, by any rule of keeping: the tokens may be masked or packed, and come with their layout."""
+        """As `forward`, by any rule of keeping: the tokens may be masked or packed, and come with their layout.
+
+        Of a sample with several images, B / together apart, each keeps equally many tokens.
+        """
         x = self.patch_embed(image)  # [B, N, D]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         temperature = temperature if space_dict is not None else 0.0
-        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align)
+        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align, together)
         aligned_layers = []
         for index, block in enumerate(self.blocks):
             before = layout.lengths(x) if trace is not None else None
