@@ -210,11 +210,14 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
 def task_of(path: str) -> str:
     """The task that a configuration file is for: the one whose own keys it has; NLVR2 has none.
 
+    Of retrieval BLIP's and CLIP's keys are the same, but CLIP's files choose neither a ViT nor a BERT.
+
     Raises:
         UserError: the file cannot be read.
     """
     names = _read(path).keys()
-    return max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
+    task = max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
+    return "retrieval_clip" if task == "retrieval" and names.isdisjoint(("vit", "med_config")) else task
 
 
 def write(config: dict, path: str | Path) -> None:

@@ -284,8 +284,9 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         if dataset is not None:
             train = split == "train"
             size = config["batch_size_train" if train else "batch_size_test"]
+            options = {"steps": config["epoch_steps"], "replace": args.bad_images == "skip"}
             loaders[split] = create_loader(
-                dataset, size, train, args.seed, args.num_workers, rank, processes, config["epoch_steps"]
+                dataset, size, train, args.seed, args.num_workers, rank, processes, **options
             )
     device = torch.device(args.device)
     model = task.build_model(config, args.evaluate).to(device)
