@@ -148,6 +148,7 @@ def test_checkpoints(tmp_path):
     read()
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, over what it makes the best of
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 def test_images(tmp_path, format):
     path, file = tmp_path / "picture", io.BytesIO()
