@@ -7,9 +7,9 @@
         --config ./configs/retrieval_coco_clip.yaml --output_dir output/retrieval_coco_clip_compression_p0.5
 
 On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`. Flickr30k is another
-config: `configs/retrieval_flickr_clip.yaml`. --pretrained also takes OpenAI's archives, and their names once
-`python -m clip.download NAME` has fetched them. The validation split steers the temperature and chooses the checkpoint;
-the test split is only reported.
+config: `configs/retrieval_flickr_clip.yaml`. --pretrained also takes OpenAI's archives, and their names, like ViT-B/16,
+which --download fetches. The validation split steers the temperature and chooses the checkpoint; the test split is only
+reported.
 
 Shapes: I images, T texts, F width of the features.
 """
@@ -38,6 +38,11 @@ class RetrievalClip(Task):
     recipe = "caption"  # the released ladder of both
     loss_weights = {"loss_ita": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
     floor = "of a text CLIP only drops what a batch's longest text does not need, so nearly all has to come from images"
+
+    def download(self, name: str) -> None:
+        from clip.download import download
+
+        download(name)
 
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:
         import clip  # only now, so that --help and a wrong flag are answered at once

@@ -4,6 +4,7 @@ Shapes: N patches of an image, D width.
 """
 
 import math
+import re
 import warnings
 import zipfile
 from dataclasses import fields, replace
@@ -54,6 +55,9 @@ def load(
     content = read(path) if path else None
     sizes = sizes_of(content["model"], path) if content else fresh_sizes(config.get("clip"))
     sizes = replace(sizes, image_resolution=config.get("image_size", sizes.image_resolution))
+    if sizes.image_resolution % sizes.vision_patch_size:
+        resolution, patch = sizes.image_resolution, sizes.vision_patch_size
+        raise UserError(f"image_size {resolution} is no multiple of the patches of {patch} pixels; choose another")
     model = ClipRetrieval(
         sizes,
         config.get("sd_num", 100),
@@ -71,11 +75,13 @@ def load(
 
 def locate(name: str) -> Path:
     """The file of a published model's name, or of a path."""
+    if re.fullmatch(r"RN\d+(x\d+)?", name):
+        raise UserError(f"{name} is a CLIP with ResNet, which has no tokens to prune; use one of {', '.join(MODELS)}")
     if name not in MODELS:
         return Path(name)
     path = Path(FOLDER) / MODELS[name][0]
     if not path.is_file():
-        raise UserError(f"{name} is not in {FOLDER}/: run `python -m clip.download {name}`, or copy {path.name} there")
+        raise UserError(f"{name} is not in {FOLDER}/: copy {path.name} there, or fetch it with --download")
     return path
 
 

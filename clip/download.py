@@ -1,12 +1,8 @@
-"""The models that OpenAI published, by name; fetched only when asked, and only if the bytes are the published ones.
+"""The models that OpenAI published, by name; fetched only when asked, and only if the bytes are the published ones."""
 
-python -m clip.download ViT-B/16 --to pretrained
-"""
-
-import argparse
 import hashlib
 import os
-import sys
+import shutil
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -33,23 +29,24 @@ def download(name: str, folder: str | Path = FOLDER) -> Path:
     """Fetches a model into `folder`, unless it is there already, and returns its path.
 
     Raises:
-        UserError: an unknown name, no connection, a folder that cannot be written, or other bytes than published.
+        UserError: an unknown name, no connection, a folder that cannot be written, or other bytes than published, there
+            already or fetched.
     """
     if name not in MODELS:
         raise UserError(f"{name!r} is none of the published models: {', '.join(MODELS)}")
     file, digest = MODELS[name]
     path, address = Path(folder) / file, ADDRESS.format(digest=digest, file=file)
     if path.is_file():
+        if sha_256(path) != digest:
+            raise UserError(f"{path} is not the published {name}, its SHA-256 differs; move it out of the way")
         return path
-    partial, sha = path.with_name(f"{file}.tmp"), hashlib.sha256()
+    partial = path.with_name(f"{file}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(address) as response, open(partial, "wb") as output:
-            while chunk := response.read(CHUNK):
-                sha.update(chunk)
-                output.write(chunk)
-        if sha.hexdigest() != digest:
-            raise UserError(f"{address}: its SHA-256 is {sha.hexdigest()}, not the published one; nothing was kept")
+            shutil.copyfileobj(response, output, CHUNK)
+        if (found := sha_256(partial)) != digest:
+            raise UserError(f"{address}: its SHA-256 is {found}, not the published one; nothing was kept")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot fetch {address} into {folder}: {error}; fetch it by other means") from error
@@ -59,19 +56,10 @@ def download(name: str, folder: str | Path = FOLDER) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Downloads what the command line names."""
-    parser = argparse.ArgumentParser(description="Fetch one of CLIP's published models and verify its SHA-256.")
-    parser.add_argument("name", choices=available_models())
-    parser.add_argument("--to", default=FOLDER, help="folder")
-    args = parser.parse_args(argv)
-    try:
-        print(download(args.name, args.to))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def sha_256(path: Path) -> str:
+    """The SHA-256 of a file, read piece by piece."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(CHUNK):
+            sha.update(piece)
+    return sha.hexdigest()

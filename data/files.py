@@ -13,8 +13,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
-SKIP = "; training can do without it: --bad_images skip"
-
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses, with the name
 
 
@@ -89,11 +87,9 @@ def read_image(folder: Path, name: str, where: str) -> Image.Image:
     try:
         return decode_image(path)
     except FileNotFoundError as error:
-        raise BadImage(
-            f"{path}: no such image ({where}); complete the images or correct the image folder{SKIP}"
-        ) from error
+        raise BadImage(f"{path}: no such image ({where}); complete the images or correct the image folder") from error
     except ValueError as error:
-        raise BadImage(f"{path}: unreadable image ({where}): {error}; fetch it again{SKIP}") from error
+        raise BadImage(f"{path}: unreadable image ({where}): {error}; fetch it again") from error
 
 
 def decode_image(path: Path) -> Image.Image:

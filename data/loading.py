@@ -71,11 +71,12 @@ class SeededDataset(Dataset):
     Args:
         dataset: of samples, each a dict; they get an entry "bad_images", what was wrong with those they replace.
         seed: of every random number.
-        replace: put another sample, drawn by the sample's own random numbers, in the place of one with a bad image.
+        train: whether an image that cannot be read may be done without.
+        replace: if so, put another, drawn by the sample's own random numbers, in the place of one with a bad image.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, replace: bool = False):
-        self.dataset, self.seed, self.replace = dataset, seed, replace
+    def __init__(self, dataset: Dataset, seed: int, train: bool = False, replace: bool = False):
+        self.dataset, self.seed, self.train, self.replace = dataset, seed, train, replace
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -100,8 +101,10 @@ class SeededDataset(Dataset):
             try:
                 return {**self.dataset[index], "bad_images": bad_images}
             except BadImage as error:
-                if not self.replace:
+                if not self.train:
                     raise
+                if not self.replace:
+                    raise BadImage(f"{error}, or train without it: --bad_images skip") from error
                 if len(bad_images) == REPLACEMENTS:
                     raise UserError(f"{error}; and so with {REPLACEMENTS} others drawn in its place") from error
                 bad_images.append(str(error))
@@ -162,7 +165,7 @@ def create_loader(
         replace: while training, put other samples in the place of those whose images cannot be read.
     """
     return Loader(
-        SeededDataset(dataset, seed, train and replace),
+        SeededDataset(dataset, seed, train, replace),
         batch_sampler=BatchSampler(len(dataset), batch_size, train, seed, rank, world, steps),
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,

@@ -29,7 +29,8 @@ class Key:
         choices: the texts it may be, any if empty.
         least: the smallest number.
         most: the largest number.
-        items: the type of what a list holds.
+        items: what each item of a list may be.
+        length: of a list, any if None.
         fields: the keys that a mapping may hold, any if empty.
     """
 
@@ -38,7 +39,8 @@ class Key:
     choices: tuple[str, ...] = ()
     least: float | None = None
     most: float | None = None
-    items: type | None = None
+    items: "Key | None" = None
+    length: int | None = None
     fields: tuple[tuple[str, "Key"], ...] = ()
 
     def checked(self, value: object, name: str, source: str) -> object:
@@ -52,7 +54,7 @@ class Key:
         if not is_kind or not self._allows(value):
             raise UserError(f"{source}: {name} is {excerpt(value)}, expected {self._expected(kind)}")
         if self.items and isinstance(value, list):
-            return [Key(None, self.items).checked(item, f"{name}[{i}]", source) for i, item in enumerate(value)]
+            return [self.items.checked(item, f"{name}[{place}]", source) for place, item in enumerate(value)]
         if self.fields and isinstance(value, dict):
             return checked(value, dict(self.fields), source, f"{name}.")
         return value
@@ -60,11 +62,14 @@ class Key:
     def _allows(self, value: object) -> bool:
         if isinstance(value, str):
             return not self.choices or value in self.choices
+        if isinstance(value, list):
+            return self.length is None or len(value) == self.length
         above = self.least is None or value >= self.least
         return above and (self.most is None or value <= self.most)
 
     def _expected(self, kind: type | types.UnionType) -> str:
         names = KINDS | {str: f"one of {', '.join(self.choices)}" if self.choices else KINDS[str]}
+        names |= {list: f"a list of {self.length}" if self.length else KINDS[list]}
         wanted = " or ".join(names[one] for one in getattr(kind, "__args__", [kind]))
         limits = [f"at least {self.least:g}"] if self.least is not None else []
         limits += [f"at most {self.most:g}"] if self.most is not None else []
@@ -118,7 +123,7 @@ COMMON_KEYS = {
     "lr_schedule": Key("epoch", choices=("epoch", "step")),
     "warmup_steps": Key(0, least=0),
     "weight_decay": Key(0.05, least=0),
-    "betas": Key([0.9, 0.999], items=float),
+    "betas": Key([0.9, 0.999], length=2, items=Key(0.0, least=0, most=0.999999)),
     "clip_grad": Key(0.0, least=0),
     "augment": Key(True),
     "print_freq": Key(50, least=1),
@@ -143,7 +148,7 @@ TASK_KEYS = {
     "vqa": {
         "vqa_root": Key("datasets/vision/coco"),
         "vg_root": Key("datasets/vision/visual-genome"),
-        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], items=str),
+        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], items=Key("")),
         "inference": Key("rank", choices=("rank", "generate")),
         "k_test": Key(128, least=1),
     },
@@ -153,9 +158,10 @@ TASK_KEYS = {
 }
 
 
-# The smallest value of a flag.
+# The smallest and largest values of flags.
 LEAST = {"accum": 1, "num_workers": 0, "seed": 0, "world_size": 1, "temperature": 0, "save_steps": 0}
 LEAST |= {"skip_nonfinite": 0}
+MOST = {"seed": 2**32 - 1}
 
 
 def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
@@ -210,11 +216,14 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
 def task_of(path: str) -> str:
     """The task that a configuration file is for: the one whose own keys it has; NLVR2 has none.
 
+    Of retrieval BLIP's and CLIP's keys are the same, but CLIP's files choose neither a ViT nor a BERT.
+
     Raises:
         UserError: the file cannot be read.
     """
     names = _read(path).keys()
-    return max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
+    task = max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
+    return "retrieval_clip" if task == "retrieval" and names.isdisjoint(("vit", "med_config")) else task
 
 
 def write(config: dict, path: str | Path) -> None:
@@ -231,6 +240,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--config", default=task.default_config, help="YAML file")
     flag("--output_dir", default=f"output/{task.name}", help="folder for checkpoints, logs and results")
     flag("--pretrained", help="checkpoint to start from or to evaluate, instead of the config's")
+    flag("--download", action="store_true", help="fetch the published CLIP that --pretrained names, if it is missing")
     flag("--evaluate", action="store_true", help="evaluate only")
     flag("--p", type=float, default=0.5, help="share of the GFLOPs to remove; 0 is the dense model")
     flag("--epoch", type=int, help="number of epochs, instead of the config's max_epoch")
@@ -268,6 +278,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} is {value}, expected at least {least}")
+        if value is not None and value > MOST.get(name, value):
+            raise UserError(f"--{name} is {value}, expected at most {MOST[name]}")
     try:
         device = torch.device(args.device)
     except RuntimeError as error:

@@ -278,16 +278,20 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         raise UserError("--evaluate has no checkpoint to evaluate; name it with --pretrained")
     folder, processes, rank = Path(args.output_dir), utils.world_size(), utils.rank()
     task.config = config
+    if args.download and utils.is_main():
+        task.download(config["pretrained"])
     utils.set_seed(args.seed, args.deterministic)
     loaders = {}
     for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
         if dataset is not None:
             train = split == "train"
             size = config["batch_size_train" if train else "batch_size_test"]
+            options = {"steps": config["epoch_steps"], "replace": args.bad_images == "skip"}
             loaders[split] = create_loader(
-                dataset, size, train, args.seed, args.num_workers, rank, processes, config["epoch_steps"]
+                dataset, size, train, args.seed, args.num_workers, rank, processes, **options
             )
     device = torch.device(args.device)
+    utils.barrier()  # all wait for what is being downloaded
     model = task.build_model(config, args.evaluate).to(device)
     utils.set_seed(args.seed + rank)  # the weights are drawn alike, dropout is not
     return Run(task, args, config, folder, model, loaders, precision(args.amp, device))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from madtp import checkpoint
 from madtp.measure import CostMeter, device_of, progress_bar, to_device
 from madtp.trace import Trace
-from utils import all_gather_objects
+from utils import UserError, all_gather_objects
 
 
 class Task(ABC):
@@ -37,6 +37,10 @@ class Task(ABC):
         from data import create_dataset  # only now, so that --help and a wrong flag are answered at once
 
         return create_dataset(self.name, self.config, evaluate)
+
+    def download(self, name: str) -> None:
+        """Fetches the published model that --pretrained names, where there is such a thing."""
+        raise UserError(f"--download fetches CLIP's published models, not {name!r}; the README lists the downloads")
 
     @abstractmethod
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:

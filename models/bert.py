@@ -6,7 +6,6 @@ b * G ... b * G + G - 1 attend to states b, whose keys and values are then compu
 Shapes are those of the rule `batch`; by the rule `sample` tokens may lie otherwise, as their layout says.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from madtp.attention import AttentionScores, attend
 from madtp.flops import TextShape
 from madtp.layout import RECTANGLE, Keep, Packed, Rectangle, Sequences, attention_mask, both, keep_batch
 from madtp.trace import Trace
+from utils import UserError, excerpt, read_json
 
 
 class KeysValues(NamedTuple):
@@ -69,9 +69,33 @@ class TextOutput(NamedTuple):
 
 
 def read_config(med_config: str | Path | dict, **overrides: Any) -> BertConfig:
-    """BERT sizes from a JSON file or a dict; `overrides` come from the model that is being built."""
-    values = med_config if isinstance(med_config, dict) else json.loads(Path(med_config).read_text())
-    return BertConfig(**{**values, **overrides})
+    """BERT sizes from a JSON file or a dict; `overrides` come from the model that is being built.
+
+    A file may be any BERT's, a dict is of a configuration and has no other keys than there are.
+
+    Raises:
+        UserError: no such file, no sizes in it, or sizes that do not fit each other.
+    """
+    if isinstance(med_config, dict):
+        where, values = "med_config", med_config
+        known = {*BertConfig().to_dict(), "encoder_width", "add_cross_attention"}
+        if unknown := [name for name in values if name not in known]:
+            raise UserError(
+                f"{where}: unknown key {excerpt(unknown[0])}; configs/med_config.json shows those there are"
+            )
+    else:
+        where, values = med_config, read_json(med_config, "med_config should name the JSON file of BERT's sizes")
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected BERT's sizes by name, found {excerpt(values)}")
+    try:
+        sizes = BertConfig(**{**values, **overrides})
+        odd = sizes.hidden_size % sizes.num_attention_heads
+    except Exception as error:  # versions of transformers differ in what they check, and in what they raise
+        raise UserError(f"{where}: {error}; configs/med_config.json shows how it should be") from error
+    if odd:
+        heads = f"num_attention_heads {sizes.num_attention_heads}"
+        raise UserError(f"{where}: hidden_size {sizes.hidden_size} is no multiple of {heads}; choose another")
+    return sizes
 
 
 class Embeddings(nn.Module):
@@ -87,7 +111,10 @@ class Embeddings(nn.Module):
         self.register_buffer("position_ids", torch.arange(config.max_position_embeddings).unsqueeze(0))
 
     def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
-        positions = self.position_ids[:, start : start + input_ids.shape[1]]
+        end, most = start + input_ids.shape[1], self.position_ids.shape[1]
+        if end > most:
+            raise UserError(f"a text has {end} tokens, max_position_embeddings of med_config allows {most}; raise it")
+        positions = self.position_ids[:, start:end]
         embedded = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         return self.dropout(self.LayerNorm(embedded))
 

@@ -91,10 +91,19 @@ def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float 
         drop_path = max(drop_path, 0.1)
     if config.get("drop_path") is not None:
         drop_path = config["drop_path"]
+    check_vit(image_size, **sizes)
     checkpointed = config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0
     return VisionTransformer(
         image_size, sd_dim=config["sd_dim"], drop_path_rate=drop_path, checkpointed_layers=checkpointed, **sizes
     )
+
+
+def check_vit(image_size: int, patch_size: int = 16, embed_dim: int = 768, num_heads: int = 12, **others: int) -> None:
+    """Raises a UserError for sizes that do not fit each other."""
+    if image_size % patch_size:
+        raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size} of vit; choose another")
+    if embed_dim % num_heads:
+        raise UserError(f"vit: embed_dim {embed_dim} is no multiple of num_heads {num_heads}; choose another")
 
 
 def init_tokenizer(folder: str) -> BertTokenizer:
@@ -104,7 +113,11 @@ def init_tokenizer(folder: str) -> BertTokenizer:
             f"tokenizer: no vocab.txt in {folder}; put the files of bert-base-uncased there or point the key "
             "`tokenizer` to a folder that has them"
         )
-    tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer("a word")  # an empty vocabulary shows only now
+    except Exception as error:  # the tokenizer's own library raises no type in particular
+        raise UserError(f"tokenizer: {folder} cannot be read: {error}; take the files of bert-base-uncased") from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     return tokenizer

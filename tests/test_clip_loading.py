@@ -14,6 +14,9 @@ from clip import download
 from clip.clip import read, sizes_of
 from clip.model import CLIP, Sizes
 from clip.retrieval import ClipRetrieval
+from compress_nlvr_dtp import NLVR
+from compress_retrieval_clip_dtp import RetrievalClip
+from madtp.engine import main
 from madtp.momentum import QUEUES
 from tests.golden.fill import fill
 from utils import UserError
@@ -173,6 +176,14 @@ def test_a_model_from_scratch():
 def test_a_resnet(load):
     with pytest.raises(UserError, match="ResNet"):
         load(dense() | {"visual.layer1.0.conv1.weight": torch.zeros(1)})
+    for name in ("RN50", "RN50x64"):
+        with pytest.raises(UserError, match=f"{name} is a CLIP with ResNet.*ViT-B/16"):
+            clip.load(name)
+
+
+def test_an_image_size_that_patches_do_not_fill(load):
+    with pytest.raises(UserError, match="image_size 70 is no multiple of the patches of 16 pixels"):
+        load(dense(), image_size=70)
 
 
 def test_no_clip(load):
@@ -202,7 +213,7 @@ def test_a_damaged_archive(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, message", [("absent.pt", "no such checkpoint"), ("ViT-B/16", "python -m clip.download")]
+    "name, message", [("absent.pt", "no such checkpoint"), ("ViT-B/16", "fetch it with --download")]
 )
 def test_no_file(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
@@ -257,13 +268,25 @@ def test_a_download_that_fails_leaves_nothing(published, tmp_path, content, mess
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(monkeypatch, tmp_path, capsys):
-    (tmp_path / "ViT-B-16.pt").write_bytes(b"here already")
-    assert download.main(["ViT-B/16", "--to", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "ViT-B-16.pt")
-    monkeypatch.setattr(download, "download", lambda *_: (_ for _ in ()).throw(UserError("no way")))
-    assert download.main(["ViT-B/16"]) == 2
-    assert capsys.readouterr().err == "error: no way\n"
+def test_other_bytes_are_not_taken_for_the_published_ones(published, tmp_path):
+    asked = published(b"weights")
+    (tmp_path / "tiny.pt").write_bytes(b"something else")
+    with pytest.raises(UserError, match="tiny.pt is not the published tiny"):
+        download.download("tiny", tmp_path)
+    assert asked == [] and (tmp_path / "tiny.pt").read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("flags, fetched", [([], []), (["--download"], ["ViT-B/16"])])
+def test_a_script_downloads_only_when_told_to(monkeypatch, tmp_path, capsys, flags, fetched):
+    asked = []
+    monkeypatch.setattr(download, "download", asked.append)
+    assert main(RetrievalClip(), [*flags, "--pretrained", "ViT-B/16", "--output_dir", str(tmp_path)]) == 2
+    assert asked == fetched and capsys.readouterr().err.count("\n") == 1
+
+
+def test_there_is_no_other_model_to_download(tmp_path, capsys):
+    assert main(NLVR(), ["--download", "--output_dir", str(tmp_path)]) == 2
+    assert "--download fetches CLIP's published models, not 'pretrained/model_base_nlvr.pth'" in capsys.readouterr().err
 
 
 def test_every_published_model_is_named_by_its_digest():

@@ -46,6 +46,7 @@ def test_flags_and_defaults_are_frozen():
         "--config": "configs/nlvr.yaml",
         "--output_dir": "output/nlvr",
         "--pretrained": None,
+        "--download": False,
         "--evaluate": False,
         "--p": 0.5,
         "--epoch": None,
@@ -170,12 +171,12 @@ class TestOrder:
             "init_lr=1e-5",
             "weight_decay=1",
             "augment=false",
-            "betas=[0.8, 1]",
+            "betas=[0.8, 0]",
             "drop_path=null",
         )
         assert config["init_lr"] == 1e-5
         assert config["weight_decay"] == 1.0 and isinstance(config["weight_decay"], float)
-        assert config["augment"] is False and config["betas"] == [0.8, 1.0] and config["drop_path"] is None
+        assert config["augment"] is False and config["betas"] == [0.8, 0.0] and config["drop_path"] is None
 
     def test_resume(self, parse):
         assert parse("", "--resume")[0].resume == "auto"
@@ -207,6 +208,8 @@ class TestMistakes:
             ("vit: {depht: 2}", "unknown key 'vit.depht', the closest known key is 'vit.depth'"),
             ("vit: {depth: 1.5}", "vit.depth is 1.5, expected an integer, at least 1"),
             ("betas: [0.9, high]", "betas[1] is 'high', expected a number"),
+            ("betas: [0.9]", "betas is [0.9], expected a list of 2"),
+            ("betas: [0.9, 1]", "betas[1] is 1.0, expected a number, at least 0, at most 0.999999"),
             ("lr_schedule: hourly", "lr_schedule is 'hourly', expected one of epoch, step"),
             ("image_size: [1", ", line 1: not YAML"),
             ("sd_num: 1\nsd_num: 2", ", line 2: not YAML: found duplicate key"),
@@ -230,6 +233,7 @@ class TestMistakes:
             (["--evaluat"], "unrecognized arguments: --evaluat"),
             (["--epoch", "0"], "--epoch: max_epoch is 0, expected an integer, at least 1"),
             (["--accum", "0"], "--accum is 0, expected at least 1"),
+            (["--seed", "4294967296"], "--seed is 4294967296, expected at most 4294967295"),
             (["--temperature", "-1"], "--temperature is -1.0, expected at least 0"),
             (["--device", "gpu"], "--device is 'gpu', expected cpu, cuda or cuda:NUMBER"),
             (["--device", "meta"], "--device is 'meta', expected cpu, cuda or cuda:NUMBER"),
