@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from madtp.caption_metrics import SCORERS
 from utils import UserError, excerpt, write_atomic
 
 KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
@@ -26,7 +27,7 @@ class Key:
     Attributes:
         default: the value where nobody says otherwise.
         kind: its type or types, the default's own unless given. An integer will do for a float.
-        choices: the texts it may be, any if empty.
+        choices: the texts it, or what a list holds, may be; any if empty.
         least: the smallest number.
         most: the largest number.
         items: the type of what a list holds.
@@ -52,7 +53,8 @@ class Key:
         if not is_kind or not self._allows(value):
             raise UserError(f"{source}: {name} is {excerpt(value)}, expected {self._expected(kind)}")
         if self.items and isinstance(value, list):
-            return [Key(None, self.items).checked(item, f"{name}[{i}]", source) for i, item in enumerate(value)]
+            item = Key(None, self.items, self.choices)
+            return [item.checked(one, f"{name}[{index}]", source) for index, one in enumerate(value)]
         if self.fields and isinstance(value, dict):
             return checked(value, dict(self.fields), source, f"{name}.")
         return value
@@ -139,6 +141,7 @@ TASK_KEYS = {
         "max_length": Key(20, least=1),
         "min_length": Key(5, least=0),
         "num_beams": Key(3, least=1),
+        "metrics": Key(list(SCORERS), items=str, choices=tuple(SCORERS)),
     },
     "vqa": {
         "vqa_root": Key("datasets/vision/coco"),
