@@ -8,8 +8,10 @@
 
 On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
 
-The validation split steers the temperature and chooses the checkpoint; the test split is only reported. The decoder
-never prunes.
+The validation split steers the temperature and chooses the checkpoint, by CIDEr and SPICE; the test split is only
+reported. Captions are scored against the ground truth in `coco_gt_root`, else against the annotations. METEOR and SPICE
+need Java, and SPICE models that `python -m pycocoevalcap.spice.get_stanford_models` downloads once. The decoder never
+prunes.
 """
 
 import sys
@@ -17,9 +19,12 @@ import sys
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from data.text import clean_caption
 from madtp import flops, metrics
+from madtp.caption_metrics import caption_metrics
 from madtp.engine import Task, main
 from madtp.trace import Trace, dense_layers
+from utils import from_main
 
 COUNTED_TOKENS = 15  # of a caption; the cost is that of the decoder run once over them, as the paper counts
 
@@ -43,19 +48,26 @@ class Caption(Task):
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[dict]:
         limits = {name: self.config[name] for name in ("num_beams", "max_length", "min_length")}
         captions = model.generate(batch["image"], **limits, temperature=temperature, trace=trace)
-        columns = zip(batch["image_id"], captions, batch["captions"], strict=True)
-        return [{"image_id": image, "caption": caption, "references": given} for image, caption, given in columns]
+        columns = zip(batch["image_id"], captions, strict=True)
+        return [{"image_id": image, "caption": caption} for image, caption in columns]
+
+    def answered(self, result: dict) -> str:
+        return result["caption"]
 
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         model.visual_encoder(batch["image"], model.space_dict, temperature, align=False, trace=trace)
 
     def metrics(self, predictions: list, dataset: Dataset) -> dict:
         results = [result for _, result in predictions]
-        scores = metrics.exact_match([one["caption"] for one in results], [one["references"] for one in results])
-        return {**scores, "results": [{name: one[name] for name in ("image_id", "caption")} for one in results]}
+        captions, references = [one["caption"] for one in results], dataset.references
+        exact = metrics.exact_match(captions, [[clean_caption(text) for text in those] for those in references])
+        # Java takes gigabytes of memory and seconds to start: once will do, however many processes there are.
+        scores = from_main(lambda: caption_metrics(captions, references, self.config["metrics"]))
+        return {**exact, **scores, "results": results}
 
     def score(self, metrics: dict) -> float:
-        return metrics["exact_match"]
+        """CIDEr, and SPICE where it could be computed."""
+        return metrics["CIDEr"] + metrics.get("SPICE", 0.0) if "CIDEr" in metrics else metrics["exact_match"]
 
     def cost(self, model: nn.Module, trace: Trace) -> float:
         image, text = model.visual_encoder.shape, model.text_decoder.bert.shape

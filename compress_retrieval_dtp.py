@@ -6,8 +6,10 @@
         --pretrained output/retrieval_coco_compression_p0.5/checkpoint_best.pth \\
         --config ./configs/retrieval_coco.yaml --output_dir output/retrieval_coco_compression_p0.5
 
-On several GPUs: `python -m torch.distributed.run --nproc_per_node=8` in place of `python`. The validation split steers
-the temperature and chooses the checkpoint; the test split is only reported. Everything else is in madtp/retrieval.py.
+On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
+
+The validation split steers the temperature and chooses the checkpoint; the test split is only reported. Everything else
+is in madtp/retrieval.py.
 """
 
 import sys

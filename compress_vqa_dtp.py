@@ -45,7 +45,7 @@ class VQA(Task):
 
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         self.answer_list = loader.dataset.dataset.answer_list
-        self.encoded_answers = model.encode_answers(self.answer_list)
+        self.encoded_answers = model.encode_answers(self.answer_list) if self.answer_list else None
         return super().evaluate(model, loader, temperature)
 
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[dict]:
@@ -66,6 +66,12 @@ class VQA(Task):
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         one_answer = model.encode_answers(["yes"])
         model(batch["image"], batch["question"], one_answer, temperature, train=False, k_test=1, trace=trace)
+
+    def asked(self, batch: dict, row: int) -> str:
+        return batch["question"][row]
+
+    def answered(self, result: dict) -> str:
+        return result["answer"]
 
     def metrics(self, predictions: list, dataset: Dataset) -> dict:
         results = [result for _, result in predictions]

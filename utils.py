@@ -9,14 +9,18 @@ import re
 import reprlib
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+Result = TypeVar("Result")
 
 
 class UserError(ValueError):
@@ -122,6 +126,11 @@ def all_gather_objects(value: object) -> list:
     gathered = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def from_main(function: Callable[[], Result]) -> Result:
+    """What `function` returns on the main process, the only one to call it; the others wait."""
+    return all_gather_objects(function() if is_main() else None)[0]
 
 
 def init_distributed(args) -> None:

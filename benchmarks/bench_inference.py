@@ -71,7 +71,11 @@ class Recomputing:
         return states.repeat_interleave(self.beams, dim=0)  # [B * G, S, D]
 
     def __call__(self, input_ids: Tensor, mask: Tensor, keys_values: Tensor, **context: Any):
-        return self.decoder(input_ids, mask, states=keys_values, **context)
+        copies = len(keys_values) // len(input_ids)  # the prompt comes once for all beams
+        inputs = (values.repeat_interleave(copies, dim=0) for values in (input_ids, mask))
+        logits, output = self.decoder(*inputs, states=keys_values, **context)
+        past = [type(layer)(*(part[::copies] for part in layer)) for layer in output.past]
+        return logits[::copies], output._replace(past=past)
 
 
 def caption(batch: int, device: str, folder: str) -> Comparison:

@@ -21,8 +21,9 @@ def create_dataset(
 
     Args:
         task: as of `splits`.
-        config: that of `splits`, `image_size` and `image_root` (VQA: `vqa_root`, `vg_root`); captions have a `prompt`;
-            without `augment` training samples are treated like those of evaluation.
+        config: that of `splits`, `image_size` and `image_root` (VQA: `vqa_root`, `vg_root`); captions have a `prompt`
+            and a `coco_gt_root`, VQA its `inference`; without `augment` training samples are treated like those of
+            evaluation.
         evaluate: leave out the training set, and read none of its files.
 
     Raises:

@@ -14,6 +14,7 @@ from data.text import clean_question
 from utils import UserError, excerpt, read_json
 
 GENOME_WEIGHT = 0.2
+MAKE_LIST = "python -m data.answers --config CONFIG"
 ROOTS = {"vqa": "vqa_root", "vg": "vg_root"}  # where an entry's `dataset` keeps its images
 
 
@@ -70,7 +71,7 @@ class VQAEvaluation(_Questions):
     """Samples with "question_id" and "answers": the ten given, or None where the file keeps them back (test).
 
     Attributes:
-        answer_list: the answers to rank.
+        answer_list: the answers to rank; empty where answers are generated.
     """
 
     fields = {"question": str, "image": str, "dataset": str, "question_id": int}
@@ -78,7 +79,7 @@ class VQAEvaluation(_Questions):
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):
         super().__init__(transform, files, config)
-        self.answer_list = read_answer_list(config["ann_root"])
+        self.answer_list = read_answer_list(config["ann_root"]) if config["inference"] == "rank" else []
 
     @classmethod
     def wrong_label(cls, entry: dict) -> str:
@@ -105,9 +106,9 @@ def read_answer_list(ann_root: str | Path) -> list[str]:
         UserError: no such file, or no list of answers in it.
     """
     path = Path(ann_root) / "answer_list.json"
-    answers = read_json(path, "put it there or set ann_root in the config")
+    answers = read_json(path, f"put it there, set ann_root in the config, or make it: {MAKE_LIST}")
     if not isinstance(answers, list) or not is_text(answers):
-        raise UserError(f"{path}: expected a list of answers, not {excerpt(answers)}; take the file of BLIP's release")
+        raise UserError(f"{path}: expected a list of answers, not {excerpt(answers)}; make it: {MAKE_LIST}")
     return answers
 
 

@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from math import isfinite
@@ -22,13 +23,18 @@ Tokens = dict[int, list[str]]  # texts of every image, their tokens parted by sp
 GET_SPICE = "python -m pycocoevalcap.spice.get_stanford_models downloads them"
 
 
-def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def caption_metrics(
+    captions: Sequence[str], references: Sequence[Sequence[str]], wanted: Collection[str]
+) -> dict[str, float]:
     """Scores in percent, by the names of COCO's evaluation: Bleu_1 to Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE.
 
     Args:
         captions: one per image.
         references: what people wrote, several per image.
+        wanted: which scores, keys of `SCORERS`.
     """
+    if not wanted:
+        return {}
     texts = [*captions, *chain.from_iterable(references)]
     scores, missing = {}, defaultdict(list)
     try:
@@ -38,14 +44,15 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
         missing[reason(error)].append("Stanford's tokenizer")
     said = {image: [next(tokens)] for image in range(len(captions))}
     given = {image: [next(tokens) for _ in those] for image, those in enumerate(references)}
-    for names, scorer in SCORERS.items():
+    for name in (name for name in SCORERS if name in wanted):
         try:
-            values = [float(value) for value in scorer(given, said)]
+            values = [float(value) for value in SCORERS[name](given, said)]
             if not all(map(isfinite, values)):
                 raise ValueError("it is not a number")
+            names = [name] if len(values) == 1 else [f"{name}_{n}" for n, _ in enumerate(values, start=1)]
             scores |= {name: 100 * value for name, value in zip(names, values, strict=True)}
         except Exception as error:
-            missing[reason(error)].append(names[-1])
+            missing[reason(error)].append(name)
     if missing:
         faults = (f"no {', '.join(names)} ({why})" for why, names in missing.items())
         warn_once(f"caption scores: {'; '.join(faults)}")
@@ -87,9 +94,11 @@ def meteor(given: Tokens, said: Tokens) -> list[float]:
     scorer = Meteor()
     try:
         return [scorer.compute_score(given, said)[0]]
-    finally:
-        if scorer.lock.locked():  # after a failure; its destructor would wait for the lock forever
+    finally:  # its destructor would wait for a lock that a failure leaves behind, and complain about a broken pipe
+        if scorer.lock.locked():
             scorer.lock.release()
+        with suppress(OSError):
+            scorer.meteor_p.stdin.close()
 
 
 def rouge(given: Tokens, said: Tokens) -> list[float]:
@@ -117,13 +126,7 @@ def spice(given: Tokens, said: Tokens) -> list[float]:
     return [package.Spice().compute_score(given, said)[0]]
 
 
-SCORERS = {
-    ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"): bleu,
-    ("METEOR",): meteor,
-    ("ROUGE_L",): rouge,
-    ("CIDEr",): cider,
-    ("SPICE",): spice,
-}
+SCORERS = {"Bleu": bleu, "METEOR": meteor, "ROUGE_L": rouge, "CIDEr": cider, "SPICE": spice}
 
 
 def java() -> str:

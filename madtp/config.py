@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from madtp.caption_metrics import SCORERS
 from utils import UserError, excerpt, write_atomic
 
 KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
@@ -144,6 +145,7 @@ TASK_KEYS = {
         "max_length": Key(20, least=1),
         "min_length": Key(5, least=0),
         "num_beams": Key(3, least=1),
+        "metrics": Key(list(SCORERS), items=Key("", choices=tuple(SCORERS))),
     },
     "vqa": {
         "vqa_root": Key("datasets/vision/coco"),

@@ -30,6 +30,7 @@ QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_bat
 QUICK_P = 0.2  # what an untrained model can surely reach
 SHOWN = 5  # examples in tokens.png
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
+HALVE = "compress it to half its cost"
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,60 @@ class Demo:
     folder: str
 
 
-CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 75)
-VQA = Stage("vqa", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 80, "caption")
+NLVR = ("compress_nlvr_dtp", "configs/demo/nlvr.yaml")
+CAPTION = ("compress_caption_dtp", "configs/demo/caption.yaml")
+VQA = ("compress_vqa_dtp", "configs/demo/vqa.yaml")
+RETRIEVAL = ("compress_retrieval_flickr_dtp", "configs/demo/retrieval.yaml")
+CLIP = ("compress_retrieval_clip_dtp", "configs/demo/clip.yaml")
 
+CAPTIONER = Stage("caption", "train a captioner", *CAPTION, 75)
 DEMOS = {
     "nlvr": Demo(
         stages=(
-            CAPTION,
-            VQA,
-            Stage("nlvr_dense", "train the dense NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml",
-                  140, "vqa"),
-            Stage("nlvr_p0.5", "compress it to half its cost", "compress_nlvr_dtp", "configs/demo/nlvr.yaml",
-                  100, "nlvr_dense", 0.5, ("--epoch", "3", "--set", "init_lr=3e-4", "ramp=0")),
+            CAPTIONER,
+            Stage("vqa", "train a VQA model from it", *VQA, 80, "caption"),
+            Stage("nlvr_dense", "train the dense NLVR2 model from that", *NLVR, 140, "vqa"),
+            Stage("nlvr_p0.5", HALVE, *NLVR, 100, "nlvr_dense", 0.5, ("--epoch", "3", "--set", "init_lr=3e-4", "ramp=0")),
         ),
         task="NLVR",
         metric=("accuracy", "accuracy %"),
         folder="output/demo",
     ),
+    "caption": Demo(
+        stages=(
+            CAPTIONER,
+            Stage("caption_p0.5", HALVE, *CAPTION, 60, "caption", 0.5, ("--epoch", "2", "--set", "init_lr=5e-4", "ramp=0")),
+        ),
+        task="Caption",
+        metric=("exact_match", "exact match %"),
+        folder="output/demo_caption",
+    ),
+    "vqa": Demo(
+        stages=(
+            CAPTIONER,
+            Stage("vqa_dense", "train the dense VQA model from it", *VQA, 80, "caption"),
+            Stage("vqa_p0.5", HALVE, *VQA, 60, "vqa_dense", 0.5, ("--epoch", "2", "--set", "init_lr=3e-4", "ramp=0")),
+        ),
+        task="VQA",
+        metric=("accuracy", "accuracy %"),
+        folder="output/demo_vqa",
+    ),
+    "retrieval": Demo(
+        stages=(
+            CAPTIONER,
+            Stage("retrieval_dense", "train the dense retrieval model from it", *RETRIEVAL, 120, "caption"),
+            Stage("retrieval_p0.5", HALVE, *RETRIEVAL, 60, "retrieval_dense", 0.5,
+                  ("--epoch", "2", "--set", "init_lr=3e-4", "ramp=0")),
+        ),
+        task="RetrievalFlickr",
+        metric=("txt_r1", "R@1 %"),
+        folder="output/demo_retrieval",
+    ),
     "clip": Demo(
         stages=(
-            Stage("clip_dense", "train a dense CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180),
-            Stage("clip_p0.5", "compress it to half its cost", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml",
-                  80, "clip_dense", 0.5, ("--epoch", "3", "--set", "init_lr=5e-4", "ramp=0", "epoch_steps=90")),
+            Stage("clip_dense", "train a dense CLIP", *CLIP, 180),
+            Stage("clip_p0.5", HALVE, *CLIP, 80, "clip_dense", 0.5,
+                  ("--epoch", "3", "--set", "init_lr=5e-4", "ramp=0", "epoch_steps=90")),
         ),
         task="RetrievalClip",
         metric=("txt_r1", "R@1 %"),
@@ -165,20 +198,24 @@ def quick_keys(config: str, data: str) -> list[str]:
 
 
 def report(demo: Demo, folder: Path, quick: bool) -> None:
-    """Compares the dense and the compressed model on the test split: table.txt, summary.png, tokens.png."""
+    """Compares the dense and the compressed model: table.txt, summary.png, tokens.png.
+
+    They are scored on the test split, or on validation where the answers to the test are kept back.
+    """
     dense, compressed = (load(demo, stage, folder) for stage in demo.stages[-2:])
     metric, label = demo.metric
+    split = dense[0].task.epoch_splits[-1]
     results = [
-        run.task.evaluate(model, run.loaders["test"], temperature) for run, model, temperature in (dense, compressed)
+        run.task.evaluate(model, run.loaders[split], temperature) for run, model, temperature in (dense, compressed)
     ]
     speeds = paired_speed(dense, compressed)
-    header = f"{'test split':12s} {label:>12s} {'GFLOPs':>9s} {'% of dense':>11s} {'T':>8s} {'samples/s':>10s}"
+    header = f"{f'{split} split':12s} {label:>13s} {'GFLOPs':>9s} {'% of dense':>11s} {'T':>8s} {'samples/s':>10s}"
     rows = [header]
     for name, (_, _, temperature), scores, speed in zip(
         ("dense", "compressed"), (dense, compressed), results, speeds, strict=True
     ):
         rows.append(
-            f"{name:12s} {scores[metric]:12.1f} {scores['gflops']:9.4f} {scores['percent']:11.1f} "
+            f"{name:12s} {scores[metric]:13.1f} {scores['gflops']:9.4f} {scores['percent']:11.1f} "
             f"{temperature:8.1f} {speed:10.0f}"
         )
     note = ["(--quick: these numbers mean nothing)"] if quick else []
@@ -230,8 +267,11 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
     layers, size = trace.layers["image"], len(batch["index"])
     return [
         pictures.Example(
-            title=f"{run.task.asked(batch, row)}   dense: {run.task.answered(before[row])}   "
-            f"compressed: {run.task.answered(after[row])}".strip(),
+            lines=[
+                *filter(None, [run.task.asked(batch, row)]),
+                f"dense: {run.task.answered(before[row])}",
+                f"compressed: {run.task.answered(after[row])}",
+            ],
             images=[pictures.readable_image(batch[name][row], MEAN, STD) for name in names],
             kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
             side=round((layers[0].entered - 1) ** 0.5),

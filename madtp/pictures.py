@@ -24,13 +24,13 @@ class Example:
     """A sample to show.
 
     Attributes:
-        title: what was asked and what was answered.
+        lines: what was asked and what was answered.
         images: pictures [H, W, 3] with values from 0 to 1.
         kept: for each picture, the patches that are left after every layer.
         side: patches in a row of a picture.
     """
 
-    title: str
+    lines: list[str]
     images: list[np.ndarray]
     kept: list[list[list[int]]]
     side: int
@@ -67,7 +67,8 @@ def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -
 def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
     """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
     columns = sum(1 + len(layers) for layers in examples[0].kept)
-    figure, axes = plt.subplots(len(examples), columns, figsize=(1.45 * columns, 1.85 * len(examples) + 0.7))
+    height = 1.7 + 0.17 * len(examples[0].lines)
+    figure, axes = plt.subplots(len(examples), columns, figsize=(1.45 * columns, height * len(examples) + 0.6))
     for row, example in zip(np.atleast_2d(axes), examples, strict=True):
         panels = []
         for image, layers in zip(example.images, example.kept, strict=True):
@@ -80,7 +81,7 @@ def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> 
             axis.imshow(picture, interpolation="nearest")
             axis.set_xlabel(label, fontsize=8)
             axis.set(xticks=[], yticks=[])
-        row[0].set_title(example.title, fontsize=10, loc="left")
+        row[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
     figure.suptitle(heading, fontsize=12, x=0.01, ha="left")
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     figure.savefig(path, dpi=110)

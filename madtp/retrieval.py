@@ -92,6 +92,12 @@ class Retrieval(Task):
         best = likeliest.indices.gather(1, scores.argmax(dim=1, keepdim=True))
         return [captions[number] for number in best.flatten().tolist()]
 
+    def asked(self, batch: dict, row: int) -> str:
+        return batch["caption"][row]
+
+    def answered(self, result: str) -> str:
+        return result
+
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         dataset = loader.dataset.dataset
         image_meter, text_meter, pair_meter = self.meters(model)

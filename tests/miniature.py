@@ -26,10 +26,10 @@ def write_config(data: Path, path: Path, task: str, **keys) -> Path:
     """Writes the configuration of a task on that data set."""
     images, annotations = str(data / "images"), str(data / "annotation")
     roots = {"vqa_root": images, "vg_root": images} if task == "vqa" else {"image_root": images}
-    if task == "caption":
-        roots["coco_gt_root"] = str(data / "annotation" / "coco_gt")
+    own = {"caption": {"coco_gt_root": str(data / "annotation" / "coco_gt"), "metrics": []}}  # Java starts slowly
     config = {
         **roots,
+        **own.get(task, {}),
         "ann_root": annotations,
         "tokenizer": str(data / "tokenizer"),
         "image_size": 72,

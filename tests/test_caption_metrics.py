@@ -18,6 +18,7 @@ REFERENCES = [
     ["A red double-decker bus isn't moving.", "a bus parked on the street", "a red bus", "bus"],
     ["nothing to see"],
 ]
+ALL = list(scoring.SCORERS)
 WITHOUT_JAVA = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
 
 
@@ -31,20 +32,15 @@ def no_java(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
-@pytest.fixture
-def without_meteor(monkeypatch):
-    monkeypatch.delitem(scoring.SCORERS, ("METEOR",))
-
-
 @needs_java
-def test_equal_to_the_packages_own_evaluation(without_meteor, caplog):
+def test_equal_to_the_packages_own_evaluation(caplog):
     """COCOEvalCap's chain: its tokenizer class, then its scorers."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    scores = caption_metrics(CAPTIONS, REFERENCES)
+    scores = caption_metrics(CAPTIONS, REFERENCES, [name for name in ALL if name != "METEOR"])
     said = PTBTokenizer().tokenize({image: [{"caption": text}] for image, text in enumerate(CAPTIONS)})
     given = PTBTokenizer().tokenize(
         {image: [{"caption": " ".join(text.split())} for text in those] for image, those in enumerate(REFERENCES)}
@@ -62,22 +58,22 @@ def test_meteor():
 
 
 def test_perfect_and_hopeless_captions(no_java):
-    perfect = caption_metrics([those[0] for those in REFERENCES[:3]], REFERENCES[:3])
+    perfect = caption_metrics([those[0] for those in REFERENCES[:3]], REFERENCES[:3], ALL)
     assert perfect["Bleu_4"] == pytest.approx(100) and perfect["ROUGE_L"] == pytest.approx(100)
-    hopeless = caption_metrics(["zebra"] * 3, REFERENCES[:3])
+    hopeless = caption_metrics(["zebra"] * 3, REFERENCES[:3], ALL)
     assert hopeless["Bleu_1"] == pytest.approx(0, abs=1e-6) and hopeless["CIDEr"] == hopeless["ROUGE_L"] == 0
 
 
 def test_scores_do_not_depend_on_the_order_of_images(no_java):
     order = [2, 0, 3, 1]
-    shuffled = caption_metrics([CAPTIONS[i] for i in order], [REFERENCES[i] for i in order])
-    assert shuffled == pytest.approx(caption_metrics(CAPTIONS, REFERENCES))
+    shuffled = caption_metrics([CAPTIONS[i] for i in order], [REFERENCES[i] for i in order], ALL)
+    assert shuffled == pytest.approx(caption_metrics(CAPTIONS, REFERENCES, ALL))
 
 
 def test_without_java_the_rest_is_reported_and_said_once(no_java, caplog):
-    scores = caption_metrics(CAPTIONS, REFERENCES)
+    scores = caption_metrics(CAPTIONS, REFERENCES, ALL)
     assert list(scores) == WITHOUT_JAVA
-    caption_metrics(CAPTIONS, REFERENCES)
+    caption_metrics(CAPTIONS, REFERENCES, ALL)
     assert [record.message for record in caplog.records] == [
         "caption scores: no Stanford's tokenizer, METEOR, SPICE (Java is not installed)"
     ]
@@ -90,17 +86,23 @@ def test_broken_java(tmp_path, monkeypatch, caplog, body):
     java.write_text(f"#!/bin/sh\n{body}\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert list(caption_metrics(CAPTIONS, REFERENCES)) == WITHOUT_JAVA
+    assert list(caption_metrics(CAPTIONS, REFERENCES, ALL)) == WITHOUT_JAVA
     assert len(caplog.records) == 1 and "METEOR" in caplog.text and "Stanford's tokenizer" in caplog.text
+
+
+def test_only_what_is_wanted_is_computed(no_java, caplog):
+    """The others would not even be missing."""
+    assert list(caption_metrics(CAPTIONS, REFERENCES, ["CIDEr", "Bleu"])) == [*WITHOUT_JAVA[:4], "CIDEr"]
+    assert "METEOR" not in caplog.text and "SPICE" not in caplog.text
 
 
 def test_a_failing_scorer_is_left_out(no_java, monkeypatch, caplog):
     def fails(given, said):
         raise MemoryError
 
-    scorers = {("CIDEr",): fails, ("ROUGE_L",): lambda given, said: [math.nan], ("SPICE",): lambda given, said: [0.25]}
+    scorers = {"CIDEr": fails, "ROUGE_L": lambda given, said: [math.nan], "SPICE": lambda given, said: [0.25]}
     monkeypatch.setattr(scoring, "SCORERS", scorers)
-    assert caption_metrics(CAPTIONS, REFERENCES) == {"SPICE": 25}
+    assert caption_metrics(CAPTIONS, REFERENCES, ALL) == {"SPICE": 25}
     assert "no CIDEr (MemoryError)" in caplog.text and "no ROUGE_L (it is not a number)" in caplog.text
 
 
@@ -116,7 +118,7 @@ def test_without_the_package(monkeypatch, caplog):
     monkeypatch.setattr(sys, "meta_path", [Refuse(), *sys.meta_path])
     for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
         monkeypatch.delitem(sys.modules, name)
-    assert caption_metrics(CAPTIONS, REFERENCES) == {}
+    assert caption_metrics(CAPTIONS, REFERENCES, ALL) == {}
     assert len(caplog.records) == 1 and caplog.text.count("No module named") == 1
 
 

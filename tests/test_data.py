@@ -64,6 +64,8 @@ def config(tmp_path):
         "image_size": SIDE,
         "dataset": "coco",
         "prompt": "a picture of ",
+        "coco_gt_root": str(tmp_path / "truth"),
+        "inference": "rank",
         "augment": True,
     }
 
@@ -215,7 +217,17 @@ def test_captions(config):
     assert train[3]["caption"] == "a picture of picture 3"
     batch = list(create_loader(val, 5, False))[-1]
     assert batch["image"].shape == (3, 3, SIDE, SIDE) and batch["image_id"] == [5, 6, 7]
-    assert batch["captions"] == [["a"] * 3, ["a"], ["a"] * 2] and len(test) == 5
+    assert len(val.references) == 8 and val.references[5:] == [["A."] * 3, ["A."], ["A."] * 2] and len(test) == 5
+
+
+def test_the_ground_truth_is_what_captions_are_scored_against(config, tmp_path):
+    folder = Path(config["coco_gt_root"])
+    folder.mkdir()
+    annotations = [{"image_id": n // 2, "caption": f"Truth {n}.", "id": n} for n in reversed(range(16))]
+    write(folder, {"coco_karpathy_val_gt": {"annotations": annotations, "images": []}})
+    _, val, test = create_dataset("caption", config)
+    assert val.references == [[f"Truth {2 * n + 1}.", f"Truth {2 * n}."] for n in range(8)]
+    assert test.references[1] == ["A."] * 2
 
 
 def test_answers_are_weighed_by_how_many_gave_them():
@@ -301,6 +313,31 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
         with pytest.raises(UserError, match=rf"{name}\.json, entry 0: "):
             create_dataset(task, config)
         path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    "truth, fault",
+    [
+        ([], "expected {'annotations': [...]}, found []"),
+        ({"annotations": [{"image_id": "0", "caption": "a"}]}, ", annotation 0: 'image_id' should be a number"),
+        ({"annotations": [{"image_id": n, "caption": "a"} for n in range(6)]}, "no caption of 2 images, the first is "),
+    ],
+)
+def test_a_wrong_ground_truth_is_named(config, truth, fault):
+    folder = Path(config["coco_gt_root"])
+    folder.mkdir()
+    write(folder, {"coco_karpathy_val_gt": truth})
+    with pytest.raises(UserError) as error:
+        create_dataset("caption", config)
+    assert str(error.value).startswith(f"{folder}/coco_karpathy_val_gt.json") and fault in str(error.value)
+
+
+def test_a_missing_answer_list_is_made_or_not_needed(config, tmp_path):
+    (tmp_path / "annotation/answer_list.json").unlink()
+    with pytest.raises(UserError, match=r"answer_list\.json: .*; .*python -m data\.answers --config CONFIG"):
+        create_dataset("vqa", config)
+    _, val, _ = create_dataset("vqa", {**config, "inference": "generate"})
+    assert val.answer_list == []
 
 
 def test_missing_folders_are_named_by_their_key(config):

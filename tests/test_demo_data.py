@@ -270,6 +270,7 @@ def test_impossible_sizes_are_refused(tmp_path, wrong):
 def test_the_data_sets_read_every_entry(folder, task, dataset):
     roots = dict.fromkeys(("image_root", "vqa_root", "vg_root"), str(folder / "images"))
     config = {**roots, "ann_root": str(folder / "annotation"), "image_size": 24, "prompt": "", "dataset": dataset}
+    config |= {"coco_gt_root": str(folder / "annotation/coco_gt"), "inference": "rank"}
     for split in create_dataset(task, {**config, "augment": False, "train_files": ["vqa_train", "vg_qa"]}):
         samples = [split[index] for index in range(len(split))]
         assert [int(sample["index"]) for sample in samples] == list(range(len(split)))

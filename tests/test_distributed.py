@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import models.blip_vqa  # noqa: F401 - here, not in every process that a test forks
+import models.blip  # noqa: F401 - here, not in every process that a test forks
+import models.blip_vqa  # noqa: F401
 import utils
+from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
 from madtp import checkpoint
+from madtp.caption_metrics import caption_metrics
 from madtp.engine import main
 from tests.miniature import make_data, write_config
 from tests.processes import free_port, run
@@ -127,6 +130,34 @@ def test_a_mistake_ends_every_process(tmp_path):
     assert failed.returncode != 0
     assert "error: p 0.7 is out of reach" in failed.stderr
     assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_captions_on_two_processes_equal_one(tmp_path, monkeypatch):
+    """Their scores are asked for by one process alone, since Java has its price; here it is not to be found."""
+
+    def watched(*args):
+        with open(tmp_path / "asked", "a") as file:
+            file.write(str(utils.rank()))
+        return caption_metrics(*args)
+
+    monkeypatch.setattr("compress_caption_dtp.caption_metrics", watched)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    make_data(tmp_path)
+    keys = {"max_epoch": 1, "epoch_steps": 2, "batch_size_train": 4, "batch_size_test": 8, "metrics": ["Bleu", "CIDEr"]}
+    config = write_config(tmp_path, tmp_path / "caption.yaml", "caption", **keys)
+    assert run(Caption(), Caption(), flags=[*common(config, tmp_path / "two"), "--p", 0.05]) == [0, 0]
+    assert (tmp_path / "asked").read_text() == "00", "validation and test"
+    (trained,) = read(tmp_path / "two" / "log.txt")
+    assert trained["temperature"] > 0 and {"val_CIDEr", "test_Bleu_4", "val_exact_match"} <= trained.keys()
+    flags = ["--evaluate", "--pretrained", tmp_path / "two" / "checkpoint_last.pth"]
+    for out, tasks in (("one", [Caption()]), ("again", [Caption(), Caption()])):
+        assert run(*tasks, flags=[*common(config, tmp_path / out), *flags]) == [0] * len(tasks)
+    one, again = (json.loads((tmp_path / out / "evaluate.txt").read_text()) for out in ("one", "again"))
+    assert_same_scores(one, again)
+    assert_same_scores(one, {name: trained[name] for name in one if name in trained} | {"checkpoint": ""})
+    for name in ("caption_val.json", "caption_test.json"):
+        written = [(tmp_path / out / "result" / name).read_text() for out in ("one", "again")]
+        assert written[0] == written[1] and [*json.loads(written[0])[0]] == ["image_id", "caption"]
 
 
 def test_vqa_on_three_processes_with_uneven_shares_equals_one(tmp_path):

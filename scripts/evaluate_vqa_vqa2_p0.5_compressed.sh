@@ -1,0 +1,2 @@
+#!/usr/bin/env bash
+TASK=vqa P=0.5 MODE=evaluate exec bash "$(dirname "${BASH_SOURCE[0]}")/run.sh" "$@"
