@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from madtp import flops, metrics
+from madtp.checkpoint import Stored
 from madtp.engine import Task, main
 from madtp.measure import CostMeter, device_of, progress_bar
 from madtp.momentum import ramped_alpha
@@ -49,10 +50,10 @@ class RetrievalClip(Task):
 
         return clip.load(config["pretrained"], "cpu", evaluate, config)[0]
 
-    def stored_temperature(self, path: str) -> float:
+    def stored(self, path: str) -> Stored:
         from clip.clip import locate, read
 
-        return float(read(locate(path)).get("temperature", 0.0))
+        return Stored.of(read(locate(path)))
 
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
         alpha = ramped_alpha(self.config["alpha"], progress)

@@ -10,11 +10,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from madtp.layout import KEEP
 from utils import UserError, excerpt, is_main, whole_file
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,37 @@ class LoadReport:
     missing: list[str]
     unexpected: list[str]
     entries: dict[str, object]
+
+
+class Stored(NamedTuple):
+    """How the model of a checkpoint prunes; a file that does not say is dense, or a released one.
+
+    Attributes:
+        temperature: 0 for the dense model.
+        keep: the rule by which it keeps tokens, "batch" or "sample".
+        batch_size: what it was scored with; None where the file does not say.
+    """
+
+    temperature: float = 0.0
+    keep: str = "batch"
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, content: Mapping) -> "Stored":
+        """From a checkpoint's content."""
+        return cls(**{name: content[name] for name in cls._fields if name in content})
+
+    def other_company(self, batch_size: int) -> str:
+        """One line where the model would be asked in batches of another size than it was scored with, else nothing.
+
+        By the rule `batch` its answers and its cost depend on that.
+        """
+        if self.keep != "batch" or self.temperature == 0 or self.batch_size in (None, batch_size):
+            return ""
+        return (
+            f"this model was scored in batches of {self.batch_size} and is asked in batches of {batch_size}: its rule "
+            "keeps what the neediest sample of a batch needs, so answers and cost differ; `keep: sample` does not"
+        )
 
 
 def read(path: str | Path) -> dict:
@@ -59,7 +92,7 @@ def read(path: str | Path) -> dict:
         entries = dict(content) if "model" in content else {"model": content}
         state = entries["model"]
         if isinstance(state, Mapping) and state and all(_is_weight(*item) for item in state.items()):
-            _check_temperature(path, entries.get("temperature", 0.0))
+            _check(path, entries)
             return {**entries, "model": dict(state)}
     raise UserError(f"{path} holds no weights: expected a state dict or {{'model': state dict}}")
 
@@ -68,13 +101,22 @@ def _is_weight(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor)
 
 
-def _check_temperature(path: Path, temperature: object) -> None:
+def _check(path: Path, entries: dict) -> None:
+    """Refuses what no model can be pruned by, and makes the temperature a plain number."""
+    temperature = entries.get("temperature", 0.0)
     try:
         fits = float(temperature) >= 0
     except (TypeError, ValueError, RuntimeError, OverflowError):
         fits = False
     if not fits:
         raise UserError(f"{path}: its temperature is {excerpt(temperature)}, expected a number, at least 0")
+    if "temperature" in entries:
+        entries["temperature"] = float(temperature)
+    keep, batch_size = entries.get("keep", "batch"), entries.get("batch_size", 1)
+    if not (isinstance(keep, str) and keep in KEEP):
+        raise UserError(f"{path}: its rule of keeping is {excerpt(keep)}, expected one of {', '.join(KEEP)}")
+    if not (type(batch_size) is int and batch_size > 0):
+        raise UserError(f"{path}: its batch_size is {excerpt(batch_size)}, expected an integer, at least 1")
 
 
 def _why_unreadable(error: Exception) -> str:

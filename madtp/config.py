@@ -111,6 +111,7 @@ COMMON_KEYS = {
     # Alignment guidance and the temperature controller.
     "sd_num": Key(100, least=1),
     "sd_dim": Key(768, least=1),
+    "keep": Key("batch", choices=("batch", "sample")),
     "ramp": Key(0.5, least=0, most=1),
     "calibration_batches": Key(16, least=1),
     "cost_slack": Key(0.04, least=0),
@@ -174,7 +175,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         task: its `name` decides which keys exist, its `default_config` is the default of --config.
 
     Returns:
-        The flags, and the configuration: defaults < file < --set < --pretrained, --epoch and --clip_grad.
+        The flags, and the configuration: defaults < file < --set < --pretrained, --epoch, --clip_grad and --keep.
 
     Raises:
         UserError: a flag, key or value that does not exist or does not fit, or a file that cannot be read.
@@ -188,6 +189,8 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         config |= checked({"clip_grad": args.clip_grad}, keys, "--clip_grad")
     if args.pretrained is not None:
         config["pretrained"] = args.pretrained
+    if args.keep is not None:
+        config["keep"] = args.keep
     return args, config
 
 
@@ -253,6 +256,9 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
     flag("--bad_images", choices=("stop", "skip"), default="stop", help="what training does at an unreadable image")
     flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
+    flag(
+        "--keep", choices=("batch", "sample"), help="the rule of keeping tokens, instead of the config's or the model's"
+    )
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
     flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs")

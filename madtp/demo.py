@@ -236,7 +236,7 @@ def load(demo: Demo, stage: Stage, folder: Path) -> tuple[engine.Run, torch.nn.M
     best = f"{output}/{engine.BEST}"
     flags = ["--evaluate", "--pretrained", best, "--config", f"{output}/config.yaml", "--output_dir", f"{output}"]
     run = engine.prepare(task, *configuration.parse([*flags, "--num_workers", "0"], task))
-    return run, run.model.eval(), task.stored_temperature(best)
+    return run, run.model.eval(), run.stored.temperature
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 import utils
 from madtp import checkpoint, output
 from madtp import config as configuration
+from madtp.checkpoint import Stored
 from madtp.interruption import Interrupted, Interruption
 from madtp.losses import Losses, NonFinite
 from madtp.measure import CalibrationSample, device_of, progress_bar, to_device
@@ -49,6 +50,7 @@ class Run:
         model: the bare model, on its device.
         loaders: by split; a split that does not exist is absent.
         dtype: of mixed precision, float32 for none.
+        stored: how the model of the checkpoint to evaluate prunes.
         interruption: tells whether a signal came.
     """
 
@@ -59,6 +61,7 @@ class Run:
     model: nn.Module
     loaders: dict[str, DataLoader]
     dtype: torch.dtype
+    stored: Stored = Stored()
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -105,6 +108,7 @@ def compress(run: Run) -> None:
             **output.flatten(metrics, run.selection),
             "target": output.percent(controller.target(epoch)),
             "temperature": temperature,
+            "keep": run.config["keep"],
             "lr": state.optimization.rate,
             "skipped": state.losses.skipped,
             "bad_images": count_bad_images(state.bad_images),
@@ -115,6 +119,7 @@ def compress(run: Run) -> None:
             output.log_epoch(run.folder, record)
             if best:
                 entries = {"model": run.model.state_dict(), "epoch": epoch, "temperature": temperature}
+                entries |= {"keep": run.config["keep"], "batch_size": run.config["batch_size_test"]}
                 checkpoint.save(run.folder / BEST, **entries, metrics=record)
         state.save()
     if state.progress.best == -math.inf:
@@ -205,12 +210,15 @@ def evaluate(run: Run, split: str, temperature: float) -> dict:
 
 def evaluate_only(run: Run) -> None:
     """What --evaluate does: scores the checkpoint at its own temperature and writes results and `evaluate.txt`."""
-    args, checkpoint_file = run.args, run.config["pretrained"]
-    temperature = args.temperature
+    args, temperature = run.args, run.args.temperature
     if temperature is None:
-        temperature = run.task.stored_temperature(checkpoint_file) if args.p > 0 else 0.0
+        temperature = run.stored.temperature if args.p > 0 else 0.0
+    prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
+    if note := prunes.other_company(run.config["batch_size_test"]):
+        logger.warning(note)
     metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
-    record = {"checkpoint": checkpoint_file, "temperature": temperature, **output.flatten(metrics, run.selection)}
+    record = {"checkpoint": run.config["pretrained"], "temperature": temperature, "keep": run.config["keep"]}
+    record |= output.flatten(metrics, run.selection)
     if utils.is_main():
         utils.write_atomic(run.folder / "evaluate.txt", json.dumps(record) + "\n")
         for split, scores in metrics.items():
@@ -292,9 +300,12 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
             )
     device = torch.device(args.device)
     utils.barrier()  # all wait for what is being downloaded
+    stored = task.stored(config["pretrained"]) if args.evaluate else Stored()
+    if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
+        config["keep"] = args.keep or stored.keep
     model = task.build_model(config, args.evaluate).to(device)
     utils.set_seed(args.seed + rank)  # the weights are drawn alike, dropout is not
-    return Run(task, args, config, folder, model, loaders, precision(args.amp, device))
+    return Run(task, args, config, folder, model, loaders, precision(args.amp, device), stored)
 
 
 def execute(task: Task, args: Namespace, config: dict) -> None:

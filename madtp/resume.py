@@ -67,7 +67,8 @@ class State:
         processes = utils.all_gather_objects(own)
         if utils.is_main():
             entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
-            entries["processes"] = processes
+            entries |= {"processes": processes, "keep": self.settings["keep"]}
+            entries["batch_size"] = self.settings["batch_size_test"]
             checkpoint.save(self.folder / LAST, model=self.model.state_dict(), **entries)
         utils.barrier()
 

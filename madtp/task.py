@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from madtp import checkpoint
+from madtp.checkpoint import Stored
 from madtp.measure import CostMeter, device_of, progress_bar, to_device
 from madtp.trace import Trace
 from utils import UserError, all_gather_objects
@@ -46,9 +47,9 @@ class Task(ABC):
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:
         """The model with the weights of `config["pretrained"]`, or fresh ones where that is empty."""
 
-    def stored_temperature(self, path: str) -> float:
-        """The temperature that a checkpoint was saved with, 0 for a dense one."""
-        return float(checkpoint.read(path).get("temperature", 0.0))
+    def stored(self, path: str) -> Stored:
+        """How the model of a checkpoint prunes."""
+        return Stored.of(checkpoint.read(path))
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:

@@ -80,7 +80,12 @@ def calibrate(
             ceiling = cost(math.inf)
             target = _reachable(ceiling, target, tolerance, slack)
         temperature, factor = _next(low, high, factor), 4.0
-    return min(seen, key=lambda t: (seen[t] > target, abs(seen[t] - target)))
+    closest = min(seen, key=lambda t: (seen[t] > target, abs(seen[t] - target)))
+    logger.warning(
+        "no temperature found that costs %.1f %% of dense; T %.4g costs %.1f %%",
+        *(100 * target, closest, 100 * seen[closest]),
+    )
+    return closest
 
 
 def _next(low: float | None, high: float | None, factor: float) -> float:
