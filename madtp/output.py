@@ -14,9 +14,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from madtp.measure import SPREAD
 from utils import is_main, write_atomic
 
-COST = ("gflops", "gflops_dense", "percent", "tokens")
+COST = (
+    "gflops",
+    "gflops_dense",
+    "percent",
+    "tokens",
+    *(f"{name}_p{rank}" for name in ("percent", "tokens") for rank in SPREAD),
+)
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 

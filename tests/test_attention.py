@@ -1,4 +1,4 @@
-"""Attention with scores: loops over every number beside the two ways it is computed, and what it never holds.
+"""Attention with scores: loops over every number beside the ways it is computed, and what it never holds.
 
 Shapes: B batch, H heads, L tokens, E width of a head.
 """
@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from madtp import attention
+from madtp import attention_blocks
 from madtp.attention import attend
 from tests.golden.fill import seeded
 
@@ -48,9 +49,15 @@ def weights_by_loops(query, key, mask):
     return [[[row(b, h, i) for i in range(length)] for h in range(heads)] for b in range(batch)]
 
 
-def attend_by_loops(query, key, value, mask):
+def counts(kind, batch, length):
+    """All queries, or only some of them, which differ between samples."""
+    return None if kind == "all" else (torch.arange(batch)[:, None] + torch.arange(length)) % 3 > 0
+
+
+def attend_by_loops(query, key, value, mask, counted):
     """Output, self-attention score and class-attention score, number by number."""
     batch, heads, length, width = value.shape
+    counted = (torch.ones(batch, length) if counted is None else counted).tolist()
     weights, value = weights_by_loops(query, key, mask), value.tolist()
     output = torch.zeros(batch, heads, length, width, dtype=torch.float64)
     self_attention = torch.zeros(batch, length - 1, dtype=torch.float64)
@@ -62,7 +69,7 @@ def attend_by_loops(query, key, value, mask):
                     output[b, h, i, e] = sum(weights[b][h][i][j] * value[b][h][j][e] for j in range(length))
         for j in range(1, length):
             for i in range(1, length):
-                self_attention[b, j - 1] += max(weights[b][h][i][j] for h in range(heads))
+                self_attention[b, j - 1] += max(weights[b][h][i][j] for h in range(heads)) * counted[b][i]
             norms = [math.sqrt(sum(x * x for x in output[b, h, j].tolist())) for h in range(heads)]
             for h in range(heads):
                 cls_attention[b, j - 1] += weights[b][h][0][j] * norms[h] / (sum(norms) + 1e-8)
@@ -74,23 +81,29 @@ def flat(attended):
     return output, scores.self_attention, scores.cls_attention
 
 
+def in_blocks(monkeypatch, queries, entries=1):
+    """So many queries in a block, and samples as long as the block of the map has no more entries than this."""
+    monkeypatch.setattr(attention_blocks, "QUERY_BLOCK", queries)
+    monkeypatch.setattr(attention_blocks, "CPU_ENTRIES", entries)
+
+
+@pytest.mark.parametrize("counted", ["all", "some"])
 @pytest.mark.parametrize("mask", ["none", "padding", "causal", "padding and causal"])
 @pytest.mark.parametrize("batch, length", [(3, 7), (1, 2), (2, 1)])
-def test_whole_and_blocks_equal_loops(monkeypatch, mask, batch, length):
-    tensors, mask = inputs(batch, 3, length, 4), masks(mask, batch, length)
-    expected = attend_by_loops(*tensors, mask)
-    torch.testing.assert_close(flat(attend(*tensors, mask, scores=True)), expected)
-    with torch.no_grad():
-        for block in (1, 2, 3, 192):
-            for samples in (1, 2, 100):
-                monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-                monkeypatch.setattr(attention, "CPU_ENTRIES", samples * 3 * min(block, length) * length)
-                torch.testing.assert_close(flat(attend(*tensors, mask, scores=True)), expected)
+def test_whole_and_blocks_equal_loops(monkeypatch, mask, counted, batch, length):
+    tensors, mask, counted = inputs(batch, 3, length, 4), masks(mask, batch, length), counts(counted, batch, length)
+    expected = attend_by_loops(*tensors, mask, counted)
+    dropping_nothing = 1e-30
+    torch.testing.assert_close(flat(attend(*tensors, mask, True, dropping_nothing, counted)), expected)
+    for block in (1, 2, 3, 192):
+        for samples in (1, 2, 100):
+            in_blocks(monkeypatch, block, samples * 3 * min(block, length) * length)
+            torch.testing.assert_close(flat(attend(*tensors, mask, scores=True, counted=counted)), expected)
     torch.testing.assert_close(attend(*tensors, mask)[0], expected[0])
 
 
 def test_layout_of_a_shared_projection(monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    in_blocks(monkeypatch, 4)
     tensors = seeded(4, 2, 11, 3, 3, 8).double().permute(2, 0, 3, 1, 4).unbind()
     expected = flat(attend(*tensors, scores=True))
     with torch.no_grad():
@@ -125,10 +138,45 @@ def test_autocast_does_not_touch_the_scores(grad):
             torch.testing.assert_close(flat(attend(*tensors, scores=True)), expected, rtol=0, atol=0)
 
 
-def test_gradients_of_output_and_scores():
-    tensors = tuple(tensor.requires_grad_() for tensor in inputs(1, 2, 4, 3))
-    mask = masks("padding and causal", 1, 4)
-    assert torch.autograd.gradcheck(lambda *qkv: flat(attend(*qkv, mask, scores=True)), tensors)
+@pytest.mark.parametrize("counted", ["all", "some"])
+@pytest.mark.parametrize("mask", ["none", "padding and causal"])
+def test_gradients_of_output_and_scores(monkeypatch, mask, counted):
+    in_blocks(monkeypatch, 2)
+    tensors = tuple(tensor.requires_grad_() for tensor in inputs(2, 2, 5, 3))
+    mask, counted = masks(mask, 2, 5), counts(counted, 2, 5)
+    assert torch.autograd.gradcheck(
+        lambda *qkv: flat(attend(*qkv, mask, scores=True, counted=counted)), tensors, nondet_tol=0.0
+    )
+
+
+def gradients(attended, tensors):
+    """Of a sum in which output and scores have random weights."""
+    total = sum((result.float() * seeded(5, *result.shape)).sum() for result in flat(attended))
+    return torch.autograd.grad(total, tensors)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_gradients_equal_those_through_the_whole_map(dtype, tolerance):
+    tensors = tuple(tensor.requires_grad_() for tensor in inputs(3, 4, 300, 16, dtype, gain=1.0))
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)
+    mask, counted = masks("padding", 3, 300), counts("some", 3, 300)
+    ours = gradients(attend(*tensors, mask, scores=True, counted=counted), tensors)
+    expected = gradients(attend(*exact, mask, True, 1e-30, counted), exact)
+    for gradient, true in zip(ours, expected, strict=True):
+        assert (gradient.double() - true).norm() <= tolerance * true.norm()
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_gradients_repeat_themselves_and_survive_checkpointing(amp):
+    tensors = tuple(tensor.requires_grad_() for tensor in inputs(2, 3, 200, 8, torch.float32))
+
+    def run(*qkv):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return attend(*qkv, scores=True)
+
+    first, again = gradients(run(*tensors), tensors), gradients(run(*tensors), tensors)
+    recomputed = gradients(checkpoint(run, *tensors, use_reentrant=False), tensors)
+    torch.testing.assert_close((again, recomputed), (first, first), rtol=0, atol=0)
 
 
 def test_scores_come_from_the_weights_before_dropout():
@@ -163,20 +211,25 @@ class Largest(TorchDispatchMode):
 
 
 def largest(batch, length, **kwargs):
+    tensors = tuple(tensor.requires_grad_() for tensor in inputs(batch, 4, length, 2, torch.float32))
     with Largest() as watched:
-        attend(*inputs(batch, 4, length, 2, torch.float32), **kwargs)
+        attended = attend(*tensors, scores=True, **kwargs)
+        if torch.is_grad_enabled():
+            gradients(attended, tensors)
     return watched.entries
 
 
-def test_the_map_is_never_whole_without_gradients():
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_map_is_never_whole(grad):
     batch, heads, length = 3, 4, 577
-    with torch.no_grad():
-        entries = largest(batch, length, scores=True)
-        assert entries <= max(heads * attention.QUERY_BLOCK * length, attention.CPU_ENTRIES)
+    with torch.set_grad_enabled(grad):
+        entries = largest(batch, length)
+        assert entries <= max(heads * attention_blocks.QUERY_BLOCK * length, attention_blocks.CPU_ENTRIES)
         assert entries < heads * length * length  # not even for one sample
-        longer = largest(batch, 2 * length, scores=True)
-        assert longer <= 2 * heads * attention.QUERY_BLOCK * length  # linear in the length
-    assert largest(batch, length, scores=True) == batch * heads * length * length  # what the watch sees when it is
+        longer = largest(batch, 2 * length)
+        assert longer <= 2 * heads * attention_blocks.QUERY_BLOCK * length  # linear in the length
+    whole = largest(batch, length, dropout=0.1)
+    assert whole == batch * heads * length * length  # what the watch sees when it is
 
 
 def test_without_scores_there_is_one_fused_call(monkeypatch):

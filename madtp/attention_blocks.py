@@ -1,0 +1,128 @@
+"""Attention and the sums its scores are made of, block of queries by block of queries, forward and backward.
+
+Shapes: B batch, H heads, Q queries of a block, L tokens (class token first), E width of a head.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+QUERY_BLOCK = 192  # queries of a sample at most whose attention map is held at a time
+CPU_ENTRIES, ENTRIES = 2**20, 2**26  # of a map over several samples: what caches hold, what keeps an accelerator busy
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """Self-attention, the column sums [B, L] of its largest weights over the heads, the class token's row [B, H, L].
+
+    The backward pass makes the map anew, so that nothing but the inputs is kept for it. Where heads attend equally, the
+    gradient of the largest goes to the first of them.
+    """
+
+    @staticmethod
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, counted: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, heads, length, _ = query.shape
+        output = torch.empty_like(query)
+        sums = query.new_zeros(batch, length, dtype=accumulator(query.dtype))
+        cls_row = query.new_empty(batch, heads, length)
+        for some, rows in _blocks(query):
+            weights = attention_map(query[some, :, rows], key[some], _part(mask, query, some, rows))
+            output[some, :, rows] = weights @ value[some]
+            sums[some] += sum_of_largest(weights, rows, None if counted is None else counted[some])
+            if rows.start == 0:
+                cls_row[some] = weights[:, :, 0]
+        return output, sums, cls_row
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor, grad_sums: Tensor, grad_cls_row: Tensor) -> tuple:
+        query, key, value, mask, counted = ctx.saved_tensors
+        grad_query, grad_key, grad_value = map(torch.empty_like, (query, key, value))
+        scale = query.shape[-1] ** -0.5
+        with torch.autocast(query.device.type, enabled=False):
+            for some, rows in _blocks(query):
+                if rows.start == 0:  # gradients of keys and values are summed over the blocks of the same samples
+                    key_sum, value_sum = (torch.zeros_like(key[some], dtype=accumulator(key.dtype)) for _ in "kv")
+                weights = attention_map(query[some, :, rows], key[some], _part(mask, query, some, rows))
+                outgoing = grad_output[some, :, rows]
+                value_sum += weights.transpose(-2, -1) @ outgoing
+                grad = outgoing @ value[some].transpose(-2, -1)  # of the weights
+                _add_to_largest(grad, weights, grad_sums[some], rows, None if counted is None else counted[some])
+                if rows.start == 0:
+                    grad[:, :, 0] += grad_cls_row[some]
+                grad = torch._softmax_backward_data(grad, weights, -1, weights.dtype).mul_(scale)  # of the logits
+                grad_query[some, :, rows] = grad @ key[some]
+                key_sum += grad.transpose(-2, -1) @ query[some, :, rows]
+                if rows.stop >= query.shape[2]:
+                    grad_key[some], grad_value[some] = key_sum, value_sum
+        return grad_query, grad_key, grad_value, None, None
+
+
+def attention_map(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the keys, [B, H, Q, L]."""
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    return logits.softmax(dim=-1)
+
+
+def sum_of_largest(weights: Tensor, rows: slice, counted: Tensor | None) -> Tensor:
+    """Sum over the queries of the largest weight of any head: [B, H, Q, L] -> [B, L].
+
+    Args:
+        weights: of the queries `rows`.
+        rows: which they are.
+        counted: [B, L], the queries that count, None for all; query 0 never does.
+    """
+    largest = weights.amax(dim=1)
+    counts = _counts(counted, rows)
+    if counts is not None:
+        largest = largest * counts
+    return largest[:, int(rows.start == 0) :].sum(dim=1, dtype=accumulator(weights.dtype))
+
+
+def _add_to_largest(grad: Tensor, weights: Tensor, grad_sums: Tensor, rows: slice, counted: Tensor | None) -> None:
+    """Adds the gradient [B, L] of `sum_of_largest` to that of the weights."""
+    largest = weights.argmax(dim=1, keepdim=True)  # [B, 1, Q, L]
+    share = grad_sums[:, None, None, :].to(grad.dtype).expand_as(largest)
+    counts = _counts(counted, rows)
+    if counts is not None:
+        share = share * counts.unsqueeze(1)
+    first = int(rows.start == 0)
+    grad[:, :, first:].scatter_add_(1, largest[:, :, first:], share[:, :, first:])
+
+
+def _counts(counted: Tensor | None, rows: slice) -> Tensor | None:
+    """Which queries of a block count, [B, Q, 1]."""
+    return None if counted is None else counted[:, rows].unsqueeze(-1)
+
+
+def _blocks(query: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Samples and queries of every block, samples outermost."""
+    batch, heads, length, _ = query.shape
+    block = ceil(length / ceil(length / QUERY_BLOCK))  # blocks of about one size: the last is no small rest
+    samples = max(1, (CPU_ENTRIES if query.device.type == "cpu" else ENTRIES) // (heads * block * length))
+    for first in range(0, batch, samples):
+        for start in range(0, length, block):
+            yield slice(first, first + samples), slice(start, start + block)
+
+
+def _part(mask: Tensor | None, query: Tensor, some: slice, rows: slice) -> Tensor | None:
+    """The mask of a block."""
+    if mask is None:
+        return None
+    batch, heads, length, _ = query.shape
+    return mask.expand(batch, heads, length, length)[some, :, rows]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Half-precision sums are kept in float32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
