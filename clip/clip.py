@@ -21,7 +21,7 @@ from clip.retrieval import ClipRetrieval
 from clip.tokenizer import CONTEXT_LENGTH, VOCABULARY
 from data.transforms import MEAN, STD
 from madtp import checkpoint
-from madtp.layout import KEEP
+from madtp.keep import KEEP
 from madtp.momentum import complete_momentum
 from utils import UserError
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from madtp.alignment import QueryModel
 from madtp.attention import AttentionScores
 from madtp.flops import TextShape, VisionShape
-from madtp.layout import Keep, Rectangle, keep_batch
+from madtp.keep import Keep, keep_batch
+from madtp.layout import Rectangle
 from madtp.pruning import Kept
 from madtp.trace import Trace
 

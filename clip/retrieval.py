@@ -13,7 +13,7 @@ from torch import Tensor
 from clip.model import CLIP, TEXT_TOWER, Sizes
 from clip.tokenizer import tokenize
 from madtp.alignment import similarity_loss
-from madtp.layout import Keep, keep_batch
+from madtp.keep import Keep, keep_batch
 from madtp.momentum import MomentumContrast
 from madtp.trace import Trace
 

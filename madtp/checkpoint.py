@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from madtp.layout import KEEP
+from madtp.keep import KEEP
 from utils import UserError, excerpt, is_main, whole_file
 
 logger = logging.getLogger(__name__)

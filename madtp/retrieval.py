@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from madtp import flops, metrics
-from madtp.layout import Packed, Sequences
+from madtp.layout import Sequences
 from madtp.measure import SPREAD, CostMeter, device_of, progress_bar
 from madtp.momentum import ramped_alpha
+from madtp.packed import Packed
 from madtp.task import Task, gather_predictions
 from madtp.trace import LayerTrace, Trace
 from utils import all_gather_objects, rank, world_size

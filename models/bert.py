@@ -19,7 +19,9 @@ from transformers import BertConfig
 from madtp.alignment import QueryModel
 from madtp.attention import AttentionScores, attend
 from madtp.flops import TextShape
-from madtp.layout import RECTANGLE, Keep, Packed, Rectangle, Sequences, attention_mask, both, keep_batch
+from madtp.keep import Keep, keep_batch
+from madtp.layout import RECTANGLE, Rectangle, Sequences, attention_mask, both
+from madtp.packed import Packed
 from madtp.trace import Trace
 from utils import UserError, excerpt, read_json
 

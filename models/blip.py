@@ -13,7 +13,8 @@ from transformers import BertTokenizer
 
 from madtp import checkpoint, generation
 from madtp.alignment import similarity_loss
-from madtp.layout import KEEP, Sequences
+from madtp.keep import KEEP
+from madtp.layout import Sequences
 from madtp.trace import Trace
 from models.bert import read_config
 from models.med import Decoder, next_tokens, token_losses

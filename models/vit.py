@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from madtp.alignment import QueryModel
 from madtp.attention import AttentionScores
 from madtp.flops import VisionShape
-from madtp.layout import Keep, Rectangle, Sequences, keep_batch
+from madtp.keep import Keep, keep_batch
+from madtp.layout import Rectangle, Sequences
 from madtp.pruning import Kept
 from madtp.trace import Trace
 

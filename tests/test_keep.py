@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
-from madtp.layout import KEEP, RECTANGLE, Masked, Packed, keep_batch, keep_sample
+from madtp.keep import KEEP, keep_batch, keep_sample
+from madtp.layout import RECTANGLE, Masked
+from madtp.packed import Packed
 from madtp.trace import Trace
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
