@@ -10,11 +10,14 @@ Shapes: B images or questions, G beams, k candidates, S tokens attended to, L te
 import argparse
 import json
 import random
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.generation import beam_search
+from madtp.layout import Sequences
 from madtp.measure import CostMeter
 from madtp.retrieval import ImageBatch, judge
 from madtp.trace import dense_layers
@@ -74,7 +78,7 @@ class Recomputing:
         copies = len(keys_values) // len(input_ids)  # the prompt comes once for all beams
         inputs = (values.repeat_interleave(copies, dim=0) for values in (input_ids, mask))
         logits, output = self.decoder(*inputs, states=keys_values, **context)
-        past = [type(layer)(*(part[::copies] for part in layer)) for layer in output.past]
+        past = [layer._replace(key=layer.key[::copies], value=layer.value[::copies]) for layer in output.past]
         return logits[::copies], output._replace(past=past)
 
 
@@ -135,13 +139,13 @@ def retrieval(batch: int, device: str, folder: str) -> Comparison:
     image = torch.randn(batch, 3, 384, 384, device=device)
     text = model.encode_captions(texts({words: 0.1 for words in range(6, 16)}, CANDIDATES))
 
-    def judged(states: Tensor) -> Tensor:
-        images = ImageBatch(list(range(batch)), states.cpu(), dense_layers(1, states.shape[1]))
+    def judged(states: Sequences) -> Tensor:
+        images = ImageBatch(list(range(batch)), states.to("cpu"), dense_layers(1, states.tokens.shape[1]))
         wanted = torch.ones(batch, CANDIDATES, dtype=torch.bool)
         return torch.stack(list(judge(model, [images], text, wanted, 0.0, CostMeter(lambda trace: 0.0)).values()))
 
-    def judged_plainly(states: Tensor) -> Tensor:
-        logits = [model.match(*text, own.expand(CANDIDATES, -1, -1))[:, 1] for own in states]
+    def judged_plainly(states: Sequences) -> Tensor:
+        logits = [model.match(*text, own.expand(CANDIDATES, -1, -1))[:, 1] for own in states.tokens]
         return torch.stack(logits).cpu()
 
     return Comparison(
@@ -229,11 +233,9 @@ def main() -> None:
         f"{medians['factor']:.1f} x faster;\nencoding before it {medians['shared']:.2f} s for both, "
         f"whole prediction {medians['whole_factor']:.1f} x faster; same results"
     )
-    print(
-        json.dumps(
-            {"task": args.task, "batch": args.batch, **{name: round(value, 3) for name, value in medians.items()}}
-        )
-    )
+    command = f"python -m benchmarks.bench_inference {shlex.join(sys.argv[1:])}"
+    origin = {"command": command, "date": date.today().isoformat(), "torch": torch.__version__}
+    print(json.dumps({**origin, **vars(args), **{name: round(value, 3) for name, value in medians.items()}}))
 
 
 if __name__ == "__main__":

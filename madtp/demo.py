@@ -30,7 +30,6 @@ QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_bat
 QUICK_P = 0.2  # what an untrained model can surely reach
 SHOWN = 5  # examples in tokens.png
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
-HALVE = "compress it to half its cost"
 
 
 @dataclass(frozen=True)
@@ -75,66 +74,43 @@ class Demo:
     folder: str
 
 
-NLVR = ("compress_nlvr_dtp", "configs/demo/nlvr.yaml")
-CAPTION = ("compress_caption_dtp", "configs/demo/caption.yaml")
-VQA = ("compress_vqa_dtp", "configs/demo/vqa.yaml")
-RETRIEVAL = ("compress_retrieval_flickr_dtp", "configs/demo/retrieval.yaml")
-CLIP = ("compress_retrieval_clip_dtp", "configs/demo/clip.yaml")
+def halved(start: Stage, epochs: int, seconds: float, *keys: str) -> Stage:
+    """The last stage of every demo: compresses the model of the stage before it to half its cost."""
+    extra = ("--epoch", f"{epochs}", "--set", "ramp=0", *keys)
+    name = f"{start.name.removesuffix('_dense')}_p0.5"
+    return Stage(name, "compress it to half its cost", start.script, start.config, seconds, start.name, 0.5, extra)
 
-CAPTIONER = Stage("caption", "train a captioner", *CAPTION, 75)
+
+CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 75)
+VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 80, "caption")
+NLVR = Stage(
+    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 140, "vqa_dense"
+)
+RETRIEVAL = Stage(
+    "retrieval_dense",
+    "train a retrieval model from it",
+    "compress_retrieval_flickr_dtp",
+    "configs/demo/retrieval.yaml",
+    60,
+    "caption",
+)
+CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180)
+
+ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
 DEMOS = {
-    "nlvr": Demo(
-        stages=(
-            CAPTIONER,
-            Stage("vqa", "train a VQA model from it", *VQA, 80, "caption"),
-            Stage("nlvr_dense", "train the dense NLVR2 model from that", *NLVR, 140, "vqa"),
-            Stage("nlvr_p0.5", HALVE, *NLVR, 100, "nlvr_dense", 0.5, ("--epoch", "3", "--set", "init_lr=3e-4", "ramp=0")),
-        ),
-        task="NLVR",
-        metric=("accuracy", "accuracy %"),
-        folder="output/demo",
-    ),
-    "caption": Demo(
-        stages=(
-            CAPTIONER,
-            Stage("caption_p0.5", HALVE, *CAPTION, 60, "caption", 0.5, ("--epoch", "2", "--set", "init_lr=5e-4", "ramp=0")),
-        ),
-        task="Caption",
-        metric=("exact_match", "exact match %"),
-        folder="output/demo_caption",
-    ),
-    "vqa": Demo(
-        stages=(
-            CAPTIONER,
-            Stage("vqa_dense", "train the dense VQA model from it", *VQA, 80, "caption"),
-            Stage("vqa_p0.5", HALVE, *VQA, 60, "vqa_dense", 0.5, ("--epoch", "2", "--set", "init_lr=3e-4", "ramp=0")),
-        ),
-        task="VQA",
-        metric=("accuracy", "accuracy %"),
-        folder="output/demo_vqa",
-    ),
+    "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=3e-4")), "NLVR", ACCURACY, "output/demo"),
+    "caption": Demo((CAPTION, halved(CAPTION, 3, 60, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
+    "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 60, "init_lr=3e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(
-        stages=(
-            CAPTIONER,
-            Stage("retrieval_dense", "train the dense retrieval model from it", *RETRIEVAL, 120, "caption"),
-            Stage("retrieval_p0.5", HALVE, *RETRIEVAL, 60, "retrieval_dense", 0.5,
-                  ("--epoch", "2", "--set", "init_lr=3e-4", "ramp=0")),
-        ),
-        task="RetrievalFlickr",
-        metric=("txt_r1", "R@1 %"),
-        folder="output/demo_retrieval",
+        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 2, 60, "init_lr=3e-4")),
+        "RetrievalFlickr",
+        RECALL,
+        "output/demo_retrieval",
     ),
     "clip": Demo(
-        stages=(
-            Stage("clip_dense", "train a dense CLIP", *CLIP, 180),
-            Stage("clip_p0.5", HALVE, *CLIP, 80, "clip_dense", 0.5,
-                  ("--epoch", "3", "--set", "init_lr=5e-4", "ramp=0", "epoch_steps=90")),
-        ),
-        task="RetrievalClip",
-        metric=("txt_r1", "R@1 %"),
-        folder="output/demo_clip",
+        (CLIP, halved(CLIP, 3, 80, "init_lr=5e-4", "epoch_steps=90")), "RetrievalClip", RECALL, "output/demo_clip"
     ),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -190,6 +190,10 @@ class TestOrder:
 
 
 class TestMistakes:
+    def test_an_item_of_a_list_is_one_of_its_choices(self):
+        with pytest.raises(UserError, match=r"--set: metrics\[1\] is 'Meteor', expected one of Bleu, METEOR, ROUGE_L"):
+            configuration.resolve("configs/caption_coco.yaml", "caption", ["metrics=[CIDEr, Meteor]"])
+
     @pytest.mark.parametrize(
         "text, message",
         [
