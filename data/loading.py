@@ -184,4 +184,5 @@ def _ignore_signals(worker: int) -> None:
 
 def _mix(*numbers: int) -> int:
     """One seed out of several numbers; neighbors get unrelated ones."""
-    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+    state = np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1
