@@ -107,7 +107,7 @@ class SeededDataset(Dataset):
                     raise BadImage(f"{error}, or train without it: --bad_images skip") from error
                 if len(bad_images) == REPLACEMENTS:
                     raise UserError(f"{error}; and so with {REPLACEMENTS} others drawn in its place") from error
-                bad_images.append(str(error))
+                bad_images.append(error.fault)
                 index = random.randrange(len(self))
 
 
