@@ -20,15 +20,17 @@ from tqdm import tqdm
 
 from data import splits
 from data.annotated import AnnotatedDataset
+from data.caption_dataset import read_ground_truth
 from data.files import decode_image, image_folder, read_entries
 from data.loading import BatchSampler
 from data.vqa_dataset import read_answer_list
 from madtp import config as configuration
-from utils import UserError, read_json
+from utils import UserError
 
 NAMED = 10  # faults of a kind; the others are only counted
 MISSING, UNREADABLE = "missing images", "unreadable images"
-HARMLESS = ("duplicate entries", "ground truth")  # kinds of faults that training does not mind
+DUPLICATES, NO_TRUTH = "duplicate entries", "no ground truth"
+HARMLESS = (DUPLICATES, NO_TRUTH)  # kinds of faults that training does not mind
 
 
 @dataclass
@@ -82,7 +84,7 @@ def check_entries(dataset: type[AnnotatedDataset], files: list[Path], config: di
             identity = json.dumps([entry[name] for name in dataset.identity])
             if identity in first:
                 same = " and ".join(dataset.identity)
-                found.faults["duplicate entries"].append(f"{where}: the same {same} as in {first[identity]}")
+                found.faults[DUPLICATES].append(f"{where}: the same {same} as in {first[identity]}")
             first.setdefault(identity, where)
             for image in dataset.images_of(entry):
                 images.setdefault(image, where)
@@ -111,37 +113,25 @@ def image_fault(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def check_other_files(task: str, config: dict, train: Findings) -> Findings:
+def check_other_files(task: str, config: dict, found: dict[str, Findings]) -> Findings:
     """Checks what no entry names: the tokenizer, VQA's answers, the truth for captions; and that a batch gets full."""
-    found = Findings()
-    if train.entries:
-        found.attempt(BatchSampler, train.entries, config["batch_size_train"], True)
+    other = Findings()
+    if found["train"].entries:
+        other.attempt(BatchSampler, found["train"].entries, config["batch_size_train"], True)
     if task != "retrieval_clip":  # whose tokenizer comes in a package
         from models.blip import init_tokenizer
 
-        found.attempt(init_tokenizer, config["tokenizer"])
-    if task == "vqa":
-        found.attempt(read_answer_list, config["ann_root"])
+        other.attempt(init_tokenizer, config["tokenizer"])
+    if task == "vqa" and config["inference"] == "rank":
+        other.attempt(read_answer_list, config["ann_root"])
     if task == "caption":
         for split in ("val", "test"):
-            check_ground_truth(Path(config["coco_gt_root"]) / f"coco_karpathy_{split}_gt.json", found)
-    return found
-
-
-def check_ground_truth(path: Path, found: Findings) -> None:
-    """Checks a file of captions in the form of COCO. Only others' tools read it, our scores take those of the split."""
-    try:
-        truth = read_json(path, "COCO's own evaluation needs it, training and our scores do not")
-        images = {image["id"] for image in truth["images"]}
-        bare = images - {annotation["image_id"] for annotation in truth["annotations"] if annotation["caption"]}
-    except UserError as error:
-        found.faults["ground truth"].append(str(error))
-    except (KeyError, TypeError) as error:
-        found.faults["ground truth"].append(f"{path}: it is not in the form of COCO's captions ({error!r})")
-    else:
-        if bare:
-            one = min(map(str, bare))
-            found.faults["ground truth"].append(f"{path}: {len(bare)} images are without a caption, {one} is one")
+            truth = Path(config["coco_gt_root"]) / f"coco_karpathy_{split}_gt.json"
+            if truth.exists():
+                other.attempt(read_ground_truth, truth, [path.name for path in found[split].images])
+            else:
+                other.faults[NO_TRUTH].append(f"{truth}: captions are scored against the annotations instead")
+    return other
 
 
 def check(task: str, config: dict, threads: int) -> dict[str, Findings]:
@@ -153,7 +143,7 @@ def check(task: str, config: dict, threads: int) -> dict[str, Findings]:
             if path in bad:
                 kind, reason = bad[path]
                 split.faults[kind].append(f"{path} ({where}){reason}")
-    return {**found, "other files": check_other_files(task, config, found["train"])}
+    return {**found, "other files": check_other_files(task, config, found)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,15 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `d
 
 
 class BadImage(UserError):
-    """An image that is missing or cannot be decoded."""
+    """An image that is missing or cannot be decoded.
+
+    Attributes:
+        fault: which one and what is wrong, the same whichever entry names it.
+    """
+
+    def __init__(self, message: str, fault: str = ""):
+        super().__init__(message)
+        self.fault = fault or message
 
 
 def read_entries(path: Path) -> list:
@@ -87,9 +95,11 @@ def read_image(folder: Path, name: str, where: str) -> Image.Image:
     try:
         return decode_image(path)
     except FileNotFoundError as error:
-        raise BadImage(f"{path}: no such image ({where}); complete the images or correct the image folder") from error
+        fault = f"{path}: no such image"
+        raise BadImage(f"{fault} ({where}); complete the images or correct the image folder", fault) from error
     except ValueError as error:
-        raise BadImage(f"{path}: unreadable image ({where}): {error}; fetch it again") from error
+        fault = f"{path}: unreadable image"
+        raise BadImage(f"{fault} ({where}): {error}; fetch it again", fault) from error
 
 
 def decode_image(path: Path) -> Image.Image:

@@ -107,7 +107,7 @@ class SeededDataset(Dataset):
                     raise BadImage(f"{error}, or train without it: --bad_images skip") from error
                 if len(bad_images) == REPLACEMENTS:
                     raise UserError(f"{error}; and so with {REPLACEMENTS} others drawn in its place") from error
-                bad_images.append(str(error))
+                bad_images.append(error.fault)
                 index = random.randrange(len(self))
 
 
@@ -184,4 +184,5 @@ def _ignore_signals(worker: int) -> None:
 
 def _mix(*numbers: int) -> int:
     """One seed out of several numbers; neighbors get unrelated ones."""
-    return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+    state = np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1

@@ -84,9 +84,9 @@ class CostMeter:
         for (tower, index, left), count in sorted(tokens.items()):
             layers.setdefault(tower, {}).setdefault(index, {})[left] = count
         return {
+            "percent": 100 * gflops / dense,
             "gflops": gflops,
             "gflops_dense": dense,
-            "percent": 100 * gflops / dense,
             **{f"percent_p{rank}": percentile(shares, rank) for rank in SPREAD},
             "tokens": {tower: [mean(found) for found in rows.values()] for tower, rows in layers.items()},
             **{

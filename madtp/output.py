@@ -36,24 +36,24 @@ class _Console(logging.StreamHandler):
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Sends the main process's log to the terminal and, with the time in front, to `train.log`."""
-    if not is_main():
-        yield
-        return
-    root, console = logging.getLogger(), _Console()
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    """Sends the main process's log to the terminal and, with the time in front, to `train.log`; the others' nowhere."""
+    handlers = [logging.NullHandler()]
+    if is_main():
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handlers = [_Console(), file]
+    root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
-    for handler in (console, file):
+    for handler in handlers:
         root.addHandler(handler)
     try:
         yield
     finally:
         root.setLevel(level)
-        for handler in (console, file):
+        for handler in handlers:
             root.removeHandler(handler)
-        file.close()
+            handler.close()
 
 
 def write_environment(folder: Path) -> None:

@@ -329,9 +329,9 @@ def summary(*meters: CostMeter) -> dict:
     }
     seconds = sum(1 / part["samples_per_second"] for part in parts)
     return {
+        "percent": 100 * gflops / dense,
         "gflops": gflops,
         "gflops_dense": dense,
-        "percent": 100 * gflops / dense,
         **spread,
         **tokens,
         "samples_per_second": 1 / seconds,

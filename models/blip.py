@@ -116,9 +116,11 @@ def init_tokenizer(folder: str) -> BertTokenizer:
         )
     try:
         tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-        tokenizer("a word")  # an empty vocabulary shows only now
+        words = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in words]:
+            raise ValueError(f"vocab.txt lacks {' '.join(missing)}")
     except Exception as error:  # the tokenizer's own library raises no type in particular
-        raise UserError(f"tokenizer: {folder} cannot be read: {error}; take the files of bert-base-uncased") from error
+        raise UserError(f"tokenizer: {folder} cannot be used: {error}; take the files of bert-base-uncased") from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     return tokenizer

@@ -1,6 +1,7 @@
 """An image that cannot be read stops a run by its name, or is replaced in training alone, always by the same others."""
 
 import json
+import pickle
 import re
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from data import create_loader
-from data.files import BadImage
+from data.files import BadImage, read_image
 from madtp import checkpoint
 from tests.processes import run
 from tests.test_resume import Mortal, equal, result
@@ -80,6 +81,12 @@ def test_training_goes_on_without_and_counts(tmp_path, flags):
     assert sum(int(times) for _, times in named) == sum(counts)
 
 
+def test_only_one_process_speaks_of_them(flags, capfd):
+    assert run(BadTraining(), BadTraining(), flags=flags("out", "--bad_images", "skip", "--epoch", 1)) == [0, 0]
+    captured = capfd.readouterr()
+    assert captured.out.count("bad images, 3 different") == 1 and captured.err == ""
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_the_same_ones_take_their_place(tmp_path, flags, processes):
     more = ["--bad_images", "skip", "--set", f"batch_size_train={8 // processes}"]
@@ -135,3 +142,14 @@ def test_only_bad_ones_are_replaced_by_good_ones():
 def test_a_folder_without_images_stops_all_the_same():
     with pytest.raises(UserError, match=r"picture\d+\.png.*and so with 10 others drawn in its place"):
         samples(SomeBad(48, 0, bad=set(range(48))))
+
+
+def test_an_image_is_one_whichever_entries_name_it(tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"cut")
+    for name in ("cut.png", "absent.png"):
+        errors = []
+        for entry in range(2):
+            with pytest.raises(BadImage, match=f"entry {entry}") as error:
+                read_image(tmp_path, name, f"file.json, entry {entry}")
+            errors.append(pickle.loads(pickle.dumps(error.value)))
+        assert str(errors[0]) != str(errors[1]) and errors[0].fault == errors[1].fault and name in errors[0].fault

@@ -131,21 +131,17 @@ def test_too_few_samples_for_a_batch(data, examine):
     assert status == 1 and "less than one batch of 1000" in said
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"images": 3}', '{"images": [{"id": []}], "annotations": []}'])
-def test_the_truth_of_coco_is_looked_at_but_not_needed(data, examine, content):
-    (data / "annotation/coco_gt/coco_karpathy_val_gt.json").write_text(content)
-    status, said = examine(data, "caption")
-    assert status == 0 and "ground truth: 1\n" in said and "coco_karpathy_val_gt.json" in said
-
-
-def test_an_image_without_truth_is_named(data, examine):
+def test_the_truth_for_captions_is_looked_at(data, examine):
     path = data / "annotation/coco_gt/coco_karpathy_test_gt.json"
     truth = json.loads(path.read_text())
     lost = truth["images"][4]["id"]
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] != lost]
     path.write_text(json.dumps(truth))
     status, said = examine(data, "caption")
-    assert status == 0 and f"1 images are without a caption, {lost} is one" in said
+    assert status == 1 and re.search(rf"_test_gt.json has no caption of 1 images, the first is 0*{lost}.png", said)
+    path.unlink()
+    status, said = examine(data, "caption")
+    assert status == 0 and f"no ground truth: 1\n    {path}: captions are scored against the annotations" in said
 
 
 def test_a_wrong_configuration_is_an_error_of_its_own(examine, data):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from compress_vqa_dtp import VQA
 from data import create_loader
 from madtp import checkpoint
 from madtp.config import parse
-from madtp.engine import evaluate, main, prepare
+from madtp.engine import evaluate, main, prepare, qualified_score
 from madtp.measure import CalibrationSample, CostMeter
 from madtp.optimization import Optimization, precision
 from madtp.output import flatten
@@ -75,6 +76,23 @@ def test_the_best_checkpoint_is_the_best_on_validation_among_those_cheap_enough(
     assert (stored["epoch"], stored["temperature"]) == (best["epoch"], best["temperature"])
     assert stored["metrics"] == best
     assert [record["epoch"] for record in records if record["best"]][-1] == best["epoch"]
+
+
+def test_a_model_counts_only_within_the_slack_of_its_cost():
+    run = SimpleNamespace(task=Toy(), config={"cost_slack": 0.04})
+    assert qualified_score(run, 0.5, {"accuracy": 1.0, "percent": 53.9}) == 1.0
+    assert qualified_score(run, 0.5, {"accuracy": 1.0, "percent": 54.1}) == -math.inf
+    assert qualified_score(run, None, {"accuracy": 1.0, "percent": 100.0}) == 1.0
+
+
+def test_of_equally_good_epochs_the_last_is_the_best(run):
+    class Indifferent(Toy):
+        def score(self, metrics):
+            return 1.0
+
+    _, _, records = run("--p", 0, "--epoch", 2, task=Indifferent())
+    assert [record["best"] for record in records] == [True, True]
+    assert checkpoint.read(run.folder / "checkpoint_best.pth")["epoch"] == 1
 
 
 def test_the_folder_tells_how_the_run_was_made(run):

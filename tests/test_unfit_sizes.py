@@ -46,7 +46,7 @@ def test_a_file_may_be_any_berts(tmp_path):
 @pytest.mark.parametrize("vocabulary", [b"", b"\xff\xfe", b"a\nb\n"])
 def test_a_vocabulary_that_is_none(tmp_path, vocabulary):
     (tmp_path / "vocab.txt").write_bytes(vocabulary)
-    with pytest.raises(UserError, match=f"tokenizer: {tmp_path} cannot be read.*bert-base-uncased"):
+    with pytest.raises(UserError, match=f"tokenizer: {tmp_path} cannot be used.*bert-base-uncased"):
         init_tokenizer(str(tmp_path))
 
 
