@@ -199,31 +199,30 @@ class Piece(NamedTuple):
         return self.stop - self.start
 
 
-def pack(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
-    """Shares the pairs of a batch of images out to forward passes of at most `room` pairs.
+def pack(counts: Sequence[int]) -> list[list[Piece]]:
+    """Shares the pairs of a batch of images out to forward passes of at most `PAIRS` pairs.
 
     Pieces of one forward pass are of similar length, the longest first. What is missing to a rectangle is filled with
     repetitions, which change nothing: the number of tokens kept is a maximum over the pairs.
 
     Args:
         counts: [B], the number of texts of each image.
-        room: pairs of a forward pass.
     """
     pieces = [
-        Piece(row, start, min(start + room, count))
+        Piece(row, start, min(start + PAIRS, count))
         for row, count in enumerate(counts)
-        for start in range(0, count, room)
+        for start in range(0, count, PAIRS)
     ]
     pieces.sort(key=lambda piece: -piece.size)
     packed = []
     while pieces:
-        together = room // pieces[0].size
+        together = PAIRS // pieces[0].size
         packed.append(pieces[:together])
         pieces = pieces[together:]
     return packed
 
 
-def pack_ragged(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
+def pack_ragged(counts: Sequence[int]) -> list[list[Piece]]:
     """As `pack`, where no pair depends on its company: image after image, every forward pass but the last is full."""
     packed, free = [], 0
     for row, count in enumerate(counts):
@@ -231,7 +230,7 @@ def pack_ragged(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
         while start < count:
             if not free:
                 packed.append([])
-                free = room
+                free = PAIRS
             stop = min(count, start + free)
             packed[-1].append(Piece(row, start, stop))
             start, free = stop, free - (stop - start)
@@ -241,10 +240,7 @@ def pack_ragged(counts: Sequence[int], room: int = PAIRS) -> list[list[Piece]]:
 def join(batches: Sequence[ImageBatch]) -> ImageBatch:
     """Packed images of several batches as one batch, whose pairs may go together as they like."""
     index = list(chain.from_iterable(batch.index for batch in batches))
-    layers = [
-        rows[0]._replace(left=np.concatenate([row.left for row in rows]), entered=None)
-        for rows in zip(*(batch.layers for batch in batches), strict=True)
-    ]
+    layers = [LayerTrace.join(rows) for rows in zip(*(batch.layers for batch in batches), strict=True)]
     return ImageBatch(index, Packed.join(batch.states for batch in batches), layers)
 
 
@@ -309,7 +305,7 @@ def pairs_of(
     states.layout.readers = sizes
     chosen = torch.cat([texts[batch.index[row]][start:stop] for row, start, stop in pieces])
     pairs = np.repeat(rows, sizes)
-    return chosen, states, [layer._replace(left=layer.left[pairs]) for layer in batch.layers]
+    return chosen, states, [layer.take(pairs) for layer in batch.layers]
 
 
 def summary(*meters: CostMeter) -> dict:

@@ -5,12 +5,13 @@ Kept free of torch, so that the cost of the paper's models is printed without lo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+if TYPE_CHECKING:
     from madtp.pruning import Kept
 
 
@@ -30,6 +31,16 @@ class LayerTrace(NamedTuple):
     left: int | np.ndarray
     scored: bool = False
     kept: Kept | None = None
+
+    def take(self, samples: Sequence[int]) -> LayerTrace:
+        """The counts of some samples, where each has its own."""
+        return LayerTrace(self.entered[samples], self.left[samples], self.scored)
+
+    @classmethod
+    def join(cls, batches: Sequence[LayerTrace]) -> LayerTrace:
+        """The counts of several batches' samples, where each has its own."""
+        columns = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("entered", "left"))
+        return cls(*columns, batches[0].scored)
 
 
 @dataclass

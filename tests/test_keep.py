@@ -6,12 +6,18 @@ packs them for inference and masks them for training.
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
+from compress_caption_dtp import Caption
+from compress_nlvr_dtp import NLVR
+from compress_retrieval_clip_dtp import RetrievalClip
+from compress_retrieval_dtp import RetrievalCOCO
+from compress_vqa_dtp import VQA
 from madtp.keep import KEEP, keep_batch, keep_sample
 from madtp.layout import RECTANGLE, Masked
 from madtp.packed import Packed
@@ -114,6 +120,18 @@ def test_inference_equals_every_sample_alone(task, temperature):
         assert lefts(trace, sample, SAMPLES) == left[-1]
         close(infer(task, [sample], "sample", temperature)[0], alone)
     assert temperature < 30 or any(one != left[0] for one in left)  # they do keep different numbers
+
+
+def test_the_cost_of_every_sample_is_that_of_it_alone(task):
+    cost = {
+        "nlvr": NLVR, "caption": Caption, "vqa": VQA, "retrieval": RetrievalCOCO, "clip": RetrievalClip
+    }[task.name]().cost  # fmt: skip
+    _, trace = infer(task, list(range(SAMPLES)), "sample", 30.0)
+    alone = [cost(task.model, infer(task, [sample], "batch", 30.0)[1]) for sample in range(SAMPLES)]
+    assert cost(task.model, trace).tolist() == pytest.approx(alone, rel=1e-12)
+    assert len(set(alone)) > 1
+    dense = cost(task.model, trace.dense())
+    assert dense == pytest.approx(np.broadcast_to(dense, SAMPLES)) and (dense > alone).all()
 
 
 def test_permuting_and_splitting_change_nothing(task):

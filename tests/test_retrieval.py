@@ -12,6 +12,7 @@ from transformers import BlipForImageTextRetrieval
 from data.loading import collate, create_loader
 from madtp import retrieval
 from madtp.flops import paper_table
+from madtp.keep import keep_batch, keep_sample
 from madtp.layout import RECTANGLE, Sequences
 from madtp.metrics import recall, retrieval_recall
 from madtp.momentum import EMPTY
@@ -150,15 +151,16 @@ def test_every_pair_is_packed_once(counts):
 
 
 @torch.no_grad()
-def slow_evaluation(model, pictures, k):
+def slow_evaluation(model, pictures, k, temperature=0.0):
     """Everything one at a time: features, then the ITM score of every pair that a query or a text wants."""
-    states, image_features = zip(*(model.encode_image(pixels[None]) for pixels in pictures.pixels), strict=True)
+    encoded = (model.encode_image(pixels[None], temperature) for pixels in pictures.pixels)
+    states, image_features = zip(*encoded, strict=True)
     texts = [model.encode_captions([text]) for text in pictures.texts]
-    text_features = [model.encode_text(*text) for text in texts]
+    text_features = [model.encode_text(*text, temperature) for text in texts]
     similarity = [[(image * text).sum().item() for text in text_features] for image in image_features]
 
     def score(image, text):
-        return model.match(*texts[text], states[image])[0, 1].item() + similarity[image][text]
+        return model.match(*texts[text], states[image], temperature)[0, 1].item() + similarity[image][text]
 
     image_to_text = torch.full((len(states), len(texts)), -math.inf, dtype=torch.float64)
     text_to_image = torch.full((len(texts), len(states)), -math.inf, dtype=torch.float64)
@@ -171,13 +173,17 @@ def slow_evaluation(model, pictures, k):
     return image_to_text, text_to_image
 
 
+@pytest.mark.parametrize("temperature", [0.0, PRUNING])
 @pytest.mark.parametrize("k, pairs", [(3, 256), (3, 2), (4, 5), (100, 7)])
-def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs):
+def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, temperature):
+    """Dense, and where every sample keeps its own tokens: then too pairs may go together as they like."""
     monkeypatch.setattr(retrieval, "PAIRS", pairs)
+    monkeypatch.setattr(model, "keep", keep_sample)
     pictures, task = Pictures(), Recorded(k)
     with torch.no_grad():
-        metrics = task.evaluate(model, create_loader(pictures, 4, train=False), 0.0)
-    image_to_text, text_to_image = slow_evaluation(model, pictures, k)
+        metrics = task.evaluate(model, create_loader(pictures, 4, train=False), temperature)
+    monkeypatch.setattr(model, "keep", keep_batch)
+    image_to_text, text_to_image = slow_evaluation(model, pictures, k, temperature)
     wanted = (image_to_text > -math.inf) | (text_to_image.T > -math.inf)
     either = torch.maximum(image_to_text, text_to_image.T)
     assert {(image, text) for image, found in task.judged.items() for text in found} == set(
@@ -188,7 +194,7 @@ def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs):
             close(score, either[image, text])
     expected = retrieval_recall(image_to_text, text_to_image, pictures.text_to_image)
     assert {name: metrics[name] for name in expected} == expected
-    assert metrics["percent"] == pytest.approx(100)
+    assert metrics["percent"] == pytest.approx(100) if temperature == 0 else metrics["percent"] < 90
 
 
 @pytest.mark.parametrize("pairs", [256, 5])
