@@ -18,7 +18,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run(*tasks, flags, timeout=60):
+def run(*tasks, flags, timeout=240):
     """Runs `main` of each task in a process of its own, together one run, and returns the exit statuses.
 
     As under a launcher, the others are killed once one has failed: their status is then -9.
