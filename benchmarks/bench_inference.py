@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from madtp.generation import beam_search
 from madtp.layout import Sequences
 from madtp.measure import CostMeter
-from madtp.retrieval import ImageBatch, judge
+from madtp.reranking import ImageBatch, judge
 from madtp.trace import dense_layers
 from models.answer_ranking import rank_answers
 from models.blip import blip_decoder

@@ -10,13 +10,14 @@ from torch.utils.data import Dataset
 from transformers import BlipForImageTextRetrieval
 
 from data.loading import collate, create_loader
-from madtp import retrieval
+from madtp import reranking
 from madtp.flops import paper_table
 from madtp.keep import keep_batch, keep_sample
 from madtp.layout import RECTANGLE, Sequences
 from madtp.metrics import recall, retrieval_recall
 from madtp.momentum import EMPTY
-from madtp.retrieval import PAIRS, Retrieval, pack
+from madtp.reranking import PAIRS, pack
+from madtp.retrieval import Retrieval
 from madtp.trace import Trace
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval, draw_negatives, gather_states
@@ -177,7 +178,7 @@ def slow_evaluation(model, pictures, k, temperature=0.0):
 @pytest.mark.parametrize("k, pairs", [(3, 256), (3, 2), (4, 5), (100, 7)])
 def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, temperature):
     """Dense, and where every sample keeps its own tokens: then too pairs may go together as they like."""
-    monkeypatch.setattr(retrieval, "PAIRS", pairs)
+    monkeypatch.setattr(reranking, "PAIRS", pairs)
     monkeypatch.setattr(model, "keep", keep_sample)
     pictures, task = Pictures(), Recorded(k)
     with torch.no_grad():
@@ -200,7 +201,7 @@ def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, temperature
 @pytest.mark.parametrize("pairs", [256, 5])
 def test_reranking_with_pruning_equals_repeated_images(model, monkeypatch, pairs):
     """The slow form gets the same pairs, but an image for each, and none of the repetitions that fill a rectangle."""
-    monkeypatch.setattr(retrieval, "PAIRS", pairs)
+    monkeypatch.setattr(reranking, "PAIRS", pairs)
     match, forwards = model.match, []
 
     def checked(input_ids, mask, states, temperature, trace):
