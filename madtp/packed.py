@@ -76,6 +76,8 @@ class Packed(Masked):
 
     def rectangle(self, x: Tensor, own: Tensor) -> Tensor:
         """Puts per-token values [T', ...] into a rectangle [B, L', ...] where `own` is True, zeros beside them."""
+        if len(x) == own.numel():
+            return x.reshape(*own.shape, *x.shape[1:])
         return x.new_zeros(*own.shape, *x.shape[1:]).masked_scatter_(own.view(*own.shape, *[1] * (x.ndim - 1)), x)
 
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
@@ -144,7 +146,7 @@ class Packed(Masked):
                 for sample, (start, end) in enumerate(pairwise(self.starts))
             ]
             after = Packed(kept.lengths.tolist(), x.device, self.together)
-            shortened = x[:, (kept.rows + self.offsets.unsqueeze(1))[kept.own]]
+            shortened = x.index_select(1, (kept.rows + self.offsets.unsqueeze(1))[kept.own])
             last = after.offsets + kept.lengths - 1
             shortened[0, last[kept.merges]] = torch.stack(merged)[kept.merges]
             return shortened, after, kept
