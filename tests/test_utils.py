@@ -165,6 +165,12 @@ class TestFiles:
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["log.txt"]
 
+    def test_all_of_it_is_on_the_disk_before_it_takes_the_name(self, tmp_path, monkeypatch):
+        path, seen = tmp_path / "log.txt", []
+        monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file).st_size, path.exists())))
+        utils.write_atomic(path, "text")
+        assert seen == [(4, False)]
+
     def test_a_full_disk_says_so(self, tmp_path):
         with pytest.raises(UserError, match=r"cannot write .*model.pth \(2.0 MiB\): .* free some space"):
             with utils.whole_file(tmp_path / "model.pth", size=2**21):
