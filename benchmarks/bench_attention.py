@@ -1,73 +1,39 @@
 """What the scores of pruning cost on top of attention: `python -m benchmarks.bench_attention`.
 
-Fused attention alone, attention by its whole map with the scores, and ours in blocks take turns, so that a busy machine
-disturbs all three alike; a ratio is the median over the rounds of each round's own ratio.
+Fused attention alone, attention by its whole map with the scores, and ours take turns; a ratio is the median over the
+rounds of each round's own ratio.
 """
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.plain_attention import plain_attend
+from benchmarks.timing import ratio, report, spread, take_turns
 from madtp.attention import attend
 
-WARM_UP = 2
+
+def sides(query: Tensor, key: Tensor, value: Tensor) -> dict:
+    """Fused attention without scores, attention and scores from a map held whole, and ours."""
+    return {
+        "fused": lambda: attend(query, key, value),
+        "plain": lambda: plain_attend(query, key, value, scores=True),
+        "ours": lambda: attend(query, key, value, scores=True),
+    }
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without scores."""
-    return F.scaled_dot_product_attention(query, key, value)
-
-
-def plain(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention and scores as the method writes them, from a map held whole."""
-    weights = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
-    output = weights @ value
-    norms = output[:, :, 1:].norm(dim=-1)
-    cls_attention = (weights[:, :, 0, 1:] * norms / (norms.sum(dim=1, keepdim=True) + 1e-8)).sum(dim=1)
-    return output, weights[:, :, 1:, 1:].amax(dim=1).sum(dim=1), cls_attention
-
-
-def blocks(query: Tensor, key: Tensor, value: Tensor):
-    """Ours."""
-    return attend(query, key, value, scores=True)
-
-
-CONTESTANTS = (fused, plain, blocks)
+def rows(times: dict[str, list[float]], **setting) -> list[dict]:
+    """Median and quartiles of each side's time in milliseconds, and the median ratio to fused attention."""
+    found = []
+    for name, own in times.items():
+        low, median, high = (1e3 * seconds for seconds in spread(own))
+        row = {"name": name, "median_ms": median, "low_ms": low, "high_ms": high, "ratio": ratio(own, times["fused"])}
+        found.append({**setting, **row})
+    return found
 
 
 @torch.no_grad()
-def rounds(inputs: tuple[Tensor, ...], number: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each contestant, round by round, warm-up left out."""
-    times = {contestant.__name__: [] for contestant in CONTESTANTS}
-    for _ in range(WARM_UP + number):
-        for contestant in CONTESTANTS:
-            times[contestant.__name__].append(seconds(contestant, inputs, device))
-    return {name: values[WARM_UP:] for name, values in times.items()}
-
-
-def seconds(contestant: Callable, inputs: tuple[Tensor, ...], device: str) -> float:
-    """Wall-clock time of one call."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    contestant(*inputs)
-    wait()
-    return time.perf_counter() - start
-
-
-def summary(dtype: str, name: str, times: dict[str, list[float]]) -> dict:
-    """Median and quartiles of the time in milliseconds, and the median ratio to fused attention."""
-    low, median, high = (1e3 * value for value in statistics.quantiles(times[name], n=4))
-    ratio = statistics.median(ours / theirs for ours, theirs in zip(times[name], times["fused"], strict=True))
-    return {"dtype": dtype, "name": name, "median_ms": median, "low_ms": low, "high_ms": high, "ratio": ratio}
-
-
 def main() -> None:
     """Prints a table and one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,19 +41,21 @@ def main() -> None:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = []
+    torch.manual_seed(0)
+    found = []
     for dtype in (torch.float32, torch.bfloat16):
         projected = torch.randn(args.batch, args.tokens, 3, args.heads, args.width, dtype=dtype, device=args.device)
-        times = rounds(projected.permute(2, 0, 3, 1, 4).unbind(), args.rounds, args.device)
-        rows += [summary(str(dtype).removeprefix("torch."), name, times) for name in times]
+        times = take_turns(sides(*projected.permute(2, 0, 3, 1, 4)), args.rounds, args.device, warm_up=2)
+        setting = {name: getattr(args, name) for name in ("batch", "heads", "tokens", "width")}
+        found += rows(times, dtype=str(dtype).removeprefix("torch."), **setting)
     print(f"{'dtype':<10}{'attention':<11}{'median ms':>10}{'quartiles ms':>16}{'x fused':>9}")
-    for row in rows:
+    for row in found:
         quartiles = f"{row['low_ms']:.1f} - {row['high_ms']:.1f}"
         print(f"{row['dtype']:<10}{row['name']:<11}{row['median_ms']:>10.1f}{quartiles:>16}{row['ratio']:>9.2f}")
-    for row in rows:
-        print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}))
+    report(found, args.device, args.output)
 
 
 if __name__ == "__main__":

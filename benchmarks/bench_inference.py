@@ -14,7 +14,6 @@ import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import ratio, timed
 from madtp.generation import beam_search
 from madtp.layout import Sequences
 from madtp.measure import CostMeter
@@ -201,16 +201,6 @@ def rounds(comparison: Comparison, number: int, device: str) -> dict[str, list[f
     return {name: values[WARM_UP:] for name, values in times.items()}
 
 
-def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
-    """A result, and the wall-clock time it took."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    result = work()
-    wait()
-    return result, time.perf_counter() - start
-
-
 def main() -> None:
     """Prints the medians, the factors and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -225,7 +215,7 @@ def main() -> None:
         times = rounds(TASKS[args.task](args.batch, args.device, folder), args.rounds, args.device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     rows = list(zip(*times.values(), strict=True))
-    medians["factor"] = statistics.median(plain / ours for _, ours, plain in rows)
+    medians["factor"] = ratio(times["plain"], times["ours"])
     medians["whole_factor"] = statistics.median((shared + plain) / (shared + ours) for shared, ours, plain in rows)
     print(
         f"{args.task}, batch {args.batch}, {args.threads} threads: ours {medians['ours']:.2f} s, "

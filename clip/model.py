@@ -201,7 +201,7 @@ class CLIP(nn.Module):
         sizes: of the towers.
         sd_num: K.
         sd_dim: C.
-        checkpointed_layers: how many of the last image layers are recomputed in the backward pass.
+        checkpointed_layers: how many of the last layers of either tower are recomputed in the backward pass.
         keep: the rule by which both towers keep tokens.
     """
 
@@ -211,7 +211,7 @@ class CLIP(nn.Module):
         width, depth = sizes.transformer_width, sizes.transformer_layers
         self.text_shape = TextShape(width, depth, 4 * width, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
         self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
-        self.transformer = Transformer("text", width, depth, sd_dim)
+        self.transformer = Transformer("text", width, depth, sd_dim, checkpointed_layers)
         self.token_embedding = nn.Embedding(sizes.vocab_size, width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, width))
         self.ln_final = nn.LayerNorm(width)

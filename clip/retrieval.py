@@ -28,7 +28,7 @@ class ClipRetrieval(MomentumContrast, CLIP):
         sd_num: K.
         sd_dim: C.
         queue_size: features of earlier batches to compare with.
-        checkpointed_layers: how many of the last image layers are recomputed in the backward pass.
+        checkpointed_layers: how many of the last layers of either tower are recomputed in the backward pass.
         keep: the rule by which all towers keep tokens.
     """
 

@@ -19,7 +19,7 @@ class AnnotatedDataset(Dataset):
     Args:
         transform: makes a tensor [3, S, S] of a decoded image.
         files: of annotations, whose entries follow each other.
-        config: the folders of images, by their keys.
+        config: the folders of images, by their keys; `image_size`, what they will be resized to.
 
     Attributes:
         fields: what every entry has, by name, and its type. A list is one of strings.
@@ -34,7 +34,7 @@ class AnnotatedDataset(Dataset):
     collate = staticmethod(collate)
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):
-        self.transform, self.files = transform, files
+        self.transform, self.files, self.image_size = transform, files, config.get("image_size", 0)
         read = [self.read(file) for file in files]
         self.ends = list(accumulate(len(entries) for entries in read))
         self.entries = list(chain.from_iterable(read))
@@ -79,7 +79,7 @@ class AnnotatedDataset(Dataset):
     def image(self, index: int, number: int = 0) -> Tensor:
         """Reads an image of an entry and transforms it: [3, S, S]."""
         key, name = self.images_of(self.entries[index])[number]
-        return self.transform(read_image(self.folders[key], name, self.where(index)))
+        return self.transform(read_image(self.folders[key], name, self.where(index), self.image_size))
 
     def where(self, index: int) -> str:
         """Names the file and the entry in it, for errors."""

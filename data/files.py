@@ -78,12 +78,13 @@ def leaves_folder(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def read_image(folder: Path, name: str, where: str) -> Image.Image:
+def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Image:
     """Decodes an image as RGB.
 
     Args:
         name: path relative to `folder`, which it must not leave.
         where: the annotation it comes from, for the error.
+        wanted: see `decode_image`.
 
     Raises:
         BadImage: it is missing or cannot be decoded.
@@ -93,7 +94,7 @@ def read_image(folder: Path, name: str, where: str) -> Image.Image:
         raise UserError(f"{where}: image {name!r} lies outside {folder}; give a path inside that folder")
     path = folder / PurePosixPath(name)
     try:
-        return decode_image(path)
+        return decode_image(path, wanted)
     except FileNotFoundError as error:
         fault = f"{path}: no such image"
         raise BadImage(f"{fault} ({where}); complete the images or correct the image folder", fault) from error
@@ -102,8 +103,13 @@ def read_image(folder: Path, name: str, where: str) -> Image.Image:
         raise BadImage(f"{fault} ({where}): {error}; fetch it again", fault) from error
 
 
-def decode_image(path: Path) -> Image.Image:
+def decode_image(path: Path, wanted: int = 0) -> Image.Image:
     """Decodes an image as RGB.
+
+    Args:
+        wanted: pixels on a side that it will be resized to. A JPEG so large that it would still have twice as many on
+            both sides is decoded at a half, a quarter or an eighth of its size, which is several times faster and
+            leaves the resized image as good as the same. 0 decodes all pixels.
 
     Raises:
         FileNotFoundError: there is none.
@@ -114,6 +120,8 @@ def decode_image(path: Path) -> Image.Image:
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 limit = f"more than the {Image.MAX_IMAGE_PIXELS} that Pillow allows"
                 raise ValueError(f"it has {image.width} x {image.height} pixels, {limit}")
+            if wanted:
+                image.draft(None, (2 * wanted, 2 * wanted))
             return image.convert("RGB")
     except FileNotFoundError:
         raise

@@ -3,6 +3,9 @@
 Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 prunable tokens, E width of a head.
 """
 
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -10,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.attention_blocks import BlockwiseAttention, accumulator, attention_map, sum_of_largest
+
+logger = logging.getLogger(__name__)
 
 
 class AttentionScores(NamedTuple):
@@ -36,9 +41,9 @@ def attend(
     """Scaled dot-product attention, with the scores that pruning needs when asked.
 
     Without scores this is one fused call. With scores the map is made and forgotten block of queries by block of
-    queries, and once more in the backward pass, so that memory stays linear in L; only where weights are dropped, in
-    the training of short texts, it is whole. Autocast does not touch the scores: they are computed in the inputs' own
-    precision.
+    queries, and once more in the backward pass, so that memory stays linear in L. On a GPU, in half precision and
+    without gradients, kernels of our own do it tile by tile. Only where weights are dropped, in the training of short
+    texts, the map is whole. Autocast does not touch the scores: they are computed in the inputs' own precision.
 
     Args:
         query: [B, H, Q, E].
@@ -59,8 +64,26 @@ def attend(
         if dropout > 0:
             output, sums, cls_row = _attend_whole(query, key, value, mask, dropout, counted)
         else:
-            output, sums, cls_row = BlockwiseAttention.apply(query, key, value, mask, counted)
+            attended = _path(query.device.type, query.dtype, torch.is_grad_enabled())
+            output, sums, cls_row = attended(query, key, value, mask, counted)
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
+
+
+@cache
+def _path(device: str, dtype: torch.dtype, grad: bool) -> Callable:
+    """The kernels where they are fast, run and agree with the block-wise path on an example; else that path."""
+    if device != "cuda" or grad or dtype.itemsize > 2:  # tensor cores multiply halves only
+        return BlockwiseAttention.apply
+    try:
+        from madtp.attention_kernel import attend_fused
+
+        angles = torch.arange(2 * 3 * 80 * 16, device=device).view(2, 3, 80, 16)
+        example = angles.sin().to(dtype), (2 * angles).cos().to(dtype), (3 * angles).sin().to(dtype), None, None
+        torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.apply(*example), rtol=0.05, atol=0.05)
+    except Exception as error:  # there is no telling what a missing or another compiler raises
+        logger.warning("no Triton kernels, scores are made in blocks: %s", str(error).strip().partition("\n")[0])
+        return BlockwiseAttention.apply
+    return attend_fused
 
 
 def _attend_whole(

@@ -17,8 +17,8 @@ CPU_ENTRIES, ENTRIES = 2**20, 2**26  # of a map over several samples: what cache
 class BlockwiseAttention(torch.autograd.Function):
     """Self-attention, the column sums [B, L] of its largest weights over the heads, the class token's row [B, H, L].
 
-    The backward pass makes the map anew, so that nothing but the inputs is kept for it. Where heads attend equally, the
-    gradient of the largest goes to the first of them.
+    The backward pass makes the map anew, so that nothing but the inputs is kept for it. Heads that attend equally share
+    the gradient of the largest.
     """
 
     @staticmethod
@@ -91,13 +91,15 @@ def sum_of_largest(weights: Tensor, rows: slice, counted: Tensor | None) -> Tens
 
 def _add_to_largest(grad: Tensor, weights: Tensor, grad_sums: Tensor, rows: slice, counted: Tensor | None) -> None:
     """Adds the gradient [B, L] of `sum_of_largest` to that of the weights."""
-    largest = weights.argmax(dim=1, keepdim=True)  # [B, 1, Q, L]
-    share = grad_sums[:, None, None, :].to(grad.dtype).expand_as(largest)
+    first = int(rows.start == 0)
+    grad, weights = grad[:, :, first:], weights[:, :, first:]
+    largest = weights.amax(dim=1, keepdim=True)
+    chosen = torch.eq(weights, largest, out=torch.empty_like(weights))  # numbers, which multiply faster than booleans
+    share = grad_sums[:, None, None, :] / chosen.sum(dim=1, keepdim=True)  # [B, 1, Q, L]
     counts = _counts(counted, rows)
     if counts is not None:
-        share = share * counts.unsqueeze(1)
-    first = int(rows.start == 0)
-    grad[:, :, first:].scatter_add_(1, largest[:, :, first:], share[:, :, first:])
+        share = share * counts[:, None, first:]
+    grad.addcmul_(chosen, share.to(grad.dtype))
 
 
 def _counts(counted: Tensor | None, rows: slice) -> Tensor | None:

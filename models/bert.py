@@ -240,14 +240,15 @@ class Encoder(nn.Module):
     def __init__(self, config: BertConfig, cross_attention: Callable[[int], nn.Module | None]):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, cross_attention(index)) for index in range(config.num_hidden_layers))
-        self.checkpointed = False
+        self.first_checkpointed = config.num_hidden_layers - getattr(config, "checkpointed_layers", 0)
 
 
 class BertModel(nn.Module):
     """BERT that encodes text alone, text over another modality, or decodes causally.
 
     Args:
-        config: BERT sizes; see `read_config`.
+        config: BERT sizes; see `read_config`. The last `checkpointed_layers`, if it has this entry, are recomputed in
+            the backward pass to save memory.
         cross_attention: makes the cross-attention of a layer from its index.
         tower: name under which a trace lists the layers.
     """
@@ -316,7 +317,7 @@ class BertModel(nn.Module):
             other = None if cross is None else (cross, states_mask)
             earlier = None if past is None else past[index]
             inputs = (hidden, layout, mask, causal, other, space_dict, temperature, align, earlier)
-            hidden, layout, mask, aligned, kept, present = self._run(layer, *inputs)
+            hidden, layout, mask, aligned, kept, present = self._run(index, layer, *inputs)
             aligned_layers.append(aligned)
             presents.append(present)
             if trace is not None:
@@ -328,8 +329,8 @@ class BertModel(nn.Module):
     def _project(layer: Layer, states: Any) -> Any:
         return None if states is None else layer.crossattention.keys_values(states)
 
-    def _run(self, layer: Layer, *inputs):
-        if self.encoder.checkpointed and self.training and torch.is_grad_enabled():
+    def _run(self, index: int, layer: Layer, *inputs):
+        if self.training and torch.is_grad_enabled() and index >= self.encoder.first_checkpointed:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
 

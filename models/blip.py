@@ -66,7 +66,10 @@ class BlipBase(nn.Module):
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""
-        sizes = read_config(med_config, encoder_width=states_width, sd_dim=self.config["sd_dim"])
+        checkpointed = checkpointed_layers(self.config)
+        sizes = read_config(
+            med_config, encoder_width=states_width, sd_dim=self.config["sd_dim"], checkpointed_layers=checkpointed
+        )
         if sizes.vocab_size < len(self.tokenizer):
             raise UserError(
                 f"med_config: vocab_size {sizes.vocab_size} is less than the {len(self.tokenizer)} tokens of "
@@ -93,10 +96,13 @@ def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float 
     if config.get("drop_path") is not None:
         drop_path = config["drop_path"]
     check_vit(image_size, **sizes)
-    checkpointed = config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0
-    return VisionTransformer(
-        image_size, sd_dim=config["sd_dim"], drop_path_rate=drop_path, checkpointed_layers=checkpointed, **sizes
-    )
+    sizes = {**sizes, "sd_dim": config["sd_dim"], "checkpointed_layers": checkpointed_layers(config)}
+    return VisionTransformer(image_size, drop_path_rate=drop_path, **sizes)
+
+
+def checkpointed_layers(config: dict) -> int:
+    """How many of the last layers of the image tower, and of the text towers, are recomputed in the backward pass."""
+    return config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0
 
 
 def check_vit(image_size: int, patch_size: int = 16, embed_dim: int = 768, num_heads: int = 12, **others: int) -> None:

@@ -155,6 +155,12 @@ def gradients(attended, tensors):
     return torch.autograd.grad(total, tensors)
 
 
+def test_heads_that_attend_equally_share_the_gradient():
+    tensors = tuple(tensor[:, :1].repeat(1, 2, 1, 1).requires_grad_() for tensor in inputs(2, 1, 5, 3))
+    ours = gradients(attend(*tensors, scores=True), tensors)
+    torch.testing.assert_close(ours, gradients(attend(*tensors, scores=True, dropout=1e-30), tensors))
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_gradients_equal_those_through_the_whole_map(dtype, tolerance):
     tensors = tuple(tensor.requires_grad_() for tensor in inputs(3, 4, 300, 16, dtype, gain=1.0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import create_dataset, create_loader
-from data.files import read_image
+from data.files import decode_image, read_image
 from data.loading import BatchSampler
 from data.nlvr_dataset import NLVREvaluation, NLVRTrain, mirror
 from data.transforms import evaluation_transform
@@ -385,6 +385,18 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, broken, num_wor
 def test_paths_do_not_leave_the_folder(name):
     with pytest.raises(UserError, match="outside"):
         read_image(Path("/tmp"), name, "somewhere, entry 1")
+
+
+@pytest.mark.parametrize("shape, decoded", [((640, 480), (640, 480)), ((1000, 800), (500, 400))])
+def test_large_photos_are_decoded_smaller_and_resize_to_the_same(tmp_path, shape, decoded):
+    wanted, path = 160, tmp_path / "photo.jpg"
+    coarse = np.random.default_rng(0).integers(0, 255, (shape[1] // 20, shape[0] // 20, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(shape, Image.Resampling.BICUBIC).save(path, quality=90)
+    whole, drafted = decode_image(path), decode_image(path, wanted)
+    assert (whole.size, drafted.size) == (shape, decoded)
+    transform = evaluation_transform(wanted)
+    difference = (transform(whole) - transform(drafted)).abs() * 0.27 * 255  # in levels of a pixel
+    assert difference.mean() < 1
 
 
 def test_any_picture_becomes_rgb(config, tmp_path):

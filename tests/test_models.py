@@ -5,6 +5,7 @@ Shapes: B batch, L text tokens, S tokens of the other sequence, G rows of text p
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from madtp.layout import Sequences
 from madtp.trace import Trace
@@ -307,3 +308,25 @@ def test_dropout_of_training_is_the_only_randomness():
     assert losses(0) == losses(0) != losses(1)
     model.eval()
     assert losses(0) == losses(1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, PRUNED])
+def test_checkpointing_of_both_towers_changes_no_gradient(monkeypatch, temperature):
+    recomputed, gradients = [], []
+
+    def counted(layer, *inputs, **kwargs):
+        recomputed.append(type(layer).__module__)
+        return checkpoint(layer, *inputs, **kwargs)
+
+    monkeypatch.setattr("models.vit.checkpoint", counted)
+    monkeypatch.setattr("models.bert.checkpoint", counted)
+    for config in ({}, {"vit_grad_ckpt": True, "vit_ckpt_layer": 2}):
+        assert not recomputed
+        model = build(blip_vqa, **config).train()
+        weights = torch.ones(4, dtype=torch.float64)
+        torch.manual_seed(0)
+        losses = model(images(3), STATEMENTS, ANSWERS[:4], temperature, n=[1, 2, 1], weights=weights)
+        sum(losses.values()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert recomputed == ["models.vit"] * 2 + ["models.bert"] * 4  # the question's encoder and the answer's decoder
+    torch.testing.assert_close(*gradients)

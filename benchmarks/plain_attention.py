@@ -1,0 +1,43 @@
+"""Attention and its scores as the method writes them, from a map held whole: the side that ours is compared with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from madtp import layout, packed
+from madtp.attention import AttentionScores
+
+
+def plain_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scores: bool = False,
+    dropout: float = 0.0,
+    counted: Tensor | None = None,
+) -> tuple[Tensor, AttentionScores | None]:
+    """The contract of `madtp.attention.attend`."""
+    if not scores:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        weights = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
+        output = F.dropout(weights, dropout) @ value
+        largest = weights[:, :, 1:, 1:].amax(dim=1).float()
+        if counted is not None:
+            largest = largest * counted[:, 1:, None]
+        norms = output[:, :, 1:].float().norm(dim=-1)
+        share = norms / (norms.sum(dim=1, keepdim=True) + 1e-8)
+        return output, AttentionScores(largest.sum(dim=1), (weights[:, :, 0, 1:] * share).sum(dim=1))
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it every layout of tokens attends plainly."""
+    with mock.patch.object(layout, "attend", plain_attend), mock.patch.object(packed, "attend", plain_attend):
+        yield

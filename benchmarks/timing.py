@@ -1,0 +1,96 @@
+"""How the benchmarks measure: in turns, so that a busy machine disturbs all sides alike, warm-up left out."""
+
+import datetime
+import json
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
+    """A result, and the wall-clock seconds it took, the device's included."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = work()
+    wait()
+    return result, time.perf_counter() - start
+
+
+def take_turns(sides: dict[str, Callable[[], Any]], rounds: int, device: str, warm_up: int = 1) -> dict[str, list]:
+    """Seconds of each side, round by round; a round asks every side once."""
+    times = {name: [] for name in sides}
+    for turn in range(warm_up + rounds):
+        for name, work in sides.items():
+            seconds = timed(work, device)[1]
+            if turn >= warm_up:
+                times[name].append(seconds)
+    return times
+
+
+def spread(times: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile."""
+    return tuple(statistics.quantiles(times, n=4, method="inclusive")) if len(times) > 1 else (times[0],) * 3
+
+
+def ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Median over the rounds of each round's own ratio: what slows a whole round down cancels."""
+    return statistics.median(map(lambda a, b: a / b, numerators, denominators))
+
+
+def peak_memory(work: Callable[[], Any], device: str) -> int:
+    """Bytes at most that PyTorch's allocator holds during a call, beyond what it held before.
+
+    On a CPU they come from the profiler's record of every allocation, so this call is slow.
+    """
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profile.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a result depends on: command, date, versions and hardware."""
+    cuda = torch.device(device).type == "cuda"
+    return {
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": torch.cuda.get_device_name(device) if cuda else processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name and its vector instructions, as far as PyTorch uses them."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def report(rows: list[dict], device: str, output: str | None) -> None:
+    """Prints one JSON line per row; the file, if there is one, gets them with the environment."""
+    for row in rows:
+        row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
+        print(json.dumps(row))
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**row, **environment(device)}) + "\n" for row in rows)
