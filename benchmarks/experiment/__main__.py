@@ -3,8 +3,8 @@
     python -m benchmarks.experiment --task nlvr
     python -m benchmarks.experiment --report
 
-Every cell (a dense model; a method at one cost, fine-tuned from it) is run once and adds a line to the results. What was
-stopped goes on with the cells that are left; several processes may work side by side.
+Every cell (a dense model; a method at one cost, fine-tuned from it) is run once and adds a line to the results. What
+was stopped goes on with the cells that are left; several processes may work side by side.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.experiment.cells import DEPTH, TASKS, Cell, Places, compare, train_dense
-from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
+from benchmarks.experiment.methods import COMPARED, METHODS
 from benchmarks.experiment.report import write_report
 from utils import UserError, prepare_output
 

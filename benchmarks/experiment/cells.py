@@ -1,6 +1,7 @@
 """One cell of the experiment: a dense model, or one method at one cost, fine-tuned from it and scored.
 
-Everything is the engine's own: tasks, training, calibration, evaluation. A cell changes the rule of keeping tokens alone.
+Everything is the engine's own: tasks, training, calibration, evaluation. A cell changes the rule of keeping tokens and
+nothing else.
 """
 
 import math
