@@ -32,6 +32,7 @@ from utils import UserError, set_seed
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
 EARLIER = {"nlvr": "vqa", "vqa": "caption"}  # the dense model that a dense model starts from
 SCORED = {"nlvr": "test", "vqa": "val", "caption": "test"}  # the test questions come without answers
+SCORE = {"nlvr": "accuracy", "vqa": "accuracy", "caption": "exact_match"}
 DATA = ("--train", "6000", "--val", "512", "--test", "1000", "--pairs", "15000", "--objects", "3", "--grid", "7")
 DEPTH = 6
 MODEL = (f"vit={{embed_dim: 96, depth: {DEPTH}, num_heads: 3, patch_size: 12}}",)
@@ -92,7 +93,7 @@ class Places:
         """The command line of the task's script for a cell."""
         data, images = self.data / str(cell.seed), "image_root={}/images"
         roots = ["vqa_root={}/images", "vg_root={}/images"] if cell.task == "vqa" else [images]
-        roots += ["coco_gt_root={}/annotation/coco_gt"] if cell.task == "caption" else []
+        roots += ["coco_gt_root={}/annotation/coco_gt", "metrics=[]"] if cell.task == "caption" else []
         roots += ["ann_root={}/annotation", "tokenizer={}/tokenizer"]
         start = [] if cell.earlier is None else ["--pretrained", str(self.checkpoint(cell.earlier))]
         training = FINE_TUNING if cell.p else DENSE_TRAINING[cell.task]
@@ -225,4 +226,4 @@ def scored(run: Run, temperature: float, batch: int = BATCH) -> dict:
     run.loaders["scored"] = create_loader(run.loaders[split].dataset.dataset, batch, train=False)
     metrics = engine.evaluate(run, "scored", temperature)
     names = "gflops percent percent_p10 percent_p90 tokens samples_per_second".split()
-    return {"score": run.task.score(metrics), **{name: metrics[name] for name in names}}
+    return {"score": metrics[SCORE[run.task.name]], **{name: metrics[name] for name in names}}

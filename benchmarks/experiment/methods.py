@@ -48,6 +48,7 @@ COMPARED = {
     "unguided": Method("without guidance", everywhere(Pruning(unguided)), guided=(), similarity=False),
     "unmerged": Method("without the merged token", everywhere(Pruning(merged=False))),
     "static": Method("static, by class attention", by_tower(Static.of, Static.of), guided=(), similarity=False),
+    "static_image": Method("static in the image alone", by_tower(Static.of, WHOLE), guided=(), similarity=False),
     "random": Method("random", everywhere(Pruning(merged=False, random=True)), similarity=False),
     "random_image": Method("random in the image alone", by_tower(always(Pruning(random=True)), MADTP)),
     "tome": Method("merging alike image tokens", by_tower(Merging.of, WHOLE), guided=(), similarity=False),
