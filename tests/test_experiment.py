@@ -1,12 +1,14 @@
 """The experiment's rules, each beside a slow and obvious version, and its bookkeeping on a miniature."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.experiment import cells
+from benchmarks.experiment import __main__ as driver
+from benchmarks.experiment import cells, report
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, merge_alike, unguided
 from madtp.attention import AttentionScores
 from madtp.layout import RECTANGLE
@@ -128,3 +130,95 @@ def test_a_tower_can_be_left_alone_and_pays_for_nothing():
     rows = cells.charged(trace, ("text",)).layers
     assert [row.scored for row in rows["image"]] == [False] * 3 and all(row.scored for row in rows["text"])
     assert [row.left for row in rows["image"]] == [row.left for row in trace.layers["image"]]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The experiment in miniature: its folders, and what runs it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "DATA", "--train 50 --val 50 --test 50 --pairs 54 --objects 2 --grid 7".split())
+        sizes = "vit={embed_dim: 96, depth: 2, num_heads: 3, patch_size: 12}"
+        patch.setattr(cells, "MODEL", (sizes, "batch_size_train=8"))
+        patch.setattr(cells, "DENSE_TRAINING", dict.fromkeys(cells.TASKS, ("max_epoch=1", "epoch_steps=2")))
+        patch.setattr(cells, "EPOCHS", 2)
+        patch.setattr(cells, "FINE_TUNING", ("max_epoch=2", "epoch_steps=2", "init_lr=3e-4", "ramp=0"))
+        patch.setattr(cells, "BATCHES", (25,))
+        patch.setattr(cells, "FINAL", 2)
+        paths = {name: folder / name for name in ("data", "output", "results")}
+        flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+        def run(*arguments):
+            return driver.main([*flags, "--seeds", "1", *arguments])
+
+        assert run("--task", "caption", "--methods", "madtp", "static", "--p", "0.2", "0.9") == 0
+        yield SimpleNamespace(run=run, **paths)
+
+
+def lines(small):
+    return [json.loads(line) for line in (small.results / "caption.jsonl").read_text().splitlines()]
+
+
+def test_a_cell_is_scored_at_the_cost_asked_for_and_says_what_made_it(small):
+    records = {record["name"]: record for record in lines(small)}
+    assert list(records) == [
+        f"caption-1-{name}" for name in ("dense", "madtp-0.2", "static-0.2", "madtp-0.9", "static-0.9")
+    ]
+    assert records["caption-1-dense"]["scores"]["32"]["percent"] == 100
+    for method in ("madtp", "static"):
+        found = records[f"caption-1-{method}-0.2"]
+        for scores in (found["untuned"], *found["scores"].values()):
+            assert scores["percent"] == pytest.approx(80, abs=6) and 0 <= scores["score"] <= 100
+        assert found["command"].endswith(f"--methods {method} --p 0.2 --seeds 1") and found["cpu"] and found["date"]
+    assert set(records["caption-1-madtp-0.2"]["losses"]) == {"loss_task", "loss_sim"}
+    assert set(records["caption-1-static-0.2"]["losses"]) == {"loss_task"}
+    assert "out of reach" in records["caption-1-madtp-0.9"]["out_of_reach"]
+    assert str(small.data.parent) not in (small.results / "caption.jsonl").read_text()
+
+
+def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small, monkeypatch):
+    before = lines(small)
+    monkeypatch.setattr(driver, "compare", lambda cell, places: {"ran": cell.name})
+    assert small.run("--task", "caption", "--methods", "madtp", "--p", "0.2") == 0 and lines(small) == before
+    lock = small.output / "locks" / "caption-1-tome-0.2"
+    with driver.claimed(lock) as ours:
+        assert ours and small.run("--task", "caption", "--methods", "tome", "--p", "0.2") == 1
+        assert lines(small) == before
+    assert small.run("--task", "caption", "--methods", "tome", "--p", "0.2", "--minutes", "-1") == 1
+    assert small.run("--task", "caption", "--methods", "tome", "--p", "0.2") == 0
+    assert lines(small)[:-1] == before and lines(small)[-1]["ran"] == "caption-1-tome-0.2"
+    (small.results / "caption.jsonl").write_text("".join(json.dumps(record) + "\n" for record in before))
+
+
+def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, capsys):
+    words = tmp_path / "words.md"
+    words.write_text(
+        "{score caption madtp 0.2} of {score caption dense}\n{compared caption 0.2}\n{plot tokens caption}\n"
+    )
+    monkeypatch.setattr(report, "WORDS", words)
+    assert small.run("--report", str(tmp_path)) == 0
+    text = (tmp_path / "results.md").read_text()
+    records = {record["name"]: record for record in lines(small)}
+    wanted = records["caption-1-madtp-0.2"]["scores"]["32"]
+    assert text.startswith(f"{wanted['score']:.1f} of ") and f"| MADTP | {wanted['percent']:.1f} |" in text
+    assert "| random | not run |" in text and (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
+    words.write_text("{nonsense caption}")
+    assert small.run("--report", str(tmp_path)) == 2 and "{nonsense caption} is none of" in capsys.readouterr().err
+
+
+def test_the_template_asks_for_nothing_unknown():
+    assert {place.split()[0] for place, _ in report.PLACE.findall(report.WORDS.read_text())} <= set(report.BLOCKS)
+
+
+def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(tmp_path):
+    scores = {"madtp": [90, 80, 70], "static": [89, 78, 67]}
+    records = [
+        {"name": f"{m}{s}", "task": "nlvr", "method": m, "p": 0.5, "seed": s, "scores": {"32": {"score": v}}}
+        for m, values in scores.items()
+        for s, v in enumerate(values)
+    ]
+    (tmp_path / "nlvr.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    results = report.Results(tmp_path, tmp_path)
+    assert report.score(results, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
+    assert report.gap(results, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
+    assert report.gap(results, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
