@@ -30,7 +30,7 @@ from madtp.trace import Trace
 from utils import UserError, set_seed
 
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
-EARLIER = {"nlvr": "vqa", "vqa": "caption"}  # the dense model that a dense model starts from
+PRETRAINED = 1  # the seed of the captioner that all start from: as with BLIP, there is one for all
 SCORED = {"nlvr": "test", "vqa": "val", "caption": "test"}  # the test questions come without answers
 SCORE = {"nlvr": "accuracy", "vqa": "accuracy", "caption": "exact_match"}
 DATA = ("--train", "6000", "--val", "512", "--test", "1000", "--pairs", "15000", "--objects", "3", "--grid", "7")
@@ -75,7 +75,7 @@ class Cell:
         """The cell whose checkpoint this one starts from."""
         if self.p:
             return Cell(self.task, self.seed)
-        return Cell(EARLIER[self.task], self.seed) if self.task in EARLIER else None
+        return {"nlvr": Cell("vqa", self.seed), "vqa": Cell("caption", PRETRAINED)}.get(self.task)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def plan(
     ]
     dense = [Cell(task, seed) for seed in seeds]
     while dense[0].earlier:
-        dense = [cell.earlier for cell in dense[: len(seeds)]] + dense
-    return dense + chosen
+        dense = list(dict.fromkeys(cell.earlier for cell in dense if cell.earlier)) + dense
+    return list(dict.fromkeys(dense + chosen))
 
 
 def finished(results: Path) -> dict[str, dict]:
