@@ -168,6 +168,11 @@ def machines(results: Results) -> str:
     return f"{len(results.known)} cells in {minutes:.0f} minutes of one core, {dates[0]} to {dates[-1]}: {names}"
 
 
+def steps(results: Results) -> str:
+    """Steps of fine-tuning."""
+    return ", ".join(str(number) for number in sorted({r["steps"] for r in results.known.values() if "steps" in r}))
+
+
 def plot(results: Results, name: str, *arguments: str) -> str:
     """Draws a picture and shows it."""
     file = f"{'_'.join([name, *arguments])}.png"
@@ -211,5 +216,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
 BLOCKS = {
     function.__name__: function
-    for function in (compared, ablations, gap, score, keep, factors, towers, missing, machines, plot)
+    for function in (compared, ablations, gap, score, keep, factors, towers, missing, machines, steps, plot)
 }
