@@ -55,7 +55,7 @@ class Caption(Task):
         return result["caption"]
 
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
-        model.visual_encoder(batch["image"], model.space_dict, temperature, align=False, trace=trace)
+        model.encode(batch["image"], temperature, trace=trace)
 
     def metrics(self, predictions: list, dataset: Dataset) -> dict:
         results = [result for _, result in predictions]

@@ -1,0 +1,76 @@
+"""Does it work? MADTP beside other ways of keeping tokens, at equal cost, on data that everyone can make.
+
+    python -m benchmarks.experiment --task nlvr
+    python -m benchmarks.experiment --report
+
+Every cell (a dense model; a method at one cost, fine-tuned from it) is run once and adds a line to the results. What
+was stopped goes on with the cells that are left; several processes may work side by side.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.experiment.cells import TASKS, Cell, Places, compare, train_dense
+from benchmarks.experiment.ledger import RATIOS, SEEDS, add, claimed, finished, plan
+from benchmarks.experiment.methods import METHODS
+from benchmarks.experiment.report import write_report
+from utils import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def work(cells: list[Cell], places: Places, results: Path, minutes: float) -> int:
+    """Runs what is not finished, until the time is up.
+
+    Returns:
+        How many cells are left.
+    """
+    started = time.perf_counter()
+    for cell in cells:
+        if time.perf_counter() - started > 60 * minutes:
+            break
+        with claimed(places.output / "locks" / cell.name) as ours:
+            known = finished(results)
+            if not ours or cell.name in known or (cell.earlier and cell.earlier.name not in known):
+                continue
+            began = time.perf_counter()
+            found = (compare if cell.p else train_dense)(cell, places)
+            seconds = time.perf_counter() - began
+            add(results, cell, found | {"seconds": seconds})
+            logger.info("%s took %.0f s", cell.name, seconds)
+    return len([cell for cell in cells if cell.name not in finished(results)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the cells of a task that are not finished, or writes the report; 1 where cells are left."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flag = parser.add_argument
+    flag("--task", choices=TASKS)
+    flag("--methods", nargs="+", choices=["dense", *METHODS], default=[], help="some alone; dense is always there")
+    flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
+    flag("--seeds", nargs="+", type=int, default=SEEDS)
+    flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
+    flag("--data", type=Path, default=Path("datasets/experiment"))
+    flag("--output", type=Path, default=Path("output/experiment"), help="folder of checkpoints")
+    flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    flag("--report", type=Path, nargs="?", const=Path("docs"), help="write results.md into this folder")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    left = 0
+    try:
+        if args.task:
+            cells = plan(args.task, args.methods, args.p, args.seeds)
+            left = work(cells, Places(args.data, args.output), args.results, args.minutes)
+        if args.report:
+            write_report(args.results, args.report)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return min(left, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What the experiment compares: each method's rule of keeping tokens, and what of MADTP's guidance goes with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, unguided
+from madtp.layout import RECTANGLE, Keep, Rectangle, keep_batch, keep_sample
+
+TOWERS = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of keeping tokens.
+
+    Attributes:
+        title: for readers.
+        keep: the rule.
+        guided: towers that pay for their alignment with the learnable tokens.
+        similarity: whether the similarity loss is part of training.
+        learnable: number of learnable tokens, drawn anew, where it is not the dense model's.
+    """
+
+    title: str
+    keep: Keep
+    guided: tuple[str, ...] = TOWERS
+    similarity: bool = True
+    learnable: int | None = None
+
+
+def always(layout: Rectangle) -> Callable[[Tensor], Rectangle]:
+    """The same layout for any tokens."""
+    return lambda x: layout
+
+
+def everywhere(layout: Rectangle) -> Keep:
+    """The same layout for both towers."""
+    return by_tower(always(layout), always(layout))
+
+
+WHOLE, MADTP = always(Whole()), always(RECTANGLE)
+
+COMPARED = {
+    "madtp": Method("MADTP", keep_batch),
+    "sample": Method("MADTP, kept per sample", keep_sample),
+    "unguided": Method("without guidance", everywhere(Pruning(unguided)), guided=(), similarity=False),
+    "unmerged": Method("without the merged token", everywhere(Pruning(merged=False))),
+    "static": Method("static, by class attention", by_tower(Static.of, Static.of), guided=(), similarity=False),
+    "static_image": Method("static in the image alone", by_tower(Static.of, WHOLE), guided=(), similarity=False),
+    "random": Method("random", everywhere(Pruning(merged=False, random=True)), similarity=False),
+    "random_image": Method("random in the image alone", by_tower(always(Pruning(random=True)), MADTP)),
+    "tome": Method("merging alike image tokens", by_tower(Merging.of, WHOLE), guided=(), similarity=False),
+}
+ABLATED = {
+    "self": Method("self-attention score alone", everywhere(Pruning(by_one_score("self")))),
+    "token": Method("alignment score alone", everywhere(Pruning(by_one_score("token")))),
+    "cls": Method("class attention score alone", everywhere(Pruning(by_one_score("cls")))),
+    "k4": Method("4 learnable tokens", keep_batch, learnable=4),
+    "k100": Method("100 learnable tokens", keep_batch, learnable=100),
+    "image": Method("image pruned alone", by_tower(MADTP, WHOLE), guided=("image",)),
+    "text": Method("text pruned alone", by_tower(WHOLE, MADTP), guided=("text",)),
+}
+METHODS = COMPARED | ABLATED

@@ -1,0 +1,220 @@
+"""Turns results into docs/results.md: the words come from a template, everything else from the results.
+
+In the template `{name argument ...}` stands for what the function `name` below makes of the results.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.experiment import plots
+from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, SCORE, TASKS, TOWERS
+from benchmarks.experiment.ledger import ABLATED_AT, finished, plan
+from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
+from utils import UserError, prepare_output, write_atomic
+
+WORDS = Path(__file__).parent / "words.md"
+PLACE = re.compile(r"\{(\w+)((?: [\w.]+)*)\}")
+REFERENCE = "madtp"
+
+
+class Results:
+    """What is known, by cell.
+
+    Args:
+        folder: of the JSON lines.
+        pictures: folder for the plots.
+    """
+
+    def __init__(self, folder: Path, pictures: Path):
+        self.known, self.pictures = finished(folder), pictures
+
+    def of(self, task: str, method: str, p: float) -> dict[int, dict]:
+        """The records of a method that reached this cost, by seed."""
+        return {
+            record["seed"]: record
+            for record in self.known.values()
+            if (record["task"], record["method"], record["p"]) == (task, method, p) and "scores" in record
+        }
+
+    def ratios(self, task: str) -> list[float]:
+        """The p of which there is anything."""
+        return sorted({record["p"] for record in self.known.values() if record["task"] == task and record["p"]})
+
+
+def write_report(results: Path, docs: Path) -> None:
+    """Writes results.md and its plots.
+
+    Raises:
+        UserError: there are no results, or the template asks for what there is not.
+    """
+    found = Results(results, docs / "results")
+    if not found.known:
+        raise UserError(f"there are no results in {results}: run `python -m benchmarks.experiment --task nlvr` first")
+    prepare_output(found.pictures)
+
+    def filled(place: re.Match) -> str:
+        name, *arguments = place.group(0)[1:-1].split()
+        if name not in BLOCKS:
+            raise UserError(f"{WORDS}: {place.group(0)} is none of {', '.join(BLOCKS)}")
+        return BLOCKS[name](found, *arguments)
+
+    write_atomic(docs / "results.md", PLACE.sub(filled, WORDS.read_text()))
+
+
+def compared(results: Results, task: str, p: str) -> str:
+    """Every method at one cost."""
+    dense = results.of(task, "dense", 0.0)
+    rows = [["dense", "100", scores(dense), "", "", speed(dense)]]
+    for name, method in COMPARED.items():
+        rows.append([method.title, *line(results, task, name, float(p))])
+    head = ["method", "% of dense GFLOPs", METRIC[task], "against MADTP", "not fine-tuned", "samples/s"]
+    return table(head, rows)
+
+
+def ablations(results: Results, task: str) -> str:
+    """MADTP with parts replaced, at one cost."""
+    names = [REFERENCE, *ABLATED]
+    rows = [[METHODS[name].title, *line(results, task, name, ABLATED_AT)[:-1]] for name in names]
+    return table(["", "% of dense GFLOPs", METRIC[task], "against MADTP", "not fine-tuned"], rows)
+
+
+def line(results: Results, task: str, method: str, p: float) -> list[str]:
+    """Cost, score, difference to MADTP, score without fine-tuning, and speed of a method."""
+    records = results.of(task, method, p)
+    if not records:
+        return [unreached(results, task, method, p), "", "", "", ""]
+    against = "" if method == REFERENCE else gap(results, task, method, str(p))
+    return [
+        costs(records),
+        scores(records),
+        against,
+        spread([r["untuned"]["score"] for r in records.values()]),
+        speed(records),
+    ]
+
+
+def unreached(results: Results, task: str, method: str, p: float) -> str:
+    """Why there is no score."""
+    tried = [r for r in results.known.values() if (r["task"], r["method"], r["p"]) == (task, method, p)]
+    return "out of reach" if tried else "not run"
+
+
+def gap(results: Results, task: str, method: str, p: str, other: str = REFERENCE) -> str:
+    """How much better a method is than another, seed by seed."""
+    ours, theirs = results.of(task, method, float(p)), results.of(task, other, float(p))
+    both = sorted(ours.keys() & theirs.keys())
+    return spread([final(ours[seed])["score"] - final(theirs[seed])["score"] for seed in both], sign="+")
+
+
+def score(results: Results, task: str, method: str, p: str = "0", batch: str = str(BATCH)) -> str:
+    """The score of a method at one cost, by the evaluation's batch size."""
+    return spread([r["scores"][batch]["score"] for r in results.of(task, method, float(p)).values()])
+
+
+def keep(results: Results, *tasks: str) -> str:
+    """Both rules at every batch size."""
+    batches = sorted([BATCH, *BATCHES])
+    rows = []
+    for task in tasks:
+        for p in results.ratios(task):
+            for method in ("madtp", "sample"):
+                records = results.of(task, method, p)
+                if records:
+                    cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
+                    rows.append([task, f"{p:g}", METHODS[method].title, *cells])
+    return table(["task", "p", "rule", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def factors(results: Results, task: str) -> str:
+    """MADTP at other temperatures than the last it was trained with."""
+    records = results.of(task, REFERENCE, ABLATED_AT)
+    rows = []
+    for name in sorted([1.0, *FACTORS]):
+        changed = [r["factors"][f"{name:g}"] if name != 1 else final(r) for r in records.values()]
+        rows.append([f"{name:g}", spread([r["percent"] for r in changed]), spread([r["score"] for r in changed])])
+    return table(["times T", "% of dense GFLOPs", METRIC[task]], rows)
+
+
+def towers(results: Results, task: str) -> str:
+    """MADTP trained with both towers pruned and asked with one of them pruned."""
+    records = results.of(task, REFERENCE, ABLATED_AT)
+    rows = [["both", costs(records), scores(records)]]
+    for tower in TOWERS:
+        changed = [r["towers"][tower] for r in records.values()]
+        rows.append([tower, spread([r["percent"] for r in changed]), spread([r["score"] for r in changed])])
+    return table(["pruned", "% of dense GFLOPs", METRIC[task]], rows)
+
+
+def missing(results: Results) -> str:
+    """Cells of the plan that nobody has run."""
+    lines = []
+    for task in TASKS:
+        left = {}
+        for cell in plan(task):
+            if cell.task == task and cell.name not in results.known:
+                left.setdefault((cell.method, f"{cell.p:g}"), []).append(str(cell.seed))
+        lines += [f"- {task}: {method}, p {p}, seeds {', '.join(seeds)}" for (method, p), seeds in left.items()]
+    return "\n".join(lines) or "Nothing: the plan is complete."
+
+
+def machines(results: Results) -> str:
+    """Where and when the results were made."""
+    made = sorted({(r["cpu"], r["versions"]["torch"], r["versions"]["python"]) for r in results.known.values()})
+    dates = sorted(r["date"] for r in results.known.values())
+    minutes = sum(r["seconds"] for r in results.known.values()) / 60
+    names = "; ".join(f"{cpu}, torch {torch}, Python {python}" for cpu, torch, python in made)
+    return f"{len(results.known)} cells in {minutes:.0f} minutes of one core, {dates[0]} to {dates[-1]}: {names}"
+
+
+def steps(results: Results) -> str:
+    """Steps of fine-tuning."""
+    return ", ".join(str(number) for number in sorted({r["steps"] for r in results.known.values() if "steps" in r}))
+
+
+def plot(results: Results, name: str, *arguments: str) -> str:
+    """Draws a picture and shows it."""
+    file = f"{'_'.join([name, *arguments])}.png"
+    title = plots.PLOTS[name](results, results.pictures / file, *arguments)
+    return f"![{title}](results/{file})"
+
+
+def final(record: dict) -> dict:
+    """The scores at the usual batch size."""
+    return record["scores"][str(BATCH)]
+
+
+def scores(records: dict[int, dict], batch: int = BATCH) -> str:
+    """Mean and spread of the scores."""
+    return spread([record["scores"][str(batch)]["score"] for record in records.values()])
+
+
+def costs(records: dict[int, dict], batch: int = BATCH) -> str:
+    """Mean cost in percent of dense."""
+    return f"{mean(record['scores'][str(batch)]['percent'] for record in records.values()):.1f}"
+
+
+def speed(records: dict[int, dict]) -> str:
+    """Mean samples per second."""
+    return f"{mean(final(record)['samples_per_second'] for record in records.values()):.0f}" if records else ""
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation over the seeds."""
+    if not values:
+        return "not run"
+    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{deviation}".replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+
+
+METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
+BLOCKS = {
+    function.__name__: function
+    for function in (compared, ablations, gap, score, keep, factors, towers, missing, machines, steps, plot)
+}
