@@ -5,10 +5,13 @@ Base-size models (CLIP: ViT-L/14@336) with random weights do the work that their
     dense    T = 0, fused attention
     pruned   T calibrated to p on the very batch
     plain    the same tokens pruned, attention and scores from a map held whole
+    sample   with --keep sample: the same T, but every sample keeps its own tokens, packed
 
 They take turns. The speed-up is that over dense; efficiency is the speed-up over the ratio of GFLOPs, so 1 says that
 time falls as far as cost does. Memory is what PyTorch's allocator holds at its peak: parameters and, with --train,
-the optimizer's state are `fixed`, the rest is `peak`.
+the optimizer's state are `fixed`, the rest is `peak`. `x batch` is the time of `pruned`, which keeps in every sample
+what the neediest needs, over a row's own, and `GFLOPs` its ratio of costs. --images says how much the samples of a batch
+differ in the tokens that they need: as noise does, from flat to busy, or not at all.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.plain_attention import plain_attention
@@ -29,6 +33,7 @@ from compress_retrieval_clip_dtp import RetrievalClip
 from compress_retrieval_dtp import RetrievalCOCO
 from compress_vqa_dtp import VQA
 from madtp import config as configuration
+from madtp.keep import Keep, keep_batch, keep_sample
 from madtp.optimization import Optimization, autocast, precision
 from madtp.task import Task
 from madtp.temperature import calibrate
@@ -48,12 +53,13 @@ class Workload:
     Args:
         name: of the task.
         batch_size: samples; one of NLVR2 has two images.
+        images: "noise", "spread" or "equal", see `random_images`.
         device: where the model runs.
         dtype: of mixed precision.
         folder: where the vocabulary is put.
     """
 
-    def __init__(self, name: str, batch_size: int, device: str, dtype: torch.dtype, folder: str):
+    def __init__(self, name: str, batch_size: int, images: str, device: str, dtype: torch.dtype, folder: str):
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.task: Task = TASKS[name]()
         keys = ["pretrained=''", f"tokenizer={vocabulary(folder)}", "init_lr=0"]
@@ -61,7 +67,7 @@ class Workload:
         self.config = configuration.resolve(self.task.default_config, self.task.name, keys)
         self.task.config = self.config
         self.model = self.task.build_model(self.config, evaluate=False).to(self.device).eval()
-        self.batch = random_batch(name, batch_size, self.config, self.device)
+        self.batch = random_batch(name, batch_size, images, self.config, self.device)
         self.optimization = None
 
     @torch.inference_mode()
@@ -95,12 +101,12 @@ class Workload:
         self.step(0.0)
 
     def gflops(self, temperature: float) -> float:
-        """Cost of a sample."""
+        """Mean cost of the samples."""
         trace, training = Trace(), self.model.training
         self.model.eval()
         self.forward(temperature, trace)
         self.model.train(training)
-        return self.task.cost(self.model, trace)
+        return float(np.mean(self.task.cost(self.model, trace)))
 
     def temperature(self, p: float) -> float:
         """The T at which this batch costs 1 - p of dense.
@@ -128,13 +134,23 @@ def vocabulary(folder: str) -> str:
     return folder
 
 
-def random_batch(name: str, size: int, config: dict, device: torch.device) -> dict:
+def random_images(kind: str, size: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise [size, 3, side, side]: all over every image, over more and more of each next one, or the same in all."""
+    images = torch.randn(size, 3, side, side, generator=generator)
+    if kind == "spread":
+        for image, busy in zip(images, torch.linspace(0.1, 1, size), strict=True):
+            image[:, int(busy * side) :] *= 0.05
+    return images[:1].expand_as(images) if kind == "equal" else images
+
+
+def random_batch(name: str, size: int, kind: str, config: dict, device: torch.device) -> dict:
     """Noise and words of a task's kind."""
     generator, draw = torch.Generator().manual_seed(0), random.Random(0)
     side = config.get("image_size", 336)
-    images = [torch.randn(size, 3, side, side, generator=generator).to(device) for _ in "01"]
+    images = [random_images(kind, size, side, generator).to(device) for _ in "01"]
     known = ("a", "red", "dog", "car") if name == "clip" else [f"w{number}" for number in range(20000)]
     texts = [" ".join(draw.choices(known, k=WORDS[name])) for _ in range(size)]
+    texts = texts[:1] * size if kind == "equal" else texts
     return {
         "image": images[0],
         "image0": images[0],
@@ -151,8 +167,9 @@ def random_batch(name: str, size: int, config: dict, device: torch.device) -> di
     }
 
 
-def settings(workload: Workload, ratios: list[float]) -> list[dict]:
-    """Dense, then pruned and plain for every p that can be reached."""
+def settings(workload: Workload, ratios: list[float], sample: bool) -> list[dict]:
+    """Dense, then pruned, plain and, where wanted, sample for every p that can be reached."""
+    names = ("pruned", "plain", "sample") if sample else ("pruned", "plain")
     found = [{"name": "dense", "p": 0.0, "temperature": 0.0}]
     for p in ratios:
         try:
@@ -160,7 +177,7 @@ def settings(workload: Workload, ratios: list[float]) -> list[dict]:
         except UserError as error:
             print(f"p {p:g} is left out: {error}", file=sys.stderr)
             continue
-        found += [{"name": name, "p": p, "temperature": temperature} for name in ("pruned", "plain")]
+        found += [{"name": name, "p": p, "temperature": temperature} for name in names]
     return found
 
 
@@ -168,10 +185,16 @@ def side(workload: Workload, setting: dict, train: bool) -> Callable[[], None]:
     """What is timed for a setting."""
 
     def work() -> None:
+        workload.model.keep = rule(setting)
         with plain_attention() if setting["name"] == "plain" else nullcontext():
             (workload.step if train else workload.forward)(setting["temperature"])
 
     return work
+
+
+def rule(setting: dict) -> Keep:
+    """The rule of keeping tokens of a setting."""
+    return keep_sample if setting["name"] == "sample" else keep_batch
 
 
 def measure(workload: Workload, found: list[dict], rounds: int, train: bool) -> None:
@@ -184,11 +207,15 @@ def measure(workload: Workload, found: list[dict], rounds: int, train: bool) -> 
     dense = next(iter(times.values()))
     for setting, (name, own) in zip(found, times.items(), strict=True):
         low, median, high = spread(own)
+        workload.model.keep = rule(setting)
         speedup, gflops = ratio(dense, own), workload.gflops(setting["temperature"])
         setting |= {"gflops": gflops, "percent": 100 * gflops / found[0].get("gflops", gflops)}
         setting |= {"samples_per_second": size / median, "low": size / high, "high": size / low, "speedup": speedup}
         setting |= {"efficiency": speedup * setting["percent"] / 100}
+        pruned = next(row for row in found if row["p"] == setting["p"])  # the first of its p
         setting |= {"plain_over_own": ratio(times.get(f"plain {setting['p']:g}", own), own)}
+        setting |= {"batch_over_own": ratio(times[f"{pruned['name']} {setting['p']:g}"], own)}
+        setting |= {"batch_gflops_over_own": pruned["gflops"] / gflops}
         setting |= {"fixed_mib": fixed / MEBI, "peak_mib": peak_memory(sides[name], device) / MEBI}
 
 
@@ -196,14 +223,15 @@ def table(found: list[dict]) -> str:
     """One aligned line per setting."""
     lines = [
         f"{'model':<13}{'T':>9}{'GFLOPs':>8}{'% dense':>9}{'samples/s':>11}{'quartiles':>15}{'speed-up':>10}"
-        f"{'efficiency':>12}{'x plain':>9}{'fixed MiB':>11}{'peak MiB':>10}"
+        f"{'efficiency':>12}{'x plain':>9}{'x batch':>9}{'GFLOPs':>8}{'fixed MiB':>11}{'peak MiB':>10}"
     ]
     for row in found:
         name, quartiles = f"{row['name']} {row['p']:g}", f"{row['low']:.2f} - {row['high']:.2f}"
         lines.append(
             f"{name:<13}{row['temperature']:>9.4g}{row['gflops']:>8.1f}{row['percent']:>9.1f}"
             f"{row['samples_per_second']:>11.2f}{quartiles:>15}{row['speedup']:>10.2f}{row['efficiency']:>12.2f}"
-            f"{row['plain_over_own']:>9.2f}{row['fixed_mib']:>11.0f}{row['peak_mib']:>10.0f}"
+            f"{row['plain_over_own']:>9.2f}{row['batch_over_own']:>9.2f}{row['batch_gflops_over_own']:>8.2f}"
+            f"{row['fixed_mib']:>11.0f}{row['peak_mib']:>10.0f}"
         )
     return "\n".join(lines)
 
@@ -213,6 +241,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--p", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="reduce ratios")
+    parser.add_argument("--keep", choices=("batch", "sample"), default="batch", help="sample: time that rule too")
+    parser.add_argument("--images", choices=("noise", "spread", "equal"), default="noise")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
     parser.add_argument("--train", action="store_true", help="training steps instead of inference")
     for name, default in {"batch": 8, "rounds": 5, "threads": 2}.items():
@@ -224,11 +254,11 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = precision(args.amp, torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(args.task, args.batch, args.device, dtype, folder)
-    found = settings(workload, args.p)
+        workload = Workload(args.task, args.batch, args.images, args.device, dtype, folder)
+    found = settings(workload, args.p, args.keep == "sample")
     measure(workload, found, args.rounds, args.train)
     print(table(found))
-    setting = {"task": args.task, "train": args.train, "amp": args.amp, "batch": args.batch}
+    setting = {"task": args.task, "train": args.train, "amp": args.amp, "batch": args.batch, "images": args.images}
     report([setting | row for row in found], args.device, args.output)
 
 
