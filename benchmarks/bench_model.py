@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.plain_attention import plain_attention
@@ -50,19 +51,20 @@ class Workload:
         batch_size: samples; one of NLVR2 has two images.
         device: where the model runs.
         dtype: of mixed precision.
+        keep: rule by which tokens are kept.
         folder: where the vocabulary is put.
     """
 
-    def __init__(self, name: str, batch_size: int, device: str, dtype: torch.dtype, folder: str):
+    def __init__(self, name: str, batch_size: int, device: str, dtype: torch.dtype, keep: str, folder: str):
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.task: Task = TASKS[name]()
-        keys = ["pretrained=''", f"tokenizer={vocabulary(folder)}", "init_lr=0"]
+        keys = ["pretrained=''", f"tokenizer={vocabulary(folder)}", "init_lr=0", f"keep={keep}"]
         keys += [f"clip={CLIP}"] * (name == "clip")
         self.config = configuration.resolve(self.task.default_config, self.task.name, keys)
         self.task.config = self.config
         self.model = self.task.build_model(self.config, evaluate=False).to(self.device).eval()
         self.batch = random_batch(name, batch_size, self.config, self.device)
-        self.optimization = None
+        self.optimization, self.costs = None, {}
 
     @torch.inference_mode()
     def forward(self, temperature: float, trace: Trace | None = None) -> None:
@@ -95,12 +97,12 @@ class Workload:
         self.step(0.0)
 
     def gflops(self, temperature: float) -> float:
-        """Cost of a sample."""
-        trace, training = Trace(), self.model.training
-        self.model.eval()
-        self.forward(temperature, trace)
-        self.model.train(training)
-        return self.task.cost(self.model, trace)
+        """Cost of a sample; of one temperature it is found out once, before any training."""
+        if temperature not in self.costs:
+            trace = Trace()
+            self.forward(temperature, trace)
+            self.costs[temperature] = float(np.mean(self.task.cost(self.model, trace)))
+        return self.costs[temperature]
 
     def temperature(self, p: float) -> float:
         """The T at which this batch costs 1 - p of dense.
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--p", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="reduce ratios")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--keep", choices=("batch", "sample"), default="batch", help="rule by which tokens are kept")
     parser.add_argument("--train", action="store_true", help="training steps instead of inference")
     for name, default in {"batch": 8, "rounds": 5, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
@@ -224,11 +227,11 @@ def main() -> None:
     torch.manual_seed(0)
     dtype = precision(args.amp, torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(args.task, args.batch, args.device, dtype, folder)
+        workload = Workload(args.task, args.batch, args.device, dtype, args.keep, folder)
     found = settings(workload, args.p)
     measure(workload, found, args.rounds, args.train)
     print(table(found))
-    setting = {"task": args.task, "train": args.train, "amp": args.amp, "batch": args.batch}
+    setting = {"task": args.task, "train": args.train, "amp": args.amp, "keep": args.keep, "batch": args.batch}
     report([setting | row for row in found], args.device, args.output)
 
 
