@@ -10,8 +10,8 @@ Base-size models (CLIP: ViT-L/14@336) with random weights do the work that their
 They take turns. The speed-up is that over dense; efficiency is the speed-up over the ratio of GFLOPs, so 1 says that
 time falls as far as cost does. Memory is what PyTorch's allocator holds at its peak: parameters and, with --train,
 the optimizer's state are `fixed`, the rest is `peak`. `x batch` is the time of `pruned`, which keeps in every sample
-what the neediest needs, over a row's own, and `GFLOPs` its ratio of costs. --images says how much the samples of a batch
-differ in the tokens that they need: as noise does, from flat to busy, or not at all.
+what the neediest needs, over a row's own, and `GFLOPs` its ratio of costs. --images says how much the samples of a
+batch differ in the tokens that they need: as noise does, from flat to busy, or not at all.
 """
 
 import argparse
@@ -102,10 +102,8 @@ class Workload:
 
     def gflops(self, temperature: float) -> float:
         """Mean cost of the samples."""
-        trace, training = Trace(), self.model.training
-        self.model.eval()
+        trace = Trace()
         self.forward(temperature, trace)
-        self.model.train(training)
         return float(np.mean(self.task.cost(self.model, trace)))
 
     def temperature(self, p: float) -> float:
@@ -178,6 +176,9 @@ def settings(workload: Workload, ratios: list[float], sample: bool) -> list[dict
             print(f"p {p:g} is left out: {error}", file=sys.stderr)
             continue
         found += [{"name": name, "p": p, "temperature": temperature} for name in names]
+    for setting in found:
+        workload.model.keep = rule(setting)
+        setting["gflops"] = workload.gflops(setting["temperature"])
     return found
 
 
@@ -207,15 +208,14 @@ def measure(workload: Workload, found: list[dict], rounds: int, train: bool) -> 
     dense = next(iter(times.values()))
     for setting, (name, own) in zip(found, times.items(), strict=True):
         low, median, high = spread(own)
-        workload.model.keep = rule(setting)
-        speedup, gflops = ratio(dense, own), workload.gflops(setting["temperature"])
-        setting |= {"gflops": gflops, "percent": 100 * gflops / found[0].get("gflops", gflops)}
+        speedup = ratio(dense, own)
+        setting |= {"percent": 100 * setting["gflops"] / found[0]["gflops"]}
         setting |= {"samples_per_second": size / median, "low": size / high, "high": size / low, "speedup": speedup}
         setting |= {"efficiency": speedup * setting["percent"] / 100}
         pruned = next(row for row in found if row["p"] == setting["p"])  # the first of its p
         setting |= {"plain_over_own": ratio(times.get(f"plain {setting['p']:g}", own), own)}
         setting |= {"batch_over_own": ratio(times[f"{pruned['name']} {setting['p']:g}"], own)}
-        setting |= {"batch_gflops_over_own": pruned["gflops"] / gflops}
+        setting |= {"batch_gflops_over_own": pruned["gflops"] / setting["gflops"]}
         setting |= {"fixed_mib": fixed / MEBI, "peak_mib": peak_memory(sides[name], device) / MEBI}
 
 

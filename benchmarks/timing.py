@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import shlex
 import statistics
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says that there is no GPU; nobody asked
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:

@@ -41,7 +41,8 @@ class QueryModel(nn.Module):
         if space_dict is None or not (align or temperature > 0):
             return None, None
         query = self.q_map(layout.prunable(x))
-        alignment = query @ space_dict.transpose(0, 1).to(query.dtype)
+        learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
+        alignment = query @ learnable  # batched, since one flat product would copy the tokens, and keep them to train
         own = None if layout.own is None else layout.own[:, 1:]
         return alignment, aligned_feature(query, alignment, own) if align else None
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.plain_attention import plain_attend
 from madtp import attention_blocks
 from madtp.attention import attend
 from tests.golden.fill import seeded
@@ -100,6 +101,13 @@ def test_whole_and_blocks_equal_loops(monkeypatch, mask, counted, batch, length)
             in_blocks(monkeypatch, block, samples * 3 * min(block, length) * length)
             torch.testing.assert_close(flat(attend(*tensors, mask, scores=True, counted=counted)), expected)
     torch.testing.assert_close(attend(*tensors, mask)[0], expected[0])
+
+
+@pytest.mark.parametrize("mask, counted", [("none", "all"), ("padding", "some")])
+def test_the_benchmarks_compare_with_the_same_thing(mask, counted):
+    tensors, mask, counted = inputs(2, 3, 9, 4), masks(mask, 2, 9), counts(counted, 2, 9)
+    ours, plain = (flat(way(*tensors, mask, scores=True, counted=counted)) for way in (attend, plain_attend))
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_layout_of_a_shared_projection(monkeypatch):
