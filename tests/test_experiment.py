@@ -222,3 +222,14 @@ def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(tmp
     assert report.score(results, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
     assert report.gap(results, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
     assert report.gap(results, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
+
+
+@pytest.mark.parametrize("task", cells.TASKS)
+def test_every_cell_comes_once_and_after_the_one_it_starts_from(task):
+    planned = driver.plan(task)
+    assert len(set(planned)) == len(planned)
+    places = {cell: place for place, cell in enumerate(planned)}
+    assert all(places[cell.earlier] < places[cell] for cell in planned if cell.earlier)
+    assert {cell.p for cell in planned if cell.method == "self"} == {0.5}
+    asked = driver.plan(task, ["self"], [0.3], [2])
+    assert asked[-1] == cells.Cell(task, 2, "self", 0.3) and all(cell.method == "dense" for cell in asked[:-1])

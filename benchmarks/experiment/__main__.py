@@ -19,7 +19,7 @@ from benchmarks.experiment.methods import METHODS
 from benchmarks.experiment.report import write_report
 from utils import UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("experiment")
 
 
 def work(cells: list[Cell], places: Places, results: Path, minutes: float) -> int:
@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     flag("--report", type=Path, nargs="?", const=Path("docs"), help="write results.md into this folder")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logger.setLevel(logging.INFO)
     left = 0
     try:
         if args.task:
