@@ -20,7 +20,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from madtp.pictures import dim_dropped
+from madtp.pictures import dim_dropped, mask_of
 from madtp.recording import Importance
 from madtp.survival import Step
 
@@ -32,9 +32,12 @@ PARTS = {
     "class token\n$S_{cls}$": lambda layer: layer.cls_attention,
 }
 ACROSS = 6  # layers side by side
-PANEL, GAP, LABEL, WIDTH, MARGIN = 1.6, 0.12, 1.25, 13.0, 0.3  # inches
+PANEL, GAP, LABEL, MARGIN = 1.45, 0.1, 1.25, 0.3  # inches
 LINE, CHARACTER = 0.27, 0.092  # inches: height of a line of words, width of a letter
-LEGEND = "bright: kept      orange: merged into one token by this layer      grey: gone before"
+LEGEND = (
+    "Clear: kept. Orange border: merged into one token by this layer. Grey: gone before.\n"
+    "Maps and colours behind words: from dark (words: light), the layer's least important, to the most important."
+)
 
 
 @dataclass
@@ -75,19 +78,21 @@ class Closeup:
 
 def draw(path: str | Path, closeup: Closeup) -> None:
     """Draws a sample from top to bottom: its pictures, then its texts."""
-    height = MARGIN * 2 + 0.6 + sum(picture_height(fate) for _, fate in closeup.pictures)
-    height += sum(text_height(words, fate) for words, fate in closeup.texts)
-    figure = plt.figure(figsize=(WIDTH, height))
-    figure.text(MARGIN / WIDTH, 1 - MARGIN / height, closeup.title, fontsize=13, weight="bold", va="top", wrap=True)
-    figure.text(MARGIN / WIDTH, 1 - (MARGIN + 0.35) / height, LEGEND, fontsize=10, color="#555555", va="top")
-    top = MARGIN + 0.75
+    columns = min(ACROSS, max([4, *(len(fate.pruning) for _, fate in closeup.pictures)]))
+    width = 2 * MARGIN + PANEL + LABEL + columns * (PANEL + GAP)
+    height = MARGIN * 2 + 0.8 + sum(picture_height(fate) for _, fate in closeup.pictures)
+    height += sum(text_height(words, fate, width) for words, fate in closeup.texts)
+    figure = plt.figure(figsize=(width, height))
+    figure.text(MARGIN / width, 1 - MARGIN / height, closeup.title, fontsize=13, weight="bold", va="top", wrap=True)
+    figure.text(MARGIN / width, 1 - (MARGIN + 0.35) / height, LEGEND, fontsize=10, color="#555555", va="top")
+    top = MARGIN + 0.95
     for number, (picture, fate) in enumerate(closeup.pictures):
         name = f"picture {number + 1}" if len(closeup.pictures) > 1 else "picture"
         draw_picture(figure, top, picture, fate, name)
         top += picture_height(fate)
     for words, fate in closeup.texts:
         draw_text(figure, top, words, fate)
-        top += text_height(words, fate)
+        top += text_height(words, fate, width)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -133,11 +138,7 @@ def panel(figure: Figure, left: float, top: float) -> plt.Axes:
 def shaded(picture: np.ndarray, step: Step, side: int) -> np.ndarray:
     """The picture with what went greyed, and what goes now less so."""
     gone = dim_dropped(picture, step.kept, side)
-    going = np.zeros(side * side, dtype=bool)
-    going[step.merged] = True
-    patch = len(picture) // side
-    going = np.kron(going.reshape(side, side), np.ones((patch, patch), dtype=bool))[..., None]
-    return np.where(going, (picture + gone) / 2, gone)
+    return np.where(mask_of(step.merged, side, len(picture)), (picture + gone) / 2, gone)
 
 
 def outline(axis: plt.Axes, patches: Sequence[int], side: int, pixels: int) -> None:
@@ -165,21 +166,20 @@ def heat(values: np.ndarray, step: Step, side: int) -> np.ndarray:
     return grid.reshape(side, side)
 
 
-def text_height(words: Sequence[str], fate: Fate) -> float:
-    """Inches that the lines of a text take."""
-    return 0.55 + len(list(lines_of(words))) * ((1 + len(fate.pruning)) * LINE + 0.15)
+def text_height(words: Sequence[str], fate: Fate, width: float) -> float:
+    """Inches that the lines of a text take in a figure of this width."""
+    return 0.55 + len(list(lines_of(words, width))) * ((1 + len(fate.pruning)) * LINE + 0.15)
 
 
-def lines_of(words: Sequence[str]) -> Iterator[list[int]]:
-    """Numbers of the words that stand side by side."""
+def lines_of(words: Sequence[str], width: float) -> Iterator[list[int]]:
+    """Numbers of the words that stand side by side in a figure of this width."""
     line, used = [], 0.0
     for number, word in enumerate(words):
-        width = word_width(word)
-        if line and used + width > WIDTH - 2 * MARGIN - LABEL:
+        if line and used + word_width(word) > width - 2 * MARGIN - LABEL:
             yield line
             line, used = [], 0.0
         line.append(number)
-        used += width
+        used += word_width(word)
     if line:
         yield line
 
@@ -198,7 +198,7 @@ def draw_text(figure: Figure, top: float, words: Sequence[str], fate: Fate) -> N
     note = "" if fate.pruning else ": no layer drops a word"
     axis.text(MARGIN, top + 0.3, f"{fate.name}{note}", fontsize=11, weight="bold", va="center")
     top += 0.5
-    for line in lines_of(words):
+    for line in lines_of(words, width):
         draw_line(axis, top, "input", words, line, range(len(words)), [], {})
         top += LINE
         for number, step, importance in fate.pruning:

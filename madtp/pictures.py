@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from madtp.survival import follow
 from madtp.trace import LayerTrace
 
-DIM = 0.18  # brightness of a dropped patch
+GREY, FAINT = 0.55, 0.22  # what a dropped patch fades to, dark pictures and bright ones alike, and what is left of it
 DENSE, COMPRESSED = "#4c6a92", "#c8553d"
 
 
@@ -41,21 +42,20 @@ def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
 
     Merged tokens are no patch: once a patch is merged into another token it is gone from the list.
     """
-    alive = list(range(layers[0].entered - 1))
-    history = []
-    for layer in layers:
-        if layer.kept is not None:
-            alive = [alive[index] for index in layer.kept.indices[row].tolist()] + [None]
-        history.append([patch for patch in alive if patch is not None])
-    return history
+    return [step.kept for step in follow(layers, row)]
 
 
 def dim_dropped(image: np.ndarray, kept: Sequence[int], side: int) -> np.ndarray:
-    """The picture with all patches but the kept ones dimmed; patches are square and count row by row."""
-    bright = np.full(side * side, DIM)
-    bright[list(kept)] = 1.0
-    patch = image.shape[0] // side
-    return image * np.kron(bright.reshape(side, side), np.ones((patch, patch)))[..., None]
+    """The picture with all patches but the kept ones faded to grey; patches are square and count row by row."""
+    return np.where(mask_of(kept, side, len(image)), image, FAINT * image + (1 - FAINT) * GREY)
+
+
+def mask_of(patches: Sequence[int], side: int, pixels: int) -> np.ndarray:
+    """True on the pixels of some patches: [pixels, pixels, 1]."""
+    chosen = np.zeros(side * side, dtype=bool)
+    chosen[list(patches)] = True
+    patch = pixels // side
+    return np.kron(chosen.reshape(side, side), np.ones((patch, patch), dtype=bool))[..., None]
 
 
 def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

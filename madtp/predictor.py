@@ -58,7 +58,7 @@ class Predictor:
 
     def __init__(self, task: Task, model: nn.Module, stored: Stored, dtype: torch.dtype):
         self.task, self.model, self.stored, self.dtype = task, model.eval(), stored, dtype
-        self.answer = getattr(task, "scores", task.predict)  # retrieval's answers are scores of all texts
+        self.retrieves = task.name.startswith("retrieval")
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
@@ -67,7 +67,8 @@ class Predictor:
         batch, meter = to_device(batch, self.device), CostMeter(lambda trace: 0.0)
         watching = recording(self.model) if record else nullcontext([])
         with autocast(self.dtype, self.device), watching as towers, meter.forward(len(batch["index"])) as trace:
-            results = self.answer(self.model, batch, temperature, trace)
+            answer = self.task.scores if self.retrieves else self.task.predict
+            results = answer(self.model, batch, temperature, trace)
         return Forward(list(results), trace, meter.seconds, towers)
 
     def words(self, batch: dict) -> list[list[str]]:
@@ -82,10 +83,26 @@ class Predictor:
 
     def costs(self, trace: Trace, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """GFLOPs of each sample [B], and what they would be without pruning."""
-        if self.task.name.startswith("retrieval"):
-            trace = texts_averaged(trace)
+        trace = texts_averaged(trace) if self.retrieves else trace
         spent, dense = (self.task.cost(self.model, one) for one in (trace, trace.dense()))
         return np.broadcast_to(spent, samples), np.broadcast_to(dense, samples)
+
+    def tokens(self, trace: Trace, row: int, samples: int) -> dict[str, list[float]]:
+        """For each tower the tokens of a sample that entered it and that every layer left, the class token included.
+
+        Retrieval's texts, and the pairs of a picture with them, count as their mean.
+        """
+        trace = texts_averaged(trace) if self.retrieves else trace
+
+        def own(tower: str, counts: int | np.ndarray) -> float:
+            if np.ndim(counts):
+                counts = counts.reshape(samples, -1)[row].mean() if tower == "multimodal" else counts[row]
+            return float(counts)
+
+        return {
+            tower: [own(tower, counts) for counts in (rows[0].entered, *(layer.left for layer in rows))]
+            for tower, rows in trace.layers.items()
+        }
 
     @torch.inference_mode()
     def share(self, batches: Iterable[dict], temperature: float) -> float:
@@ -113,9 +130,7 @@ class Predictor:
 
 def texts_averaged(trace: Trace) -> Trace:
     """The trace of images and texts that are not one to one, its texts counted as their mean."""
-    texts = [
-        layer._replace(entered=np.mean(layer.entered), left=np.mean(layer.left)) for layer in trace.layers["text"]
-    ]
+    texts = [layer._replace(entered=np.mean(layer.entered), left=np.mean(layer.left)) for layer in trace.layers["text"]]
     return Trace({**trace.layers, "text": texts})
 
 

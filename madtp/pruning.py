@@ -118,7 +118,7 @@ def importance(scores: AttentionScores, alignment: Tensor, own: Tensor | None = 
 def importance_parts(
     scores: AttentionScores, alignment: Tensor, own: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """S_self, S_token and S_cls of every prunable token, [B, N] each: what other tokens, MAG and the class token say."""
+    """S_self, S_token and S_cls of every prunable token, [B, N] each; 0 where there is none."""
     itself = _share(scores.self_attention)
     token = alignment.amax(dim=-1).to(itself.dtype)
     return itself, _share(token if own is None else token.where(own, 0)), scores.cls_attention

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from madtp.layout import Keep, Packed, Rectangle, Sequences
+from madtp.keep import Keep
+from madtp.layout import Rectangle, Sequences
+from madtp.packed import Packed
 from madtp.pruning import importance_parts
 
 

@@ -66,9 +66,7 @@ def read_pictures(paths: Iterable[Path]) -> list[Image.Image]:
     return pictures
 
 
-def samples_of(
-    task: str, pictures: Sequence[Image.Image], texts: Sequence[str], names: Sequence[str]
-) -> list[Sample]:
+def samples_of(task: str, pictures: Sequence[Image.Image], texts: Sequence[str], names: Sequence[str]) -> list[Sample]:
     """Puts pictures and texts together as a task wants them.
 
     NLVR2 takes the pictures two by two. Questions and statements: one for all, one for each, or several for the only
@@ -120,4 +118,9 @@ def batch_of(task: str, samples: Sequence[Sample], transform: Callable[[Image.Im
     if task == "vqa":
         questions = [clean_question(sample.texts[0]) for sample in samples]
         return {**batch, "question": questions, "question_id": index.tolist(), "answers": None}
-    return {**batch, "caption": [clean_caption(text, CAPTION_WORDS) for text in samples[0].texts]}
+    return {**batch, "caption": [clean_text(text) for text in samples[0].texts]}
+
+
+def clean_text(text: str) -> str:
+    """A text of retrieval as the model reads it."""
+    return clean_caption(text, CAPTION_WORDS)

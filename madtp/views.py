@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from data.transforms import MEAN, STD
 from madtp.closeup import Closeup, Fate
 from madtp.pictures import readable_image
