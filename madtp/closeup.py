@@ -20,7 +20,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from madtp.pictures import dim_dropped, mask_of
+from madtp.pictures import dim_dropped, mask_of, panel
 from madtp.recording import Importance
 from madtp.survival import Step
 
@@ -107,7 +107,7 @@ def picture_height(fate: Fate) -> float:
 def draw_picture(figure: Figure, top: float, picture: np.ndarray, fate: Fate, name: str) -> None:
     """What each pruning layer left of a picture, above the heat maps of the importance that decided."""
     side = round(len(fate.steps[0].entered) ** 0.5)
-    axis = panel(figure, MARGIN, top + 0.3)
+    axis = panel(figure, MARGIN, top + 0.3, PANEL)
     axis.imshow(picture, interpolation="nearest")
     axis.set_title(f"{name}\n{side**2} patches", fontsize=10)
     if not fate.pruning:
@@ -115,24 +115,16 @@ def draw_picture(figure: Figure, top: float, picture: np.ndarray, fate: Fate, na
     for block in range(0, len(fate.pruning), ACROSS):
         for place, (number, step, importance) in enumerate(fate.pruning[block : block + ACROSS]):
             left = MARGIN + PANEL + LABEL + place * (PANEL + GAP)
-            axis = panel(figure, left, top + 0.3)
+            axis = panel(figure, left, top + 0.3, PANEL)
             axis.imshow(shaded(picture, step, side), interpolation="nearest")
             outline(axis, step.merged, side, len(picture))
             axis.set_title(f"layer {number}\n{len(step.kept)} of {side**2} kept", fontsize=10)
             for row, (label, part) in enumerate(PARTS.items(), start=1):
-                axis = panel(figure, left, top + 0.3 + row * (PANEL + GAP))
+                axis = panel(figure, left, top + 0.3 + row * (PANEL + GAP), PANEL)
                 axis.imshow(heat(part(importance), step, side), cmap=plt.get_cmap(HEAT).with_extremes(bad=GONE))
                 if place == 0:
                     axis.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
         top += (1 + len(PARTS)) * (PANEL + GAP) + 0.45
-
-
-def panel(figure: Figure, left: float, top: float) -> plt.Axes:
-    """A square to draw a picture into, placed in inches from the top left."""
-    width, height = figure.get_size_inches()
-    axis = figure.add_axes((left / width, 1 - (top + PANEL) / height, PANEL / width, PANEL / height))
-    axis.set(xticks=[], yticks=[])
-    return axis
 
 
 def shaded(picture: np.ndarray, step: Step, side: int) -> np.ndarray:

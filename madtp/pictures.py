@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from madtp.survival import follow
@@ -29,12 +32,14 @@ class Example:
         images: pictures [H, W, 3] with values from 0 to 1.
         kept: for each picture, the patches that are left after every layer.
         side: patches in a row of a picture.
+        numbers: of the layers that `kept` has, from 1; all of them unless given.
     """
 
     lines: list[str]
     images: list[np.ndarray]
     kept: list[list[list[int]]]
     side: int
+    numbers: Sequence[int] = ()
 
 
 def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
@@ -64,26 +69,34 @@ def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -
     return (image.cpu().float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
+def panel(figure: Figure, left: float, top: float, size: float) -> Axes:
+    """A square to draw a picture into, placed in inches from the top left."""
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+    axis.set(xticks=[], yticks=[])
+    return axis
+
+
 def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
     """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
-    columns = sum(1 + len(layers) for layers in examples[0].kept)
-    height = 1.7 + 0.17 * len(examples[0].lines)
-    figure, axes = plt.subplots(len(examples), columns, figsize=(1.45 * columns, height * len(examples) + 0.6))
-    for row, example in zip(np.atleast_2d(axes), examples, strict=True):
+    size, step, margin = 1.25, 1.4, 0.15  # inches
+    columns, title = sum(1 + len(layers) for layers in examples[0].kept), 0.1 + 0.16 * len(examples[0].lines)
+    row = title + size + 0.3
+    figure = plt.figure(figsize=(max(6, 2 * margin + step * columns), 0.45 + row * len(examples)))
+    figure.text(margin / figure.get_figwidth(), 1 - 0.1 / figure.get_figheight(), heading, fontsize=12, va="top")
+    for number, example in enumerate(examples):
         panels = []
         for image, layers in zip(example.images, example.kept, strict=True):
             panels.append((image, "input"))
             panels += [
-                (dim_dropped(image, kept, example.side), f"layer {number}: {len(kept)}/{example.side**2}")
-                for number, kept in enumerate(layers, start=1)
+                (dim_dropped(image, kept, example.side), f"layer {layer}: {len(kept)}/{example.side**2}")
+                for layer, kept in zip(example.numbers or count(1), layers, strict=False)
             ]
-        for axis, (picture, label) in zip(row, panels, strict=True):
+        axes = [panel(figure, margin + step * i, 0.4 + number * row + title, size) for i in range(len(panels))]
+        for axis, (picture, label) in zip(axes, panels, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_xlabel(label, fontsize=8)
-            axis.set(xticks=[], yticks=[])
-        row[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
-    figure.suptitle(heading, fontsize=12, x=0.01, ha="left")
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+        axes[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

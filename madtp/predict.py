@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Answers from the command line; the exit status, 2 after one line about what the user has to mend."""
     try:
         args = command_line().parse_args(argv)
-        predictor = load(args.checkpoint, args.task, args.config, args.device, args.set)
+        predictor = load_from(args)
         samples = own_samples(predictor, args.image, args.text)
         answers = answer(predictor, samples, args)
     except UserError as error:
@@ -42,33 +42,41 @@ def main(argv: list[str] | None = None) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """The flags."""
+    parser = model_flags("madtp.predict", __doc__)
+    flag = parser.add_argument
+    flag("--image", nargs="+", required=True, metavar="PATH", help="pictures and folders of them; NLVR2: pairs in turn")
+    flag("--text", nargs="+", default=[], help="VQA: question; NLVR2: statement; retrieval: texts to choose from")
+    flag("--batch_size", type=int, default=1, help="samples that go through the model together")
+    flag(
+        "--compare", nargs="?", const="", metavar="CHECKPOINT", help="answer densely too, by the same model or another"
+    )
+    flag("--visualize", metavar="PNG", help="draw what every layer kept; several samples: PNG-1.png, PNG-2.png, ...")
+    flag("--json", action="store_true", help="print a JSON list instead")
+    return parser
+
+
+def model_flags(module: str, about: str) -> argparse.ArgumentParser:
+    """The flags that say which model is asked, and how it prunes."""
     parser = argparse.ArgumentParser(
-        prog="python -m madtp.predict", description=__doc__.split("\n", 1)[0], allow_abbrev=False
+        prog=f"python -m {module}", description=about.partition("\n")[0], allow_abbrev=False
     )
     flag = parser.add_argument
     flag("--checkpoint", required=True, help="file of the model")
-    flag("--image", nargs="+", required=True, metavar="PATH", help="pictures and folders of them; NLVR2: pairs in turn")
-    flag("--text", nargs="+", default=[], help="VQA: question; NLVR2: statement; retrieval: texts to choose from")
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
-    how.add_argument("--p", type=float, help="share of the GFLOPs to remove from these pictures, by a T found for them")
-    flag("--batch_size", type=int, default=1, help="samples that go through the model together")
-    flag(
-        "--compare",
-        nargs="?",
-        const="",
-        metavar="CHECKPOINT",
-        help="also answer densely, by the same model at T 0 or by another",
-    )
-    flag("--visualize", metavar="PNG", help="draw what every layer kept; of several samples: PNG-1.png, PNG-2.png, ...")
+    how.add_argument("--p", type=float, help="share of the GFLOPs to remove from these samples, by a T found for them")
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
-    flag("--json", action="store_true", help="print a JSON list instead")
     flag(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
     )
     return parser
+
+
+def load_from(args: argparse.Namespace, checkpoint: str = "") -> Predictor:
+    """The model that the flags name, or another of the same kind."""
+    return load(checkpoint or args.checkpoint, args.task, args.config, args.device, args.set)
 
 
 def own_samples(predictor: Predictor, images: Sequence[str], texts: Sequence[str]) -> list[Sample]:
@@ -85,7 +93,7 @@ def answer(predictor: Predictor, samples: list[Sample], args: argparse.Namespace
         print(f"note: {note}", file=sys.stderr)
     models = {"compressed" if temperature else "dense": (predictor, temperature)}
     if args.compare is not None:
-        other = load(args.compare, args.task, args.config, args.device, args.set) if args.compare else predictor
+        other = load_from(args, args.compare) if args.compare else predictor
         models = {"dense": (other, 0.0), **models}
     records = [{"images": list(sample.names), "text": list(sample.texts)} for sample in samples]
     for name, (model, at) in models.items():
@@ -188,10 +196,10 @@ def visualize(
         if predictor.retrieves:
             sample = sample._replace(texts=(row["answer"],))
         (batch,) = batched(predictor, [sample])
-        title = " ".join([*sample.texts, f"-> {row['answer']}" if not predictor.retrieves else ""]).strip()
-        title += f"   ({row['percent']:.0f} % of dense)"
-        (shown,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
-        draw(path if len(samples) == 1 else numbered(path, number), shown)
+        said = [] if predictor.retrieves else ["->", row["answer"]]
+        title = f"{' '.join([*sample.texts, *said])}   ({row['percent']:.0f} % of dense)"
+        (closeup,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
+        draw(path if len(samples) == 1 else numbered(path, number), closeup)
 
 
 def numbered(path: str, number: int) -> str:
