@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from madtp.charts import COMPRESSED, DENSE, finish, plot_cost, plot_scores, whole_numbers
 from madtp.survival import follow
 from madtp.trace import LayerTrace
 
 GREY, FAINT = 0.55, 0.22  # what a dropped patch fades to, dark pictures and bright ones alike, and what is left of it
-DENSE, COMPRESSED = "#4c6a92", "#c8553d"
 
 
 @dataclass
@@ -112,33 +112,22 @@ def draw_summary(path: str | Path, dense: list[dict], compressed: list[dict], me
         heading: what the picture is about.
     """
     figure, (score, cost, tokens) = plt.subplots(1, 3, figsize=(13, 3.8))
-    for records, start, color, name in (
-        (dense, 1, DENSE, "dense training"),
-        (compressed, len(dense) + 1, COMPRESSED, "compression"),
-    ):
-        epochs = range(start, start + len(records))
-        for split, style in (("val", "o-"), ("test", "s--")):
-            values = [record.get(f"{split}_{metric}") for record in records]
-            if all(value is not None for value in values):
-                score.plot(epochs, values, style, color=color, label=f"{name}, {split}", markersize=4)
-        cost.plot(epochs, [record["percent"] for record in records], "o-", color=color, label=name, markersize=4)
-    epochs = range(len(dense) + 1, len(dense) + 1 + len(compressed))
-    cost.plot(epochs, [record["target"] for record in compressed], "k:", label="target")
+    after = len(dense) + 1
+    plot_scores(score, dense, metric, DENSE, "dense training")
+    plot_scores(score, compressed, metric, COMPRESSED, "compression", after)
+    plot_cost(cost, dense, DENSE, "dense training")
+    plot_cost(cost, compressed, COMPRESSED, "compression", after)
     for record, alpha in zip(compressed, np.linspace(0.3, 1, len(compressed)), strict=True):
         for tower, marker in (("image", "o-"), ("text", "s--")):
             left = record["tokens"].get(tower)
             if left:
                 label = f"{tower} tokens" if record is compressed[-1] else None
                 tokens.plot(range(1, len(left) + 1), left, marker, color=COMPRESSED, alpha=alpha, label=label)
-    score.set(title=metric.replace("_", " "), xlabel="epoch")
-    cost.set(title="cost, % of the dense GFLOPs", xlabel="epoch", ylim=(0, 108))
     tokens.set(title="tokens left after each layer (later epochs darker)", xlabel="layer")
     tokens.set_ylim(bottom=0)
     for axis in (score, cost, tokens):
-        axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.has_data():
-            axis.legend(fontsize=8)
+        finish(axis)
+        whole_numbers(axis)
     figure.suptitle(heading, x=0.01, ha="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
