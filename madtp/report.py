@@ -28,7 +28,8 @@ h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } 
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .35em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 th { background: #f5f5f5; } th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; } img { max-width: 100%; } figure { margin: 1em 0; } figcaption, .note { color: #666; font-size: .9em; }
+.wide { overflow-x: auto; } img { max-width: 100%; }
+figure { margin: 1em 0; } figcaption, .note { color: #666; font-size: .9em; }
 details { margin: 1em 0; } summary { cursor: pointer; } pre { background: #f5f5f5; padding: .8em; overflow-x: auto; }
 """
 
