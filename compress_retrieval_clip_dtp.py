@@ -61,9 +61,14 @@ class RetrievalClip(Task):
 
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[str]:
         """For each image the most similar of the batch's captions."""
+        best = self.scores(model, batch, temperature, trace).argmax(dim=1)
+        return [batch["caption"][index] for index in best.tolist()]
+
+    def scores(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> Tensor:
+        """Similarity of every image to every caption of the batch, [I, T]."""
         image = F.normalize(model.encode_image(batch["image"], temperature, trace), dim=-1)
         text = F.normalize(model.encode_text(model.encode_captions(batch["caption"]), temperature, trace), dim=-1)
-        return [batch["caption"][index] for index in (image @ text.T).argmax(dim=1).tolist()]
+        return image @ text.T
 
     def asked(self, batch: dict, row: int) -> str:
         return batch["caption"][row]

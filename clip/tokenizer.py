@@ -38,6 +38,12 @@ def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, t
     return ids
 
 
+def words(text: str) -> list[str]:
+    """What the tokens behind the start of text stand for, the end of text included."""
+    tokenizer = _tokenizer()
+    return [*(tokenizer.decoder[token].removesuffix("</w>") for token in tokenizer.encode(text)), "[END]"]
+
+
 @lru_cache
 def _tokenizer():
     from open_clip.tokenizer import SimpleTokenizer  # imported here, since all of open_clip comes along

@@ -14,6 +14,7 @@ import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from madtp import scalars
 from madtp.caption_metrics import SCORERS
 from utils import UserError, excerpt, write_atomic
 
@@ -267,6 +268,8 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--clip_grad", type=float, help="largest norm of the gradient, instead of the config's clip_grad; 0 for any")
     flag("--deterministic", action="store_true", help="only operations that repeat exactly, also on GPUs")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    flag("--tensorboard", action="store_true", help="write every epoch's numbers for TensorBoard too")
+    flag("--wandb", action="store_true", help="write every epoch's numbers to Weights & Biases too")
     flag("--world_size", type=int, default=1, help="number of processes under SLURM without srun's variables")
     flag("--dist_url", default="env://", help="where the processes meet")
     flag("--distributed", nargs="?", const=True, default=True, help="accepted for old scripts; the launcher decides")
@@ -288,6 +291,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}, expected at least {least}")
         if value is not None and value > MOST.get(name, value):
             raise UserError(f"--{name} is {value}, expected at most {MOST[name]}")
+    for flag in filter(vars(args).get, ("tensorboard", "wandb")):
+        scalars.check_installed(flag)
     try:
         device = torch.device(args.device)
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import utils
-from madtp import checkpoint, output
+from madtp import checkpoint, output, scalars
 from madtp import config as configuration
 from madtp.checkpoint import Stored
 from madtp.interruption import Interrupted, Interruption
@@ -52,6 +52,7 @@ class Run:
         dtype: of mixed precision, float32 for none.
         stored: how the model of the checkpoint to evaluate prunes.
         interruption: tells whether a signal came.
+        write_scalars: also logs an epoch's record elsewhere.
     """
 
     task: Task
@@ -63,6 +64,7 @@ class Run:
     dtype: torch.dtype
     stored: Stored = Stored()
     interruption: Interruption = field(default_factory=Interruption)
+    write_scalars: scalars.Write = lambda record: None
 
     @property
     def selection(self) -> str:
@@ -117,6 +119,7 @@ def compress(run: Run) -> None:
         }
         if utils.is_main():
             output.log_epoch(run.folder, record)
+            run.write_scalars(record)
             if best:
                 entries = {"model": run.model.state_dict(), "epoch": epoch, "temperature": temperature}
                 entries |= {"keep": run.config["keep"], "batch_size": run.config["batch_size_test"]}
@@ -311,9 +314,10 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
 def execute(task: Task, args: Namespace, config: dict) -> None:
     """Runs a task with a checked configuration, its output folder ready and its log open."""
     folder = utils.prepare_output(args.output_dir)
-    with output.logging_to(folder), Interruption() as interruption:
+    logging_elsewhere = scalars.writing(folder, config, args.tensorboard, args.wandb)
+    with output.logging_to(folder), Interruption() as interruption, logging_elsewhere as write_scalars:
         run = prepare(task, args, config)
-        run.interruption = interruption
+        run.interruption, run.write_scalars = interruption, write_scalars
         if utils.is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay
             output.write_environment(folder)
             configuration.write(config, folder / "config.yaml")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import matplotlib
@@ -11,12 +12,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from madtp.charts import COMPRESSED, DENSE, finish, plot_cost, plot_scores, whole_numbers
+from madtp.survival import follow
 from madtp.trace import LayerTrace
 
-DIM = 0.18  # brightness of a dropped patch
-DENSE, COMPRESSED = "#4c6a92", "#c8553d"
+GREY, FAINT = 0.55, 0.22  # what a dropped patch fades to, dark pictures and bright ones alike, and what is left of it
 
 
 @dataclass
@@ -28,12 +32,14 @@ class Example:
         images: pictures [H, W, 3] with values from 0 to 1.
         kept: for each picture, the patches that are left after every layer.
         side: patches in a row of a picture.
+        numbers: of the layers that `kept` has, from 1; all of them unless given.
     """
 
     lines: list[str]
     images: list[np.ndarray]
     kept: list[list[list[int]]]
     side: int
+    numbers: Sequence[int] = ()
 
 
 def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
@@ -41,21 +47,20 @@ def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
 
     Merged tokens are no patch: once a patch is merged into another token it is gone from the list.
     """
-    alive = list(range(layers[0].entered - 1))
-    history = []
-    for layer in layers:
-        if layer.kept is not None:
-            alive = [alive[index] for index in layer.kept.indices[row].tolist()] + [None]
-        history.append([patch for patch in alive if patch is not None])
-    return history
+    return [step.kept for step in follow(layers, row)]
 
 
 def dim_dropped(image: np.ndarray, kept: Sequence[int], side: int) -> np.ndarray:
-    """The picture with all patches but the kept ones dimmed; patches are square and count row by row."""
-    bright = np.full(side * side, DIM)
-    bright[list(kept)] = 1.0
-    patch = image.shape[0] // side
-    return image * np.kron(bright.reshape(side, side), np.ones((patch, patch)))[..., None]
+    """The picture with all patches but the kept ones faded to grey; patches are square and count row by row."""
+    return np.where(mask_of(kept, side, len(image)), image, FAINT * image + (1 - FAINT) * GREY)
+
+
+def mask_of(patches: Sequence[int], side: int, pixels: int) -> np.ndarray:
+    """True on the pixels of some patches: [pixels, pixels, 1]."""
+    chosen = np.zeros(side * side, dtype=bool)
+    chosen[list(patches)] = True
+    patch = pixels // side
+    return np.kron(chosen.reshape(side, side), np.ones((patch, patch), dtype=bool))[..., None]
 
 
 def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -64,26 +69,34 @@ def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -
     return (image.cpu().float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
+def panel(figure: Figure, left: float, top: float, size: float) -> Axes:
+    """A square to draw a picture into, placed in inches from the top left."""
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+    axis.set(xticks=[], yticks=[])
+    return axis
+
+
 def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
     """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
-    columns = sum(1 + len(layers) for layers in examples[0].kept)
-    height = 1.7 + 0.17 * len(examples[0].lines)
-    figure, axes = plt.subplots(len(examples), columns, figsize=(1.45 * columns, height * len(examples) + 0.6))
-    for row, example in zip(np.atleast_2d(axes), examples, strict=True):
+    size, step, margin = 1.25, 1.4, 0.15  # inches
+    columns, title = sum(1 + len(layers) for layers in examples[0].kept), 0.1 + 0.16 * len(examples[0].lines)
+    row = title + size + 0.3
+    figure = plt.figure(figsize=(max(6, 2 * margin + step * columns), 0.45 + row * len(examples)))
+    figure.text(margin / figure.get_figwidth(), 1 - 0.1 / figure.get_figheight(), heading, fontsize=12, va="top")
+    for number, example in enumerate(examples):
         panels = []
         for image, layers in zip(example.images, example.kept, strict=True):
             panels.append((image, "input"))
             panels += [
-                (dim_dropped(image, kept, example.side), f"layer {number}: {len(kept)}/{example.side**2}")
-                for number, kept in enumerate(layers, start=1)
+                (dim_dropped(image, kept, example.side), f"layer {layer}: {len(kept)}/{example.side**2}")
+                for layer, kept in zip(example.numbers or count(1), layers, strict=False)
             ]
-        for axis, (picture, label) in zip(row, panels, strict=True):
+        axes = [panel(figure, margin + step * i, 0.4 + number * row + title, size) for i in range(len(panels))]
+        for axis, (picture, label) in zip(axes, panels, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_xlabel(label, fontsize=8)
-            axis.set(xticks=[], yticks=[])
-        row[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
-    figure.suptitle(heading, fontsize=12, x=0.01, ha="left")
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+        axes[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -99,33 +112,22 @@ def draw_summary(path: str | Path, dense: list[dict], compressed: list[dict], me
         heading: what the picture is about.
     """
     figure, (score, cost, tokens) = plt.subplots(1, 3, figsize=(13, 3.8))
-    for records, start, color, name in (
-        (dense, 1, DENSE, "dense training"),
-        (compressed, len(dense) + 1, COMPRESSED, "compression"),
-    ):
-        epochs = range(start, start + len(records))
-        for split, style in (("val", "o-"), ("test", "s--")):
-            values = [record.get(f"{split}_{metric}") for record in records]
-            if all(value is not None for value in values):
-                score.plot(epochs, values, style, color=color, label=f"{name}, {split}", markersize=4)
-        cost.plot(epochs, [record["percent"] for record in records], "o-", color=color, label=name, markersize=4)
-    epochs = range(len(dense) + 1, len(dense) + 1 + len(compressed))
-    cost.plot(epochs, [record["target"] for record in compressed], "k:", label="target")
+    after = len(dense) + 1
+    plot_scores(score, dense, metric, DENSE, "dense training")
+    plot_scores(score, compressed, metric, COMPRESSED, "compression", after)
+    plot_cost(cost, dense, DENSE, "dense training")
+    plot_cost(cost, compressed, COMPRESSED, "compression", after)
     for record, alpha in zip(compressed, np.linspace(0.3, 1, len(compressed)), strict=True):
         for tower, marker in (("image", "o-"), ("text", "s--")):
             left = record["tokens"].get(tower)
             if left:
                 label = f"{tower} tokens" if record is compressed[-1] else None
                 tokens.plot(range(1, len(left) + 1), left, marker, color=COMPRESSED, alpha=alpha, label=label)
-    score.set(title=metric.replace("_", " "), xlabel="epoch")
-    cost.set(title="cost, % of the dense GFLOPs", xlabel="epoch", ylim=(0, 108))
     tokens.set(title="tokens left after each layer (later epochs darker)", xlabel="layer")
     tokens.set_ylim(bottom=0)
     for axis in (score, cost, tokens):
-        axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.has_data():
-            axis.legend(fontsize=8)
+        finish(axis)
+        whole_numbers(axis)
     figure.suptitle(heading, x=0.01, ha="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -111,10 +111,17 @@ def assess(
 
 def importance(scores: AttentionScores, alignment: Tensor, own: Tensor | None = None) -> Tensor:
     """S = (S_self + S_token + S_cls) / 3 of every prunable token, [B, N]; 0 where there is none."""
-    significance = _share(scores.self_attention)
-    token = alignment.amax(dim=-1).to(significance.dtype)
-    significance = significance + _share(token if own is None else token.where(own, 0))
-    return (significance + scores.cls_attention) / 3
+    itself, token, cls = importance_parts(scores, alignment, own)
+    return (itself + token + cls) / 3
+
+
+def importance_parts(
+    scores: AttentionScores, alignment: Tensor, own: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """S_self, S_token and S_cls of every prunable token, [B, N] each; 0 where there is none."""
+    itself = _share(scores.self_attention)
+    token = alignment.amax(dim=-1).to(itself.dtype)
+    return itself, _share(token if own is None else token.where(own, 0)), scores.cls_attention
 
 
 def threshold(significance: Tensor, alignment: Tensor, temperature: float, own: Tensor | None = None) -> Tensor:

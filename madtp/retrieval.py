@@ -59,7 +59,12 @@ class Retrieval(Task):
         return model(batch["image"], batch["caption"], alpha, batch["idx"], temperature)
 
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[str]:
-        """For each image the best of the batch's captions, found as in the evaluation."""
+        """For each image the best of the batch's captions."""
+        best = self.scores(model, batch, temperature, trace).argmax(dim=1)
+        return [batch["caption"][number] for number in best.tolist()]
+
+    def scores(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> Tensor:
+        """Every image with every caption of the batch, judged as in the evaluation: [I, T], -inf where unlikely."""
         captions = batch["caption"]
         text = model.encode_captions(captions)
         states, features = model.encode_image(batch["image"], temperature, trace)
@@ -68,8 +73,7 @@ class Retrieval(Task):
         pairs = (values[likeliest.indices.flatten()] for values in text)
         logits = model.match(*pairs, states, temperature=temperature, trace=trace)
         scores = likeliest.values + logits[:, 1].view_as(likeliest.values)
-        best = likeliest.indices.gather(1, scores.argmax(dim=1, keepdim=True))
-        return [captions[number] for number in best.flatten().tolist()]
+        return torch.full_like(similarity, -torch.inf).scatter(1, likeliest.indices, scores.to(similarity.dtype))
 
     def asked(self, batch: dict, row: int) -> str:
         return batch["caption"][row]

@@ -66,6 +66,8 @@ def test_flags_and_defaults_are_frozen():
         "--clip_grad": None,
         "--deterministic": False,
         "--set": [],
+        "--tensorboard": False,
+        "--wandb": False,
         "--world_size": 1,
         "--dist_url": "env://",
         "--distributed": True,
