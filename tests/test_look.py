@@ -119,9 +119,14 @@ def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
 
 
 def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
-    flags = ["--checkpoint", checkpoint("caption"), "--image", *pictures[:8], "--batch_size", "8"]
-    found = asked(capsys, *flags, "--p", "0.25")
-    assert np.mean([record["compressed"]["percent"] for record in found]) == pytest.approx(75, abs=1.5)
+    """Asked for what some temperature costs, it finds one that costs about as much."""
+    flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
+
+    def percent(*how):
+        return np.mean([record["compressed"]["percent"] for record in asked(capsys, *flags, *how)])
+
+    cost = percent("--temperature", "9")
+    assert percent("--p", str(1 - cost / 100)) == pytest.approx(cost, abs=1.5)
     (dense, *_) = asked(capsys, *flags, "--p", "0")
     assert dense["dense"]["percent"] == 100 and "compressed" not in dense
 
