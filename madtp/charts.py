@@ -71,9 +71,9 @@ def score_against_cost(
         shares = [100 * point.gflops / paper[0].gflops for point in points]
         style = {"color": PAPER, "mfc": "white", "ms": 6, "lw": 1, "ls": "--"}
         axis.plot(shares, [p.scores[metric] for p in points], MARKERS[method], label=f"paper: {method}", **style)
-    for name, percent, score in runs:
+    for place, (name, percent, score) in enumerate(sorted(runs, key=lambda run: run[1])):
         axis.plot(percent, score, "o", color=DENSE if percent > 99.9 else COMPRESSED, ms=8, zorder=3)
-        side = {"xytext": (-8, 6), "ha": "right"} if percent > 60 else {"xytext": (8, 6), "ha": "left"}
+        side = {"xytext": (0, 21 if place % 2 else 9), "ha": "right" if percent > 85 else "center"}
         axis.annotate(name, (percent, score), textcoords="offset points", fontsize=9, **side)
     axis.set(xlabel="cost, % of the dense GFLOPs", ylabel=f"{metric.replace('_', ' ')} ({where})", xlim=(0, 108))
     axis.margins(y=0.18)

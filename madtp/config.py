@@ -293,14 +293,19 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}, expected at most {MOST[name]}")
     for flag in filter(vars(args).get, ("tensorboard", "wandb")):
         scalars.check_installed(flag)
+    check_device(args.device)
+
+
+def check_device(name: str) -> None:
+    """Refuses a device that is none, or that this machine does not have."""
     try:
-        device = torch.device(args.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device is {args.device!r}, expected cpu, cuda or cuda:NUMBER") from error
+        raise UserError(f"--device is {name!r}, expected cpu, cuda or cuda:NUMBER") from error
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is {args.device!r}, expected cpu, cuda or cuda:NUMBER")
+        raise UserError(f"--device is {name!r}, expected cpu, cuda or cuda:NUMBER")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device is {args.device!r}, but {torch.cuda.device_count()} GPUs are visible; try cpu")
+        raise UserError(f"--device is {name!r}, but {torch.cuda.device_count()} GPUs are visible; try cpu")
 
 
 def _loader() -> YAML:

@@ -170,7 +170,7 @@ def retrieval(
     Where a trace has several pairs of each image, they count as their mean.
     """
     features = image_feature(image, layers, num_learnable, feature_width)
-    features += text_feature(bert, layers, num_learnable, feature_width)
+    features = features + text_feature(bert, layers, num_learnable, feature_width)
     pairs = match(bert, layers, num_learnable)
     return features + (np.reshape(pairs, (len(features), -1)).mean(axis=1) if np.ndim(pairs) else pairs)
 

@@ -149,6 +149,8 @@ def load(
     Raises:
         UserError: a file is missing or does not fit.
     """
+    if device:
+        configuration.check_device(device)
     set_seed(0)  # guidance that a dense checkpoint lacks is drawn, and drawn alike every time
     config = config or beside(checkpoint)
     if not (task or config):
