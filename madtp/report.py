@@ -142,7 +142,7 @@ def draw_pictures(run: Run) -> None:
     checkpoint = run.folder / "checkpoint_best.pth"
     if any(picture_files(run.folder)) or not checkpoint.is_file() or not run.best.get("temperature"):
         return
-    from madtp import visualize  # torch and a model only where something is drawn
+    from madtp import visualize  # models and data are needed only where something is drawn
 
     if visualize.main(["--checkpoint", str(checkpoint), "--number", "3"]):
         print(f"note: no pictures of {run.folder}, for the reason above", file=sys.stderr)
