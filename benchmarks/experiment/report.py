@@ -85,7 +85,7 @@ def line(results: Results, task: str, method: str, p: float) -> list[str]:
     records = results.of(task, method, p)
     if not records:
         return [unreached(results, task, method, p), "", "", "", ""]
-    against = "" if method == REFERENCE else gap(results, task, method, str(p))
+    against = "" if method == REFERENCE or not results.of(task, REFERENCE, p) else gap(results, task, method, str(p))
     return [
         costs(records),
         scores(records),
@@ -149,13 +149,14 @@ def towers(results: Results, task: str) -> str:
 
 def missing(results: Results) -> str:
     """Cells of the plan that nobody has run."""
+    left = {}
+    for cell in (cell for task in TASKS for cell in plan(task)):
+        if cell.name not in results.known:
+            left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
     lines = []
-    for task in TASKS:
-        left = {}
-        for cell in plan(task):
-            if cell.task == task and cell.name not in results.known:
-                left.setdefault((cell.method, f"{cell.p:g}"), []).append(str(cell.seed))
-        lines += [f"- {task}: {method}, p {p}, seeds {', '.join(seeds)}" for (method, p), seeds in left.items()]
+    for (task, p), methods in sorted(left.items()):
+        names = [f"{method} ({', '.join(map(str, sorted(seeds)))})" for method, seeds in methods.items()]
+        lines.append(f"- {task}, p {p:g}, by method (and seed): {', '.join(names)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
 
 
