@@ -5,11 +5,12 @@ In the template `{name argument ...}` stands for what the function `name` below 
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.experiment import plots
-from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, SCORE, TASKS, TOWERS
+from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, OTHER_RULE, SCORE, TASKS, TOWERS
 from benchmarks.experiment.ledger import ABLATED_AT, finished, plan
 from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
 from utils import UserError, prepare_output, write_atomic
@@ -114,17 +115,19 @@ def score(results: Results, task: str, method: str, p: str = "0", batch: str = s
 
 
 def keep(results: Results, *tasks: str) -> str:
-    """Both rules at every batch size."""
+    """Both rules at every batch size, and each model run by the other rule at the cost it was trained for."""
     batches = sorted([BATCH, *BATCHES])
     rows = []
     for task in tasks:
-        for p in results.ratios(task):
-            for method in ("madtp", "sample"):
-                records = results.of(task, method, p)
-                if records:
-                    cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
-                    rows.append([task, f"{p:g}", METHODS[method].title, *cells])
-    return table(["task", "p", "rule", *(f"batch {batch}" for batch in batches)], rows)
+        for p, method in product(results.ratios(task), OTHER_RULE):
+            if records := results.of(task, method, p):
+                crossed = [record["crossed"] for record in records.values()]
+                cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
+                cells.append(
+                    f"{spread([one['score'] for one in crossed])} @ {mean(one['percent'] for one in crossed):.1f}"
+                )
+                rows.append([task, f"{p:g}", METHODS[method].title, *cells])
+    return table(["task", "p", "trained by", *(f"batch {batch}" for batch in batches), "by the other rule"], rows)
 
 
 def factors(results: Results, task: str) -> str:
