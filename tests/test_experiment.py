@@ -144,7 +144,6 @@ def small(tmp_path_factory):
         patch.setattr(cells, "EPOCHS", 2)
         patch.setattr(cells, "FINE_TUNING", ("max_epoch=2", "epoch_steps=2", "init_lr=3e-4", "ramp=0"))
         patch.setattr(cells, "BATCHES", (25,))
-        patch.setattr(cells, "FINAL", 2)
         paths = {name: folder / name for name in ("data", "output", "results")}
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
 

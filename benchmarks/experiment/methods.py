@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, unguided
-from madtp.layout import RECTANGLE, Keep, Rectangle, keep_batch, keep_sample
+from madtp.layout import RECTANGLE, Keep, Rectangle, Sequences, keep_batch, keep_sample
 
 TOWERS = ("image", "text")
 
@@ -40,6 +40,11 @@ def everywhere(layout: Rectangle) -> Keep:
     return by_tower(always(layout), always(layout))
 
 
+def sample_image(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
+    """The rule `sample` for images; texts, which alone may have padding, stay whole."""
+    return keep_sample(x, own, align, together) if own is None else Sequences(x, Whole())
+
+
 WHOLE, MADTP = always(Whole()), always(RECTANGLE)
 
 COMPARED = {
@@ -60,6 +65,7 @@ ABLATED = {
     "k4": Method("4 learnable tokens", keep_batch, learnable=4),
     "k100": Method("100 learnable tokens", keep_batch, learnable=100),
     "image": Method("image pruned alone", by_tower(MADTP, WHOLE), guided=("image",)),
+    "sample_image": Method("image pruned alone, kept per sample", sample_image, guided=("image",)),
     "text": Method("text pruned alone", by_tower(WHOLE, MADTP), guided=("text",)),
 }
 METHODS = COMPARED | ABLATED

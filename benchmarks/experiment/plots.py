@@ -9,69 +9,76 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.experiment.cells import BATCH
-from benchmarks.experiment.methods import COMPARED, METHODS
+from benchmarks.experiment.methods import COMPARED
 
 # The paper's accuracies on NLVR2's test split by percent of dense GFLOPs; some are read off its figure.
 PAPER = {100.0: 83.1, 69.8: 83.2, 49.9: 82.9, 39.9: 82.4, 30.0: 81.2, 20.0: 79.2}
-MARKERS = dict(zip(COMPARED, "osD^vP<X*", strict=False))
+LOOKS = {
+    name: {"marker": marker, "color": f"C{number}", "label": method.title, "markersize": 5}
+    for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*", strict=True))
+}
+DENSE = {"color": "gray", "linestyle": ":", "label": "dense"}
 SHOWN_AT = 0.5
 
 
 def accuracy(results, path: Path, task: str) -> str:
-    """Score against cost, fine-tuned and not."""
-    figure, (tuned, untuned, paper) = plt.subplots(1, 3, figsize=(14, 4.6))
-    for name, method in COMPARED.items():
-        for axis, key in ((tuned, "scores"), (untuned, "untuned")):
-            points = []
-            for p in results.ratios(task):
-                found = [
-                    r["untuned"] if key == "untuned" else r["scores"][str(BATCH)]
-                    for r in results.of(task, name, p).values()
-                ]
-                if found:
-                    points.append([mean(r["percent"] for r in found), *mean_and_spread([r["score"] for r in found])])
-            if points:
-                axis.errorbar(
-                    *zip(*points, strict=True), label=method.title, marker=MARKERS[name], capsize=3, markersize=5
-                )
-    dense = [r["scores"][str(BATCH)]["score"] for r in results.of(task, "dense", 0.0).values()]
-    for axis, title in ((tuned, "fine-tuned"), (untuned, "not fine-tuned")):
-        axis.axhline(mean(dense), color="gray", linestyle=":", label="dense")
-        axis.set(title=f"{task}, {title}", xlabel="% of the dense GFLOPs", ylabel="score, %")
-        axis.grid(alpha=0.3)
-    tuned.legend(fontsize=7)
-    points = []
-    for p in results.ratios(task):
-        pairs = [(r, results.of(task, "dense", 0.0)[seed]) for seed, r in results.of(task, "madtp", p).items()]
-        if pairs:
-            change = [r["scores"][str(BATCH)]["score"] - d["scores"][str(BATCH)]["score"] for r, d in pairs]
-            points.append([mean(r["scores"][str(BATCH)]["percent"] for r, _ in pairs), *mean_and_spread(change)])
-    paper.errorbar(*zip([100, 0, 0], *points, strict=True), marker="o", capsize=3, label="MADTP here")
-    paper.plot(
-        PAPER.keys(), [value - PAPER[100.0] for value in PAPER.values()], "ks--", label="the paper, BLIP on NLVR2"
-    )
-    paper.set(title="change from dense", xlabel="% of the dense GFLOPs", ylabel="points")
-    paper.grid(alpha=0.3)
-    paper.legend(fontsize=8)
+    """Score against cost, fine-tuned and not, and how far from dense the paper and we come."""
+    figure, (tuned, untuned, change) = plt.subplots(1, 3, figsize=(14, 5))
+    dense = {seed: usual(record)["score"] for seed, record in results.of(task, "dense", 0.0).items()}
+    for axis, title, pick in (
+        (tuned, "fine-tuned", usual),
+        (untuned, "not fine-tuned", lambda record: record["untuned"]),
+    ):
+        for name in COMPARED:
+            found = [results.of(task, name, p) for p in results.ratios(task)]
+            draw(axis, [[pick(record) for record in records.values()] for records in found], **LOOKS[name])
+        axis.axhline(mean(dense.values()), **DENSE)
+        axis.set(title=f"{task}, {title}", ylabel="score, %")
+    for name in ("madtp", "sample"):
+        found = [results.of(task, name, p) for p in results.ratios(task)]
+        lost = [
+            [{**usual(record), "score": usual(record)["score"] - dense[seed]} for seed, record in records.items()]
+            for records in found
+        ]
+        draw(change, lost, **LOOKS[name])
+    change.plot(PAPER.keys(), [value - PAPER[100.0] for value in PAPER.values()], "ks--", markersize=5)
+    change.annotate("the paper: BLIP, NLVR2", (45, 0.3), fontsize=8)
+    change.set(title="change from dense", ylabel="points")
+    for axis in (tuned, untuned, change):
+        axis.set(xlabel="% of the dense GFLOPs")
     return finish(figure, path, f"{task}: score against cost")
 
 
 def tokens(results, path: Path, task: str) -> str:
     """Tokens left after each layer at one cost."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8))
     for axis, tower in zip(axes, ("image", "text"), strict=True):
-        for name in ("dense", *COMPARED):
-            records = results.of(task, name, 0.0 if name == "dense" else SHOWN_AT).values()
-            rows = [left for r in records if (left := r["scores"][str(BATCH)]["tokens"].get(tower))]
-            if rows:
-                title = METHODS[name].title if name in METHODS else "dense"
-                means = [mean(layer) for layer in zip(*rows, strict=True)]
-                axis.plot(range(1, len(means) + 1), means, marker=MARKERS.get(name, "."), label=title, markersize=5)
-        axis.set(title=f"{tower} tokens left, p {SHOWN_AT}", xlabel="after layer", ylim=(0, None))
+        for name, p, look in [("dense", 0.0, DENSE), *((name, SHOWN_AT, LOOKS[name]) for name in COMPARED)]:
+            found = [usual(record)["tokens"].get(tower) for record in results.of(task, name, p).values()]
+            if any(found):
+                left = [mean(layer) for layer in zip(*found, strict=True)]
+                axis.plot(range(1, len(left) + 1), left, **look)
+        axis.set(title=f"{task}, {tower} tokens left at p {SHOWN_AT}", xlabel="after layer")
+        axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
     return finish(figure, path, f"{task}: tokens left after each layer")
+
+
+def usual(record: dict) -> dict:
+    """The scores at the usual batch size."""
+    return record["scores"][str(BATCH)]
+
+
+def draw(axis, points: list[list[dict]], **look) -> None:
+    """Draws scores over costs: a point, with its spread, for every list of seeds that is not empty."""
+    rows = [
+        (mean(one["percent"] for one in seeds), *mean_and_spread([one["score"] for one in seeds]))
+        for seeds in points
+        if seeds
+    ]
+    if rows:
+        cost, score, spread = zip(*rows, strict=True)
+        axis.errorbar(cost, score, spread, capsize=3, **look)
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
@@ -80,8 +87,12 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def finish(figure, path: Path, title: str) -> str:
-    """Saves a figure and returns its title."""
-    figure.tight_layout()
+    """Puts a legend below all panels, saves the figure and returns its title."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=5, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return title

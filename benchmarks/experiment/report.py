@@ -5,11 +5,12 @@ In the template `{name argument ...}` stands for what the function `name` below 
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.experiment import plots
-from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, SCORE, TASKS, TOWERS
+from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, OTHER_RULE, SCORE, TASKS, TOWERS
 from benchmarks.experiment.ledger import ABLATED_AT, finished, plan
 from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
 from utils import UserError, prepare_output, write_atomic
@@ -85,7 +86,7 @@ def line(results: Results, task: str, method: str, p: float) -> list[str]:
     records = results.of(task, method, p)
     if not records:
         return [unreached(results, task, method, p), "", "", "", ""]
-    against = "" if method == REFERENCE else gap(results, task, method, str(p))
+    against = "" if method == REFERENCE or not results.of(task, REFERENCE, p) else gap(results, task, method, str(p))
     return [
         costs(records),
         scores(records),
@@ -114,17 +115,19 @@ def score(results: Results, task: str, method: str, p: str = "0", batch: str = s
 
 
 def keep(results: Results, *tasks: str) -> str:
-    """Both rules at every batch size."""
+    """Both rules at every batch size, and each model run by the other rule at the cost it was trained for."""
     batches = sorted([BATCH, *BATCHES])
     rows = []
     for task in tasks:
-        for p in results.ratios(task):
-            for method in ("madtp", "sample"):
-                records = results.of(task, method, p)
-                if records:
-                    cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
-                    rows.append([task, f"{p:g}", METHODS[method].title, *cells])
-    return table(["task", "p", "rule", *(f"batch {batch}" for batch in batches)], rows)
+        for p, method in product(results.ratios(task), OTHER_RULE):
+            if records := results.of(task, method, p):
+                crossed = [record["crossed"] for record in records.values()]
+                cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
+                cells.append(
+                    f"{spread([one['score'] for one in crossed])} @ {mean(one['percent'] for one in crossed):.1f}"
+                )
+                rows.append([task, f"{p:g}", METHODS[method].title, *cells])
+    return table(["task", "p", "trained by", *(f"batch {batch}" for batch in batches), "by the other rule"], rows)
 
 
 def factors(results: Results, task: str) -> str:
@@ -149,13 +152,14 @@ def towers(results: Results, task: str) -> str:
 
 def missing(results: Results) -> str:
     """Cells of the plan that nobody has run."""
+    left = {}
+    for cell in (cell for task in TASKS for cell in plan(task)):
+        if cell.name not in results.known:
+            left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
     lines = []
-    for task in TASKS:
-        left = {}
-        for cell in plan(task):
-            if cell.task == task and cell.name not in results.known:
-                left.setdefault((cell.method, f"{cell.p:g}"), []).append(str(cell.seed))
-        lines += [f"- {task}: {method}, p {p}, seeds {', '.join(seeds)}" for (method, p), seeds in left.items()]
+    for (task, p), methods in sorted(left.items()):
+        names = [f"{method} ({', '.join(map(str, sorted(seeds)))})" for method, seeds in methods.items()]
+        lines.append(f"- {task}, p {p:g}, by method (and seed): {', '.join(names)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
 
 
