@@ -23,6 +23,7 @@ from data.transforms import MEAN, STD
 from madtp import config as configuration
 from madtp import engine, pictures
 from madtp.measure import CostMeter, device_of, to_device
+from madtp.survival import tokens_of
 from utils import UserError, prepare_output, write_atomic
 
 QUICK_DATA = "--train 256 --val 64 --test 64 --pairs 300".split()
@@ -250,7 +251,7 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
             ],
             images=[pictures.readable_image(batch[name][row], MEAN, STD) for name in names],
             kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
-            side=round((layers[0].entered - 1) ** 0.5),
+            side=round((tokens_of(layers[0].entered, 0) - 1) ** 0.5),
         )
         for row in range(min(SHOWN, size))
     ]
