@@ -101,9 +101,9 @@ ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exa
 DEMOS = {
     "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=3e-4")), "NLVR", ACCURACY, "output/demo"),
     "caption": Demo((CAPTION, halved(CAPTION, 3, 60, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
-    "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 60, "init_lr=3e-4")), "VQA", ACCURACY, "output/demo_vqa"),
+    "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(
-        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 2, 60, "init_lr=3e-4")),
+        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 2, 80, "init_lr=5e-4", "epoch_steps=200")),
         "RetrievalFlickr",
         RECALL,
         "output/demo_retrieval",
