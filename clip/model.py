@@ -18,6 +18,7 @@ from madtp.flops import TextShape, VisionShape
 from madtp.keep import Keep, keep_batch
 from madtp.layout import Rectangle
 from madtp.pruning import Kept
+from madtp.recompute import through
 from madtp.trace import Trace
 
 HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
@@ -60,9 +61,9 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, layout: Rectangle, causal: bool, scores: bool
+        self, x: Tensor, norm: nn.Module, layout: Rectangle, causal: bool, scores: bool
     ) -> tuple[Tensor, AttentionScores | None]:
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        projected = through(x, norm, lambda x: F.linear(x, self.in_proj_weight, self.in_proj_bias))
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
         output, attention_scores = layout.attend(query, key, value, causal=causal, scores=scores)
         return self.out_proj(output.transpose(1, 2).flatten(2)), attention_scores
@@ -92,9 +93,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
         protected = None if end is None else end.unsqueeze(1) - 1  # counted without the first token
         alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
-        attended, scores = self.attn(self.ln_1(x), layout, end is not None, scores=temperature > 0)
+        attended, scores = self.attn(x, self.ln_1, layout, end is not None, scores=temperature > 0)
         x, layout, kept = layout.prune(x + attended, scores, alignment, temperature, min_keep, protected)
-        return x + self.mlp(self.ln_2(x)), layout, aligned, kept
+        hidden = through(x, self.ln_2, self.mlp.c_fc)
+        return x + through(hidden, self.mlp.gelu, self.mlp.c_proj), layout, aligned, kept
 
 
 class Transformer(nn.Module):

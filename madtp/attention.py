@@ -64,25 +64,26 @@ def attend(
         if dropout > 0:
             output, sums, cls_row = _attend_whole(query, key, value, mask, dropout, counted)
         else:
-            attended = _path(query.device.type, query.dtype, torch.is_grad_enabled())
+            grad = torch.is_grad_enabled()
+            attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
             output, sums, cls_row = attended(query, key, value, mask, counted)
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
 
 
 @cache
-def _path(device: str, dtype: torch.dtype, grad: bool) -> Callable:
+def _inference_path(device: str, dtype: torch.dtype) -> Callable:
     """The kernels where they are fast, run and agree with the block-wise path on an example; else that path."""
-    if device != "cuda" or grad or dtype.itemsize > 2:  # tensor cores multiply halves only
-        return BlockwiseAttention.apply
+    if device != "cuda" or dtype.itemsize > 2:  # tensor cores multiply halves only
+        return BlockwiseAttention.forward
     try:
         from madtp.attention_kernel import attend_fused
 
         angles = torch.arange(2 * 3 * 80 * 16, device=device).view(2, 3, 80, 16)
         example = angles.sin().to(dtype), (2 * angles).cos().to(dtype), (3 * angles).sin().to(dtype), None, None
-        torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.apply(*example), rtol=0.05, atol=0.05)
+        torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.forward(*example), rtol=0.05, atol=0.05)
     except Exception as error:  # there is no telling what a missing or another compiler raises
         logger.warning("no Triton kernels, scores are made in blocks: %s", str(error).strip().partition("\n")[0])
-        return BlockwiseAttention.apply
+        return BlockwiseAttention.forward
     return attend_fused
 
 

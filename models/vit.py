@@ -14,6 +14,7 @@ from madtp.flops import VisionShape
 from madtp.keep import Keep, keep_batch
 from madtp.layout import Rectangle, Sequences
 from madtp.pruning import Kept
+from madtp.recompute import through
 from madtp.trace import Trace
 
 
@@ -26,8 +27,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Rectangle, scores: bool) -> tuple[Tensor, AttentionScores | None]:
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
+    def forward(
+        self, x: Tensor, norm: nn.Module, layout: Rectangle, scores: bool
+    ) -> tuple[Tensor, AttentionScores | None]:
+        projected = through(x, norm, self.qkv)
+        query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
         output, attention_scores = layout.attend(query, key, value, scores=scores)
         return self.proj(output.transpose(1, 2).flatten(2)), attention_scores
 
@@ -48,9 +52,10 @@ class Block(nn.Module):
         self, x: Tensor, layout: Rectangle, space_dict: Tensor | None, temperature: float, align: bool
     ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
         alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
-        attended, scores = self.attn(self.norm1(x), layout, scores=temperature > 0)
+        attended, scores = self.attn(x, self.norm1, layout, scores=temperature > 0)
         x, layout, kept = layout.prune(x + self.drop_path(attended), scores, alignment, temperature)
-        return x + self.drop_path(self.mlp(self.norm2(x))), layout, aligned, kept
+        hidden = through(x, self.norm2, self.mlp.fc1)
+        return x + self.drop_path(through(hidden, self.mlp.act, self.mlp.fc2)), layout, aligned, kept
 
 
 class VisionTransformer(nn.Module):

@@ -45,7 +45,7 @@ def kernels(monkeypatch):
     """`attend` with the kernels, whatever the device."""
     from madtp.attention_kernel import attend_fused
 
-    monkeypatch.setattr(attention, "_path", lambda *where: attend_fused)
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: attend_fused)
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def test_kernels_equal_blocks(kernels, monkeypatch, mask, counted, shape, dtype)
     *qkv, mask, counted = tensors
     exact = [tensor.double() for tensor in qkv]
     ours = flat(attend(*qkv, mask, scores=True, counted=counted))
-    monkeypatch.setattr(attention, "_path", lambda *where: BlockwiseAttention.apply)
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: BlockwiseAttention.forward)
     expected = flat(attend(*exact, mask, scores=True, counted=counted))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-3
     for mine, true in zip(ours, expected, strict=True):
@@ -72,20 +72,24 @@ def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, mo
     monkeypatch.setattr(attention_kernel, "QUERY_GROUP", 64)
     tensors = moved(*torch.randn(2, 150, 3, 2, 16, generator=torch.Generator().manual_seed(0)).permute(2, 0, 3, 1, 4))
     ours = flat(attend(*tensors, scores=True))
-    monkeypatch.setattr(attention, "_path", lambda *where: BlockwiseAttention.apply)
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: BlockwiseAttention.forward)
     torch.testing.assert_close(ours, flat(attend(*tensors, scores=True)), rtol=1e-5, atol=1e-5)
 
 
-def test_the_kernels_run_where_they_are_fast(monkeypatch):
-    choose = attention._path.__wrapped__
-    assert choose("cpu", torch.bfloat16, False) == BlockwiseAttention.apply
-    assert choose("cuda", torch.bfloat16, True) == BlockwiseAttention.apply
-    assert choose("cuda", torch.float32, False) == BlockwiseAttention.apply
+def test_the_kernels_run_where_they_are_fast():
+    choose = attention._inference_path.__wrapped__
+    assert choose("cpu", torch.bfloat16) is BlockwiseAttention.forward
+    assert choose("cuda", torch.float32) is BlockwiseAttention.forward
+
+
+def test_training_takes_no_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "_inference_path", None)
+    attend(*inputs(1, 2, 5, 4), scores=True)
 
 
 def test_what_keeps_the_kernels_from_running_is_said_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "madtp.attention_kernel", None)
-    assert attention._path.__wrapped__("cuda", torch.bfloat16, False) == BlockwiseAttention.apply
+    assert attention._inference_path.__wrapped__("cuda", torch.bfloat16) is BlockwiseAttention.forward
     assert "scores are made in blocks" in caplog.text
 
 

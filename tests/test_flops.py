@@ -12,7 +12,6 @@ from torch import nn
 
 from clip.model import CLIP, Sizes
 from madtp import flops, pruning
-from madtp.attention_blocks import BlockwiseAttention
 from madtp.trace import Trace
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
@@ -59,11 +58,10 @@ def count(monkeypatch):
         return logits.softmax(dim=-1) @ value
 
     monkeypatch.setattr(pruning, "threshold", recorded)
-    # Nor does it look into a function with a backward pass of its own.
-    monkeypatch.setattr(BlockwiseAttention, "apply", BlockwiseAttention.forward)
     # fvcore counts nothing for fused attention.
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention_by_its_map)
 
+    @torch.no_grad()  # nor does it look into what has a backward pass of its own
     def counted(model, run, *inputs):
         trace = Trace()
         run(model, *inputs, trace)
