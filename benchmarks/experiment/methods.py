@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, unguided
-from madtp.layout import RECTANGLE, Keep, Rectangle, Sequences, keep_batch, keep_sample
+from madtp.keep import Keep, keep_batch, keep_sample
+from madtp.layout import RECTANGLE, Rectangle, Sequences
 
 TOWERS = ("image", "text")
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.attention import AttentionScores
-from madtp.layout import Keep, Rectangle, Sequences
+from madtp.keep import Keep
+from madtp.layout import Rectangle, Sequences
 from madtp.pruning import Kept, assess, merge, merge_weights, select, threshold
 
 Judge = Callable[[AttentionScores, Tensor, float], tuple[Tensor, Tensor]]
