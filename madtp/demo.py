@@ -142,14 +142,16 @@ def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
     data = f"{folder}/data" if quick else "datasets/demo"
     commands = [("make the pictures", ["-m", "data.demo", "--out", data, *(QUICK_DATA if quick else [])], 15)]
     commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
-    started, expected, total = time.perf_counter(), 0.0, sum(seconds for _, _, seconds in commands)
+    left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
     for number, (title, arguments, seconds) in enumerate(commands, start=1):
-        elapsed = time.perf_counter() - started
-        left = (total - expected) * (elapsed / expected if expected else 1.0)
-        about = "" if quick else f" - about {left / 60:.1f} min to go"
+        pace = taken / expected if expected else 1.0
+        about = "" if quick else f" - about {left * pace / 60:.1f} min to go"
         print(f"\n=== {number}/{len(commands)} {title}{about}\n$ python {shlex.join(arguments)}", flush=True)
+        begun = time.perf_counter()
         subprocess.run([sys.executable, *arguments], check=True)
-        expected += seconds
+        left -= seconds
+        if number > 1:  # the pictures may have been there already, which says nothing about the machine
+            taken, expected = taken + time.perf_counter() - begun, expected + seconds
 
 
 def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
