@@ -235,7 +235,7 @@ def paired_speed(*runs: tuple[engine.Run, torch.nn.Module, float]) -> list[float
 
 @torch.inference_mode()
 def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
-    """The first test samples with what both models say, and the patches that the compressed one keeps."""
+    """Some test samples with what both models say, and the patches that the compressed one keeps."""
     (run, model, temperature), batch = compressed, next(iter(compressed[0].loaders["test"]))
     names = [name for name in ("image", "image0", "image1") if name in batch]
     meter = CostMeter(lambda trace: 0.0)
@@ -255,7 +255,7 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
             kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
             side=round((tokens_of(layers[0].entered, 0) - 1) ** 0.5),
         )
-        for row in range(min(SHOWN, size))
+        for row in range(0, size, max(1, size // SHOWN))[:SHOWN]  # neighbours may share an image
     ]
 
 
