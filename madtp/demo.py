@@ -100,7 +100,7 @@ CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "confi
 ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
 DEMOS = {
     "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=3e-4")), "NLVR", ACCURACY, "output/demo"),
-    "caption": Demo((CAPTION, halved(CAPTION, 3, 60, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
+    "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
     "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(
         (CAPTION, RETRIEVAL, halved(RETRIEVAL, 2, 80, "init_lr=5e-4", "epoch_steps=200")),
@@ -142,14 +142,16 @@ def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
     data = f"{folder}/data" if quick else "datasets/demo"
     commands = [("make the pictures", ["-m", "data.demo", "--out", data, *(QUICK_DATA if quick else [])], 15)]
     commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
-    started, expected, total = time.perf_counter(), 0.0, sum(seconds for _, _, seconds in commands)
+    left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
     for number, (title, arguments, seconds) in enumerate(commands, start=1):
-        elapsed = time.perf_counter() - started
-        left = (total - expected) * (elapsed / expected if expected else 1.0)
-        about = "" if quick else f" - about {left / 60:.1f} min to go"
+        pace = taken / expected if expected else 1.0
+        about = "" if quick else f" - about {left * pace / 60:.1f} min to go"
         print(f"\n=== {number}/{len(commands)} {title}{about}\n$ python {shlex.join(arguments)}", flush=True)
+        begun = time.perf_counter()
         subprocess.run([sys.executable, *arguments], check=True)
-        expected += seconds
+        left -= seconds
+        if number > 1:  # the pictures may have been there already, which says nothing about the machine
+            taken, expected = taken + time.perf_counter() - begun, expected + seconds
 
 
 def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
@@ -233,7 +235,7 @@ def paired_speed(*runs: tuple[engine.Run, torch.nn.Module, float]) -> list[float
 
 @torch.inference_mode()
 def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
-    """The first test samples with what both models say, and the patches that the compressed one keeps."""
+    """Some test samples with what both models say, and the patches that the compressed one keeps."""
     (run, model, temperature), batch = compressed, next(iter(compressed[0].loaders["test"]))
     names = [name for name in ("image", "image0", "image1") if name in batch]
     meter = CostMeter(lambda trace: 0.0)
@@ -253,7 +255,7 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
             kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
             side=round((tokens_of(layers[0].entered, 0) - 1) ** 0.5),
         )
-        for row in range(min(SHOWN, size))
+        for row in range(0, size, max(1, size // SHOWN))[:SHOWN]  # neighbours may share an image
     ]
 
 
