@@ -10,14 +10,20 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.experiment import plots
-from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, OTHER_RULE, SCORE, TASKS, TOWERS
-from benchmarks.experiment.ledger import ABLATED_AT, finished, plan
+from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, SCORE, TASKS, TOWERS
+from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, finished, plan
 from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
 PLACE = re.compile(r"\{(\w+)((?: [\w.]+)*)\}")
 REFERENCE = "madtp"
+KEPT = {
+    "madtp": ("image and text", "`batch`"),
+    "sample": ("image and text", "`sample`"),
+    "image": ("image", "`batch`"),
+    "sample_image": ("image", "`sample`"),
+}  # what is pruned, and by which rule
 
 
 class Results:
@@ -119,15 +125,16 @@ def keep(results: Results, *tasks: str) -> str:
     batches = sorted([BATCH, *BATCHES])
     rows = []
     for task in tasks:
-        for p, method in product(results.ratios(task), OTHER_RULE):
+        for p, method in product(results.ratios(task), KEPT):
             if records := results.of(task, method, p):
                 crossed = [record["crossed"] for record in records.values()]
                 cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
                 cells.append(
                     f"{spread([one['score'] for one in crossed])} @ {mean(one['percent'] for one in crossed):.1f}"
                 )
-                rows.append([task, f"{p:g}", METHODS[method].title, *cells])
-    return table(["task", "p", "trained by", *(f"batch {batch}" for batch in batches), "by the other rule"], rows)
+                rows.append([task, f"{p:g}", *KEPT[method], *cells])
+    head = ["task", "p", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
+    return table(head, rows)
 
 
 def factors(results: Results, task: str) -> str:
@@ -158,9 +165,14 @@ def missing(results: Results) -> str:
             left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
     lines = []
     for (task, p), methods in sorted(left.items()):
-        names = [f"{method} ({', '.join(map(str, sorted(seeds)))})" for method, seeds in methods.items()]
-        lines.append(f"- {task}, p {p:g}, by method (and seed): {', '.join(names)}")
+        names = [method + seeds_in_brackets(seeds) for method, seeds in methods.items()]
+        lines.append(f"- {task}, p {p:g}: {', '.join(names)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
+
+
+def seeds_in_brackets(seeds: set[int]) -> str:
+    """Names the seeds unless they are all there are."""
+    return "" if seeds == set(SEEDS) else f" (seed {', '.join(map(str, sorted(seeds)))})"
 
 
 def machines(results: Results) -> str:
