@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.experiment import __main__ as driver
-from benchmarks.experiment import cells, report
+from benchmarks.experiment import cells, report, results, running
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, merge_alike, unguided
 from madtp.attention import AttentionScores
 from madtp.layout import RECTANGLE
@@ -127,7 +127,7 @@ def test_a_tower_can_be_left_alone_and_pays_for_nothing():
     with torch.no_grad():
         model(images(6), STATEMENTS, temperature=30.0, train=False, trace=trace)
     assert {row.left for row in trace.layers["image"]} == {17} and trace.layers["text"][-1].left < 10
-    rows = cells.charged(trace, ("text",)).layers
+    rows = running.charged(trace, ("text",)).layers
     assert [row.scored for row in rows["image"]] == [False] * 3 and all(row.scored for row in rows["text"])
     assert [row.left for row in rows["image"]] == [row.left for row in trace.layers["image"]]
 
@@ -137,13 +137,13 @@ def small(tmp_path_factory):
     """The experiment in miniature: its folders, and what runs it."""
     folder = tmp_path_factory.mktemp("experiment")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "DATA", "--train 50 --val 50 --test 50 --pairs 54 --objects 2 --grid 7".split())
+        patch.setattr(running, "DATA", "--train 50 --val 50 --test 50 --pairs 54 --objects 2 --grid 7".split())
         sizes = "vit={embed_dim: 96, depth: 2, num_heads: 3, patch_size: 12}"
         patch.setattr(cells, "MODEL", (sizes, "batch_size_train=8"))
         patch.setattr(cells, "DENSE_TRAINING", dict.fromkeys(cells.TASKS, ("max_epoch=1", "epoch_steps=2")))
-        patch.setattr(cells, "EPOCHS", 2)
+        patch.setattr(running, "EPOCHS", 2)
         patch.setattr(cells, "FINE_TUNING", ("max_epoch=2", "epoch_steps=2", "init_lr=3e-4", "ramp=0"))
-        patch.setattr(cells, "BATCHES", (25,))
+        patch.setattr(running, "BATCHES", (25,))
         paths = {name: folder / name for name in ("data", "output", "results")}
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
 
@@ -217,10 +217,10 @@ def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(tmp
         for s, v in enumerate(values)
     ]
     (tmp_path / "nlvr.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    results = report.Results(tmp_path, tmp_path)
-    assert report.score(results, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
-    assert report.gap(results, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
-    assert report.gap(results, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
+    found = results.Results(tmp_path, tmp_path)
+    assert report.score(found, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
+    assert report.gap(found, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
+    assert report.gap(found, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
 
 
 @pytest.mark.parametrize("task", cells.TASKS)

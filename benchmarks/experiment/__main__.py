@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.experiment.cells import TASKS, Cell, Places, compare, train_dense
+from benchmarks.experiment.cells import TASKS, Cell, Places
 from benchmarks.experiment.ledger import RATIOS, SEEDS, add, claimed, finished, plan
 from benchmarks.experiment.methods import METHODS
 from benchmarks.experiment.report import write_report
+from benchmarks.experiment.running import compare, train_dense
 from utils import UserError
 
 logger = logging.getLogger("experiment")

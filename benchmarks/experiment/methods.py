@@ -67,6 +67,12 @@ ABLATED = {
     "k100": Method("100 learnable tokens", keep_batch, learnable=100),
     "image": Method("image pruned alone", by_tower(MADTP, WHOLE), guided=("image",)),
     "sample_image": Method("image pruned alone, kept per sample", sample_image, guided=("image",)),
+    "unguided_image": Method(
+        "image pruned alone, without guidance",
+        by_tower(always(Pruning(unguided)), WHOLE),
+        guided=(),
+        similarity=False,
+    ),
     "text": Method("text pruned alone", by_tower(WHOLE, MADTP), guided=("text",)),
 }
 METHODS = COMPARED | ABLATED

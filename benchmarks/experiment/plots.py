@@ -8,8 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.experiment.cells import BATCH
 from benchmarks.experiment.methods import COMPARED
+from benchmarks.experiment.results import final
 
 # The paper's accuracies on NLVR2's test split by percent of dense GFLOPs; some are read off its figure.
 PAPER = {100.0: 83.1, 69.8: 83.2, 49.9: 82.9, 39.9: 82.4, 30.0: 81.2, 20.0: 79.2}
@@ -24,9 +24,9 @@ SHOWN_AT = 0.5
 def accuracy(results, path: Path, task: str) -> str:
     """Score against cost, fine-tuned and not, and how far from dense the paper and we come."""
     figure, (tuned, untuned, change) = plt.subplots(1, 3, figsize=(14, 5))
-    dense = {seed: usual(record)["score"] for seed, record in results.of(task, "dense", 0.0).items()}
+    dense = {seed: final(record)["score"] for seed, record in results.of(task, "dense", 0.0).items()}
     for axis, title, pick in (
-        (tuned, "fine-tuned", usual),
+        (tuned, "fine-tuned", final),
         (untuned, "not fine-tuned", lambda record: record["untuned"]),
     ):
         for name in COMPARED:
@@ -37,7 +37,7 @@ def accuracy(results, path: Path, task: str) -> str:
     for name in ("madtp", "sample"):
         found = [results.of(task, name, p) for p in results.ratios(task)]
         lost = [
-            [{**usual(record), "score": usual(record)["score"] - dense[seed]} for seed, record in records.items()]
+            [{**final(record), "score": final(record)["score"] - dense[seed]} for seed, record in records.items()]
             for records in found
         ]
         draw(change, lost, **LOOKS[name])
@@ -54,7 +54,7 @@ def tokens(results, path: Path, task: str) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8))
     for axis, tower in zip(axes, ("image", "text"), strict=True):
         for name, p, look in [("dense", 0.0, DENSE), *((name, SHOWN_AT, LOOKS[name]) for name in COMPARED)]:
-            found = [usual(record)["tokens"].get(tower) for record in results.of(task, name, p).values()]
+            found = [final(record)["tokens"].get(tower) for record in results.of(task, name, p).values()]
             if any(found):
                 left = [mean(layer) for layer in zip(*found, strict=True)]
                 axis.plot(range(1, len(left) + 1), left, **look)
@@ -62,11 +62,6 @@ def tokens(results, path: Path, task: str) -> str:
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
     return finish(figure, path, f"{task}: tokens left after each layer")
-
-
-def usual(record: dict) -> dict:
-    """The scores at the usual batch size."""
-    return record["scores"][str(BATCH)]
 
 
 def draw(axis, points: list[list[dict]], **look) -> None:

@@ -4,44 +4,27 @@ In the template `{name argument ...}` stands for what the function `name` below 
 """
 
 import re
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from benchmarks.experiment import plots
-from benchmarks.experiment.cells import BATCH, BATCHES, FACTORS, OTHER_RULE, SCORE, TASKS, TOWERS
-from benchmarks.experiment.ledger import ABLATED_AT, finished, plan
-from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS
+from benchmarks.experiment.cells import BATCH, TASKS
+from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
+from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS, TOWERS
+from benchmarks.experiment.results import Results, costs, final, scores, speed, spread, table
+from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
 PLACE = re.compile(r"\{(\w+)((?: [\w.]+)*)\}")
 REFERENCE = "madtp"
-
-
-class Results:
-    """What is known, by cell.
-
-    Args:
-        folder: of the JSON lines.
-        pictures: folder for the plots.
-    """
-
-    def __init__(self, folder: Path, pictures: Path):
-        self.known, self.pictures = finished(folder), pictures
-
-    def of(self, task: str, method: str, p: float) -> dict[int, dict]:
-        """The records of a method that reached this cost, by seed."""
-        return {
-            record["seed"]: record
-            for record in self.known.values()
-            if (record["task"], record["method"], record["p"]) == (task, method, p) and "scores" in record
-        }
-
-    def ratios(self, task: str) -> list[float]:
-        """The p of which there is anything."""
-        return sorted({record["p"] for record in self.known.values() if record["task"] == task and record["p"]})
+KEPT = {
+    "madtp": ("image and text", "`batch`"),
+    "sample": ("image and text", "`sample`"),
+    "image": ("image", "`batch`"),
+    "sample_image": ("image", "`sample`"),
+}  # what is pruned, and by which rule
 
 
 def write_report(results: Path, docs: Path) -> None:
@@ -119,15 +102,16 @@ def keep(results: Results, *tasks: str) -> str:
     batches = sorted([BATCH, *BATCHES])
     rows = []
     for task in tasks:
-        for p, method in product(results.ratios(task), OTHER_RULE):
+        for p, method in product(results.ratios(task), KEPT):
             if records := results.of(task, method, p):
                 crossed = [record["crossed"] for record in records.values()]
                 cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
                 cells.append(
                     f"{spread([one['score'] for one in crossed])} @ {mean(one['percent'] for one in crossed):.1f}"
                 )
-                rows.append([task, f"{p:g}", METHODS[method].title, *cells])
-    return table(["task", "p", "trained by", *(f"batch {batch}" for batch in batches), "by the other rule"], rows)
+                rows.append([task, f"{p:g}", *KEPT[method], *cells])
+    head = ["task", "p", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
+    return table(head, rows)
 
 
 def factors(results: Results, task: str) -> str:
@@ -158,9 +142,14 @@ def missing(results: Results) -> str:
             left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
     lines = []
     for (task, p), methods in sorted(left.items()):
-        names = [f"{method} ({', '.join(map(str, sorted(seeds)))})" for method, seeds in methods.items()]
-        lines.append(f"- {task}, p {p:g}, by method (and seed): {', '.join(names)}")
+        names = [method + seeds_in_brackets(seeds) for method, seeds in methods.items()]
+        lines.append(f"- {task}, p {p:g}: {', '.join(names)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
+
+
+def seeds_in_brackets(seeds: set[int]) -> str:
+    """Names the seeds unless they are all there are."""
+    return "" if seeds == set(SEEDS) else f" (seed {', '.join(map(str, sorted(seeds)))})"
 
 
 def machines(results: Results) -> str:
@@ -182,39 +171,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
     file = f"{'_'.join([name, *arguments])}.png"
     title = plots.PLOTS[name](results, results.pictures / file, *arguments)
     return f"![{title}](results/{file})"
-
-
-def final(record: dict) -> dict:
-    """The scores at the usual batch size."""
-    return record["scores"][str(BATCH)]
-
-
-def scores(records: dict[int, dict], batch: int = BATCH) -> str:
-    """Mean and spread of the scores."""
-    return spread([record["scores"][str(batch)]["score"] for record in records.values()])
-
-
-def costs(records: dict[int, dict], batch: int = BATCH) -> str:
-    """Mean cost in percent of dense."""
-    return f"{mean(record['scores'][str(batch)]['percent'] for record in records.values()):.1f}"
-
-
-def speed(records: dict[int, dict]) -> str:
-    """Mean samples per second."""
-    return f"{mean(final(record)['samples_per_second'] for record in records.values()):.0f}" if records else ""
-
-
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation over the seeds."""
-    if not values:
-        return "not run"
-    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.1f}{deviation}".replace("-", "−")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}

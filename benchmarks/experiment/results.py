@@ -1,0 +1,65 @@
+"""What the results say of a method at a cost: means and spreads over the seeds, as text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks.experiment.cells import BATCH
+from benchmarks.experiment.ledger import finished
+
+
+class Results:
+    """What is known, by cell.
+
+    Args:
+        folder: of the JSON lines.
+        pictures: folder for the plots.
+    """
+
+    def __init__(self, folder: Path, pictures: Path):
+        self.known, self.pictures = finished(folder), pictures
+
+    def of(self, task: str, method: str, p: float) -> dict[int, dict]:
+        """The records of a method that reached this cost, by seed."""
+        return {
+            record["seed"]: record
+            for record in self.known.values()
+            if (record["task"], record["method"], record["p"]) == (task, method, p) and "scores" in record
+        }
+
+    def ratios(self, task: str) -> list[float]:
+        """The p of which there is anything."""
+        return sorted({record["p"] for record in self.known.values() if record["task"] == task and record["p"]})
+
+
+def final(record: dict) -> dict:
+    """The scores at the usual batch size."""
+    return record["scores"][str(BATCH)]
+
+
+def scores(records: dict[int, dict], batch: int = BATCH) -> str:
+    """Mean and spread of the scores."""
+    return spread([record["scores"][str(batch)]["score"] for record in records.values()])
+
+
+def costs(records: dict[int, dict], batch: int = BATCH) -> str:
+    """Mean cost in percent of dense."""
+    return f"{mean(record['scores'][str(batch)]['percent'] for record in records.values()):.1f}"
+
+
+def speed(records: dict[int, dict]) -> str:
+    """Mean samples per second."""
+    return f"{mean(final(record)['samples_per_second'] for record in records.values()):.0f}" if records else ""
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation over the seeds."""
+    if not values:
+        return "not run"
+    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{deviation}".replace("-", "−")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
