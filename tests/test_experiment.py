@@ -3,12 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks.experiment import __main__ as driver
 from benchmarks.experiment import cells, report, results, running
+from benchmarks.experiment.methods import METHODS
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, merge_alike, unguided
 from madtp.attention import AttentionScores
 from madtp.layout import RECTANGLE
@@ -18,6 +20,7 @@ from models.blip_nlvr import blip_nlvr
 from tests.tiny import STATEMENTS, build, images
 
 SAMPLES, TOKENS, WIDTH, LEARNABLE = 4, 24, 8, 5
+KNOB = 1e9  # at which every method drops as much as it can
 
 
 @pytest.fixture
@@ -232,3 +235,20 @@ def test_every_cell_comes_once_and_after_the_one_it_starts_from(task):
     assert {cell.p for cell in planned if cell.method == "self"} == {0.5}
     asked = driver.plan(task, ["self"], [0.3], [2])
     assert asked[-1] == cells.Cell(task, 2, "self", 0.3) and all(cell.method == "dense" for cell in asked[:-1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_infers_with_fewer_tokens(name):
+    model = build(blip_nlvr)
+    model.keep = METHODS[name].keep
+    losses = model(images(6), STATEMENTS, torch.tensor([0, 1, 1]), temperature=KNOB)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    trace = Trace()
+    with torch.no_grad():
+        logits = model(images(6), STATEMENTS, temperature=KNOB, train=False, trace=trace)
+    left = {tower: np.mean(rows[-1].left) / np.mean(rows[0].entered) for tower, rows in trace.layers.items()}
+    assert logits.shape == (3, 2) and logits.isfinite().all()
+    whole = {"tome": "text", "static_image": "text", "image": "text", "sample_image": "text", "unguided_image": "text"}
+    for tower, share in left.items():
+        assert share == 1 if {**whole, "text": "image"}.get(name) == tower else share < 1
