@@ -194,16 +194,16 @@ def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small,
 
 def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, capsys):
     words = tmp_path / "words.md"
-    words.write_text(
-        "{score caption madtp 0.2} of {score caption dense}\n{compared caption 0.2}\n{plot tokens caption}\n"
-    )
+    blocks = ["compared caption 0.2", "compared caption 0.9", "missing", "plot tokens caption"]
+    words.write_text("\n".join(["{score caption madtp 0.2} of {score caption dense}", *(f"{{{b}}}" for b in blocks)]))
     monkeypatch.setattr(report, "WORDS", words)
     assert small.run("--report", str(tmp_path)) == 0
     text = (tmp_path / "results.md").read_text()
     records = {record["name"]: record for record in lines(small)}
     wanted = records["caption-1-madtp-0.2"]["scores"]["32"]
     assert text.startswith(f"{wanted['score']:.1f} of ") and f"| MADTP | {wanted['percent']:.1f} |" in text
-    assert "| random | not run |" in text and (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
+    assert "| MADTP | out of reach |" in text and "| random |" not in text and "- caption, p 0.3: madtp, sample" in text
+    assert (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
     words.write_text("{nonsense caption}")
     assert small.run("--report", str(tmp_path)) == 2 and "{nonsense caption} is none of" in capsys.readouterr().err
 

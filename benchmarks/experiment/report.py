@@ -4,6 +4,7 @@ In the template `{name argument ...}` stands for what the function `name` below 
 """
 
 import re
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -48,41 +49,31 @@ def write_report(results: Path, docs: Path) -> None:
 
 
 def compared(results: Results, task: str, p: str) -> str:
-    """Every method at one cost."""
+    """Every method at one cost, as far as it was run."""
     dense = results.of(task, "dense", 0.0)
-    rows = [["dense", "100", scores(dense), "", "", speed(dense)]]
-    for name, method in COMPARED.items():
-        rows.append([method.title, *line(results, task, name, float(p))])
+    rows = [["dense", "100", scores(dense), "", "", speed(dense)], *lines(results, task, COMPARED, float(p))]
     head = ["method", "% of dense GFLOPs", METRIC[task], "against MADTP", "not fine-tuned", "samples/s"]
     return table(head, rows)
 
 
 def ablations(results: Results, task: str) -> str:
-    """MADTP with parts replaced, at one cost."""
-    names = [REFERENCE, *ABLATED]
-    rows = [[METHODS[name].title, *line(results, task, name, ABLATED_AT)[:-1]] for name in names]
+    """MADTP with parts replaced, at one cost, as far as it was run."""
+    rows = [row[:-1] for row in lines(results, task, [REFERENCE, *ABLATED], ABLATED_AT)]
     return table(["", "% of dense GFLOPs", METRIC[task], "against MADTP", "not fine-tuned"], rows)
 
 
-def line(results: Results, task: str, method: str, p: float) -> list[str]:
-    """Cost, score, difference to MADTP, score without fine-tuning, and speed of a method."""
-    records = results.of(task, method, p)
-    if not records:
-        return [unreached(results, task, method, p), "", "", "", ""]
-    against = "" if method == REFERENCE or not results.of(task, REFERENCE, p) else gap(results, task, method, str(p))
-    return [
-        costs(records),
-        scores(records),
-        against,
-        spread([r["untuned"]["score"] for r in records.values()]),
-        speed(records),
-    ]
-
-
-def unreached(results: Results, task: str, method: str, p: float) -> str:
-    """Why there is no score."""
-    tried = [r for r in results.known.values() if (r["task"], r["method"], r["p"]) == (task, method, p)]
-    return "out of reach" if tried else "not run"
+def lines(results: Results, task: str, methods: Iterable[str], p: float) -> list[list[str]]:
+    """Title, cost, score, difference to MADTP, score without fine-tuning, and speed of methods."""
+    rows = []
+    for method in methods:
+        title, records = METHODS[method].title, results.of(task, method, p)
+        if records:
+            against = gap(results, task, method, str(p)) if method != REFERENCE else ""
+            plain = untuned(results, task, method, str(p))
+            rows.append([title, costs(records), scores(records), against, plain, speed(records)])
+        elif results.tried(task, method, p):
+            rows.append([title, "out of reach", "", "", "", ""])
+    return rows
 
 
 def gap(results: Results, task: str, method: str, p: str, other: str = REFERENCE) -> str:
@@ -95,6 +86,11 @@ def gap(results: Results, task: str, method: str, p: str, other: str = REFERENCE
 def score(results: Results, task: str, method: str, p: str = "0", batch: str = str(BATCH)) -> str:
     """The score of a method at one cost, by the evaluation's batch size."""
     return spread([r["scores"][batch]["score"] for r in results.of(task, method, float(p)).values()])
+
+
+def untuned(results: Results, task: str, method: str, p: str) -> str:
+    """The score of a method at one cost without fine-tuning."""
+    return spread([record["untuned"]["score"] for record in results.of(task, method, float(p)).values()])
 
 
 def keep(results: Results, *tasks: str) -> str:
@@ -176,5 +172,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
 BLOCKS = {
     function.__name__: function
-    for function in (compared, ablations, gap, score, keep, factors, towers, missing, machines, steps, plot)
+    for function in (compared, ablations, gap, score, untuned, keep, factors, towers, missing, machines, steps, plot)
 }
