@@ -41,11 +41,11 @@ def accuracy(results, path: Path, task: str) -> str:
             for records in found
         ]
         draw(change, lost, **LOOKS[name])
-    change.plot(PAPER.keys(), [value - PAPER[100.0] for value in PAPER.values()], "ks--", markersize=5)
-    change.annotate("the paper: BLIP, NLVR2", (45, 0.3), fontsize=8)
+    lost = [value - PAPER[100.0] for value in PAPER.values()]
+    change.plot(PAPER.keys(), lost, "ks--", markersize=5, label="the paper: MADTP, BLIP, NLVR2")
     change.set(title="change from dense", ylabel="points")
     for axis in (tuned, untuned, change):
-        axis.set(xlabel="% of the dense GFLOPs")
+        axis.set(xlabel="% of the dense GFLOPs", xlim=(15, 105))
     return finish(figure, path, f"{task}: score against cost")
 
 
@@ -85,8 +85,10 @@ def finish(figure, path: Path, title: str) -> str:
     """Puts a legend below all panels, saves the figure and returns its title."""
     for axis in figure.axes:
         axis.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=5, fontsize=9, frameon=False)
+    shown = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(shown.values(), shown.keys(), loc="lower center", ncol=5, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)

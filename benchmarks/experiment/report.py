@@ -18,7 +18,7 @@ from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
-PLACE = re.compile(r"\{(\w+)((?: [\w.]+)*)\}")
+PLACE = re.compile(r"\{(\w+)((?:\s+[\w.]+)*)\}")
 REFERENCE = "madtp"
 KEPT = {
     "madtp": ("image and text", "`batch`"),
