@@ -184,9 +184,7 @@ def report(demo: Demo, folder: Path, quick: bool) -> None:
     dense, compressed = (load(demo, stage, folder) for stage in demo.stages[-2:])
     metric, label = demo.metric
     split = dense[0].task.epoch_splits[-1]
-    results = [
-        run.task.evaluate(model, run.loaders[split], temperature) for run, model, temperature in (dense, compressed)
-    ]
+    results = [engine.evaluate(run, split, temperature) for run, _, temperature in (dense, compressed)]
     speeds = paired_speed(dense, compressed)
     header = f"{f'{split} split':12s} {label:>13s} {'GFLOPs':>9s} {'% of dense':>11s} {'T':>8s} {'samples/s':>10s}"
     rows = [header]
