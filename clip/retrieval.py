@@ -89,4 +89,5 @@ class ClipRetrieval(MomentumContrast, CLIP):
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """Token ids [B, L] on the model's device, long texts cut."""
-        return tokenize(captions, self.sizes.context_length, truncate=True).to(self.space_dict.device)
+        text = tokenize(captions, self.sizes.context_length, truncate=True)
+        return text.to(self.space_dict.device, non_blocking=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import BertTokenizer
+from transformers import BatchEncoding, BertTokenizer
 
 from madtp import checkpoint, generation
 from madtp.alignment import similarity_loss
@@ -81,9 +81,10 @@ class BlipBase(nn.Module):
         """Token ids and mask [B, L] on the model's device, the first token replaced by the mode's own."""
         encoded = self.tokenizer(
             list(texts), padding=padding, truncation=max_length is not None, max_length=max_length, return_tensors="pt"
-        ).to(self.space_dict.device)
+        )
         encoded.input_ids[:, 0] = self.tokenizer.convert_tokens_to_ids(first_token)
-        return encoded
+        device = self.space_dict.device  # which need not have done its work before it takes the text
+        return BatchEncoding({name: values.to(device, non_blocking=True) for name, values in encoded.items()})
 
 
 def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float = 0.0) -> VisionTransformer:

@@ -84,7 +84,8 @@ class BlipVQA(BlipBase):
 
     def _answer_loss(self, question: TextOutput, answers: list[str], n: Sequence[int], weights: Tensor) -> Tensor:
         """Decoding losses of the answers, weighted, summed and divided by the number of questions."""
-        owner = torch.arange(len(n)).repeat_interleave(torch.as_tensor(n, device="cpu")).to(weights.device)
+        owner = torch.arange(len(n)).repeat_interleave(torch.as_tensor(n, device="cpu"))
+        owner = owner.to(weights.device, non_blocking=True)
         encoded = self.encode_answers(answers)
         logits, _ = self.text_decoder(
             encoded.input_ids, encoded.attention_mask, states=question.states[owner], states_mask=question.mask[owner]
