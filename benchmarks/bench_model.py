@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.plain_attention import plain_attention
+from benchmarks.plain_attention import MAXIMA, plain_attention
 from benchmarks.timing import peak_memory, ratio, report, spread, take_turns
 from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
@@ -182,12 +182,12 @@ def settings(workload: Workload, ratios: list[float], sample: bool) -> list[dict
     return found
 
 
-def side(workload: Workload, setting: dict, train: bool) -> Callable[[], None]:
+def side(workload: Workload, setting: dict, train: bool, maximum: str) -> Callable[[], None]:
     """What is timed for a setting."""
 
     def work() -> None:
         workload.model.keep = rule(setting)
-        with plain_attention() if setting["name"] == "plain" else nullcontext():
+        with plain_attention(maximum) if setting["name"] == "plain" else nullcontext():
             (workload.step if train else workload.forward)(setting["temperature"])
 
     return work
@@ -198,12 +198,12 @@ def rule(setting: dict) -> Keep:
     return keep_sample if setting["name"] == "sample" else keep_batch
 
 
-def measure(workload: Workload, found: list[dict], rounds: int, train: bool) -> None:
+def measure(workload: Workload, found: list[dict], rounds: int, train: bool, maximum: str) -> None:
     """Adds time, memory and what follows from them to every setting."""
     if train:
         workload.prepare_training()
     device, size = str(workload.device), len(workload.batch["index"])
-    sides = {f"{setting['name']} {setting['p']:g}": side(workload, setting, train) for setting in found}
+    sides = {f"{setting['name']} {setting['p']:g}": side(workload, setting, train, maximum) for setting in found}
     times, fixed = take_turns(sides, rounds, device), workload.fixed()
     dense = next(iter(times.values()))
     for setting, (name, own) in zip(found, times.items(), strict=True):
@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--keep", choices=("batch", "sample"), default="batch", help="sample: time that rule too")
     parser.add_argument("--images", choices=("noise", "spread", "equal"), default="noise")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--plain", choices=MAXIMA, default="amax", help="how plain finds the largest weight of a head")
     parser.add_argument("--train", action="store_true", help="training steps instead of inference")
     for name, default in {"batch": 8, "rounds": 5, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
@@ -256,9 +257,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(args.task, args.batch, args.images, args.device, dtype, folder)
     found = settings(workload, args.p, args.keep == "sample")
-    measure(workload, found, args.rounds, args.train)
+    measure(workload, found, args.rounds, args.train, args.plain)
     print(table(found))
     setting = {"task": args.task, "train": args.train, "amp": args.amp, "batch": args.batch, "images": args.images}
+    setting |= {"plain": args.plain}
     report([setting | row for row in found], args.device, args.output)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from madtp import layout, packed
 from madtp.attention import AttentionScores
+
+MAXIMA = {"amax": lambda weights: weights.amax(dim=1), "max": lambda weights: weights.max(dim=1).values}  # over heads
 
 
 def plain_attend(
@@ -20,15 +23,16 @@ def plain_attend(
     scores: bool = False,
     dropout: float = 0.0,
     counted: Tensor | None = None,
+    maximum: str = "amax",
 ) -> tuple[Tensor, AttentionScores | None]:
-    """The contract of `madtp.attention.attend`."""
+    """The contract of `madtp.attention.attend`; `maximum` is a key of `MAXIMA`."""
     if not scores:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         weights = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
         output = F.dropout(weights, dropout) @ value
-        largest = weights[:, :, 1:, 1:].amax(dim=1).float()
+        largest = MAXIMA[maximum](weights[:, :, 1:, 1:]).float()
         if counted is not None:
             largest = largest * counted[:, 1:, None]
         norms = output[:, :, 1:].float().norm(dim=-1)
@@ -37,7 +41,8 @@ def plain_attend(
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def plain_attention(maximum: str = "amax") -> Iterator[None]:
     """Within it every layout of tokens attends plainly."""
-    with mock.patch.object(layout, "attend", plain_attend), mock.patch.object(packed, "attend", plain_attend):
+    plain = partial(plain_attend, maximum=maximum)
+    with mock.patch.object(layout, "attend", plain), mock.patch.object(packed, "attend", plain):
         yield
