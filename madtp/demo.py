@@ -99,7 +99,7 @@ CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "confi
 
 ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
 DEMOS = {
-    "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=3e-4")), "NLVR", ACCURACY, "output/demo"),
+    "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=7e-4")), "NLVR", ACCURACY, "output/demo"),
     "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
     "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(
