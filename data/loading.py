@@ -3,8 +3,10 @@
 An augmented sample depends on the seed, the epoch and its index alone, not on workers, processes or resumption.
 """
 
+import atexit
 import random
 import signal
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +17,8 @@ from data.files import BadImage
 from utils import UserError
 
 REPLACEMENTS = 10  # tried for a sample with a bad image
+
+_at_work = weakref.WeakSet()  # passes over loaders whose workers are alive
 
 
 class BatchSampler:
@@ -115,9 +119,13 @@ class Loader(DataLoader):
     """A DataLoader that raises, in this process, the `UserError` that a worker met."""
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        if self.num_workers:
+            _at_work.add(batches)
+            atexit.unregister(_end_workers)
+            atexit.register(_end_workers)  # anew: what is registered last comes first, before PyTorch waits for them
+        for batch in batches:
             if isinstance(batch, UserError):
-                self._iterator = None  # ends persistent workers now: at exit each would be waited for in vain
                 raise batch
             yield batch
 
@@ -180,6 +188,12 @@ def _ignore_signals(worker: int) -> None:
     """Lets a worker go on when a terminal or SLURM signals everyone: its process saves first, and then ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Ends the workers when a crash ends their process: PyTorch would ask by a signal, which they ignore, and wait."""
+    for batches in list(_at_work):
+        batches._shutdown_workers()
 
 
 def _mix(*numbers: int) -> int:

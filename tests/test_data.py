@@ -1,4 +1,4 @@
-"""Data sets and loaders: what a batch holds, which samples it holds, and what a mistake in the files says."""
+"""Data sets: what a sample holds, which random numbers it depends on, and what a mistake in the files says."""
 
 import json
 import random
@@ -13,7 +13,6 @@ from PIL import Image
 
 from data import create_dataset, create_loader
 from data.files import decode_image, read_image
-from data.loading import BatchSampler
 from data.nlvr_dataset import NLVREvaluation, NLVRTrain, mirror
 from data.transforms import evaluation_transform
 from data.vqa_dataset import weigh_answers
@@ -68,58 +67,6 @@ def config(tmp_path):
         "inference": "rank",
         "augment": True,
     }
-
-
-# Which samples.
-
-sizes = st.integers(1, 60)
-
-
-@given(size=sizes, batch=st.integers(1, 9), world=st.integers(1, 5), epoch=st.integers(0, 3))
-def test_evaluation_covers_every_sample_once_in_the_same_batches(size, batch, world, epoch):
-    alone = [[n for n in range(size)][start : start + batch] for start in range(0, size, batch)]
-    dealt = []
-    for rank in range(world):
-        sampler = BatchSampler(size, batch, train=False, rank=rank, world=world)
-        sampler.set_epoch(epoch)
-        own = [[index for _, index in one] for one in sampler]
-        assert len(own) == len(sampler) and own == alone[rank::world]
-        dealt += own
-    assert sorted(sum(dealt, [])) == list(range(size))
-
-
-@given(size=sizes, batch=st.integers(1, 9), world=st.integers(1, 5), seed=st.integers(0, 2**40), data=st.data())
-def test_training_takes_equal_steps_and_resumes(size, batch, world, seed, data):
-    if size < batch * world:
-        with pytest.raises(UserError, match=str(size)):
-            BatchSampler(size, batch, train=True, world=world)
-        return
-    epoch, start = data.draw(st.integers(0, 5)), data.draw(st.integers(0, size // (batch * world)))
-    seen = []
-    for rank in range(world):
-        sampler = BatchSampler(size, batch, True, seed, rank, world)
-        sampler.set_epoch(epoch)
-        whole = list(sampler)
-        assert len(whole) == len(sampler) == size // (batch * world)
-        assert all(len(one) == batch and {of for of, _ in one} == {epoch} for one in whole)
-        sampler.set_epoch(epoch, start)
-        assert list(sampler) == whole[start:]
-        short = BatchSampler(size, batch, True, seed, rank, world, steps=3)
-        short.set_epoch(epoch, min(start, 3))
-        assert len(short) == len(whole[:3]) and list(short) == whole[min(start, 3) : 3]
-        seen += [index for one in whole for _, index in one]
-    assert len(set(seen)) == len(seen)
-
-
-def test_every_epoch_has_an_order_of_its_own():
-    sampler = BatchSampler(100, 10, train=True, seed=1)
-    orders = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        orders.append([index for batch in sampler for _, index in batch])
-        assert sorted(orders[-1]) == list(range(100)) != orders[-1]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert [index for batch in BatchSampler(100, 10, train=True, seed=2) for _, index in batch] != orders[0]
 
 
 # Which random numbers.

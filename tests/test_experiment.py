@@ -149,6 +149,8 @@ def small(tmp_path_factory):
         patch.setattr(running, "BATCHES", (25,))
         paths = {name: folder / name for name in ("data", "output", "results")}
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        paths["results"].mkdir()
+        (paths["results"] / "speed_decoding.jsonl").write_text('{"task": "caption"}\n')  # results of something else
 
         def run(*arguments):
             return driver.main([*flags, "--seeds", "1", *arguments])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.experiment.cells import DEPTH, Cell
+from benchmarks.experiment.cells import DEPTH, TASKS, Cell
 from benchmarks.experiment.methods import COMPARED, METHODS
 from utils import prepare_output
 
@@ -49,7 +49,8 @@ def plan(
 
 def finished(results: Path) -> dict[str, dict]:
     """The results there are, by the name of their cell."""
-    lines = [line for file in sorted(results.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    files = [results / f"{task}.jsonl" for task in TASKS]
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     return {record["name"]: record for record in map(json.loads, lines)}
 
 
