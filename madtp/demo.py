@@ -82,10 +82,10 @@ def halved(start: Stage, epochs: int, seconds: float, *keys: str) -> Stage:
     return Stage(name, "compress it to half its cost", start.script, start.config, seconds, start.name, 0.5, extra)
 
 
-CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 75)
-VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 80, "caption")
+CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 85)
+VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 90, "caption")
 NLVR = Stage(
-    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 140, "vqa_dense"
+    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 165, "vqa_dense"
 )
 RETRIEVAL = Stage(
     "retrieval_dense",
@@ -99,7 +99,12 @@ CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "confi
 
 ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
 DEMOS = {
-    "nlvr": Demo((CAPTION, VQA, NLVR, halved(NLVR, 3, 100, "init_lr=7e-4")), "NLVR", ACCURACY, "output/demo"),
+    "nlvr": Demo(
+        (CAPTION, VQA, NLVR, halved(NLVR, 3, 130, "init_lr=7e-4", "warmup_steps=50", "epoch_steps=300")),
+        "NLVR",
+        ACCURACY,
+        "output/demo",
+    ),
     "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
     "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(

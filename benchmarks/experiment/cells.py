@@ -13,7 +13,7 @@ MODEL = (f"vit={{embed_dim: 96, depth: {DEPTH}, num_heads: 3, patch_size: 12}}",
 DENSE_TRAINING = {
     "caption": ("max_epoch=4",),
     "vqa": ("max_epoch=2",),
-    "nlvr": ("max_epoch=4", "epoch_steps=250", "init_lr=7e-4"),
+    "nlvr": ("max_epoch=4", "epoch_steps=250", "init_lr=7e-4", "warmup_steps=50"),
 }
 EPOCHS, STEPS = 4, 25  # of fine-tuning
 FINE_TUNING = (f"max_epoch={EPOCHS}", f"epoch_steps={STEPS}", "init_lr=3e-4", "warmup_steps=10", "ramp=0")
