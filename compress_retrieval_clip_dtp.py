@@ -36,7 +36,7 @@ class RetrievalClip(Task):
 
     name = "retrieval_clip"
     default_config = "configs/retrieval_coco_clip.yaml"
-    recipe = "caption"  # the released ladder of both
+    recipe = "retrieval_clip"
     loss_weights = {"loss_ita": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
     floor = "of a text CLIP only drops what a batch's longest text does not need, so nearly all has to come from images"
 
