@@ -67,11 +67,13 @@ def lines(results: Results, task: str, methods: Iterable[str], p: float) -> list
     rows = []
     for method in methods:
         title, records = METHODS[method].title, results.of(task, method, p)
+        failed = results.out_of_reach(task, method, p)
         if records:
+            title += f" (out of reach in {failed} more seeds)" if failed else ""
             against = gap(results, task, method, str(p)) if method != REFERENCE else ""
             plain = untuned(results, task, method, str(p))
             rows.append([title, costs(records), scores(records), against, plain, speed(records)])
-        elif results.tried(task, method, p):
+        elif failed:
             rows.append([title, "out of reach", "", "", "", ""])
     return rows
 

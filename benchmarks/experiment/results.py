@@ -27,9 +27,10 @@ class Results:
             if (record["task"], record["method"], record["p"]) == (task, method, p) and "scores" in record
         }
 
-    def tried(self, task: str, method: str, p: float) -> bool:
-        """Whether any seed was run, be it that the cost was out of reach."""
-        return any((r["task"], r["method"], r["p"]) == (task, method, p) for r in self.known.values())
+    def out_of_reach(self, task: str, method: str, p: float) -> int:
+        """How many seeds of a method were run, but could not reach this cost."""
+        wanted = (task, method, p)
+        return sum((r["task"], r["method"], r["p"]) == wanted and "out_of_reach" in r for r in self.known.values())
 
     def ratios(self, task: str) -> list[float]:
         """The p of which there is anything."""
