@@ -119,13 +119,9 @@ class Loader(DataLoader):
     """A DataLoader that raises, in this process, the `UserError` that a worker met."""
 
     def __iter__(self) -> Iterator[dict]:
-        batches = super().__iter__()
-        if self.num_workers:
-            _at_work.add(batches)
-            atexit.unregister(_end_workers)
-            atexit.register(_end_workers)  # anew: what is registered last comes first, before PyTorch waits for them
-        for batch in batches:
+        for batch in _ended_at_exit(super().__iter__()):
             if isinstance(batch, UserError):
+                self._iterator = None  # ends persistent workers now
                 raise batch
             yield batch
 
@@ -190,8 +186,19 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _ended_at_exit(batches: Iterator[dict]) -> Iterator[dict]:
+    """The same pass over a loader, whose workers are ended before PyTorch waits for them at exit.
+
+    After a crash it would ask them to leave by a signal, which they ignore, and wait for ever.
+    """
+    if hasattr(batches, "_shutdown_workers"):  # there are some
+        _at_work.add(batches)
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # anew: what is registered last comes first
+    return batches
+
+
 def _end_workers() -> None:
-    """Ends the workers when a crash ends their process: PyTorch would ask by a signal, which they ignore, and wait."""
     for batches in list(_at_work):
         batches._shutdown_workers()
 
