@@ -93,7 +93,7 @@ RETRIEVAL = Stage(
     "train a retrieval model from it",
     "compress_retrieval_flickr_dtp",
     "configs/demo/retrieval.yaml",
-    60,
+    145,
     "caption",
 )
 CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180)
@@ -109,7 +109,7 @@ DEMOS = {
     "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
     "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
     "retrieval": Demo(
-        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 2, 80, "init_lr=5e-4", "epoch_steps=200")),
+        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 3, 150, "init_lr=5e-4", "epoch_steps=200")),
         "RetrievalFlickr",
         RECALL,
         "output/demo_retrieval",
