@@ -259,8 +259,7 @@ def main() -> None:
     found = settings(workload, args.p, args.keep == "sample")
     measure(workload, found, args.rounds, args.train, args.plain)
     print(table(found))
-    setting = {"task": args.task, "train": args.train, "amp": args.amp, "batch": args.batch, "images": args.images}
-    setting |= {"plain": args.plain}
+    setting = {name: getattr(args, name) for name in ("task", "train", "amp", "batch", "images", "plain")}
     report([setting | row for row in found], args.device, args.output)
 
 

@@ -18,13 +18,8 @@ from utils import prepare_output
 RATIOS = (0.3, 0.5, 0.7)
 ABLATED_AT = 0.5
 SEEDS = (1, 2, 3)
-NEED_TEXT = (
-    "static_image",
-    "image",
-    "sample_image",
-    "unguided_image",
-    "text",
-)  # nothing new where no text is pruned, in captioning
+# Nothing new where no text is pruned, in captioning.
+NEED_TEXT = ("static_image", "image", "sample_image", "unguided_image", "text")
 
 
 def plan(

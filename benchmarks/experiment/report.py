@@ -95,6 +95,12 @@ def untuned(results: Results, task: str, method: str, p: str) -> str:
     return spread([record["untuned"]["score"] for record in results.of(task, method, float(p)).values()])
 
 
+def left(results: Results, task: str, method: str, p: str, tower: str) -> str:
+    """Tokens of a tower that a method leaves after the last layer, the mean over samples and seeds."""
+    records = results.of(task, method, float(p)).values()
+    return f"{mean(final(record)['tokens'][tower][-1] for record in records):.0f}"
+
+
 def keep(results: Results, *tasks: str) -> str:
     """Both rules at every batch size, and each model run by the other rule at the cost it was trained for."""
     batches = sorted([BATCH, *BATCHES])
@@ -174,5 +180,19 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
 BLOCKS = {
     function.__name__: function
-    for function in (compared, ablations, gap, score, untuned, keep, factors, towers, missing, machines, steps, plot)
+    for function in (
+        compared,
+        ablations,
+        gap,
+        score,
+        untuned,
+        left,
+        keep,
+        factors,
+        towers,
+        missing,
+        machines,
+        steps,
+        plot,
+    )
 }

@@ -21,16 +21,14 @@ class Results:
 
     def of(self, task: str, method: str, p: float) -> dict[int, dict]:
         """The records of a method that reached this cost, by seed."""
-        return {
-            record["seed"]: record
-            for record in self.known.values()
-            if (record["task"], record["method"], record["p"]) == (task, method, p) and "scores" in record
-        }
+        return {record["seed"]: record for record in self._tried(task, method, p) if "scores" in record}
 
     def out_of_reach(self, task: str, method: str, p: float) -> int:
         """How many seeds of a method were run, but could not reach this cost."""
-        wanted = (task, method, p)
-        return sum((r["task"], r["method"], r["p"]) == wanted and "out_of_reach" in r for r in self.known.values())
+        return sum("out_of_reach" in record for record in self._tried(task, method, p))
+
+    def _tried(self, *cell: str | float) -> list[dict]:
+        return [record for record in self.known.values() if (record["task"], record["method"], record["p"]) == cell]
 
     def ratios(self, task: str) -> list[float]:
         """The p of which there is anything."""
