@@ -16,6 +16,7 @@ from madtp.attention import AttentionScores
 from madtp.layout import RECTANGLE
 from madtp.pruning import assess, prune_tokens
 from madtp.trace import Trace
+from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from tests.tiny import STATEMENTS, build, images
 
@@ -147,6 +148,7 @@ def small(tmp_path_factory):
         patch.setattr(running, "EPOCHS", 2)
         patch.setattr(cells, "FINE_TUNING", ("max_epoch=2", "epoch_steps=2", "init_lr=3e-4", "ramp=0"))
         patch.setattr(running, "BATCHES", (25,))
+        patch.setattr(running, "ABLATED_AT", 0.2)
         paths = {name: folder / name for name in ("data", "output", "results")}
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         paths["results"].mkdir()
@@ -178,6 +180,15 @@ def test_a_cell_is_scored_at_the_cost_asked_for_and_says_what_made_it(small):
     assert set(records["caption-1-static-0.2"]["losses"]) == {"loss_task"}
     assert "out of reach" in records["caption-1-madtp-0.9"]["out_of_reach"]
     assert str(small.data.parent) not in (small.results / "caption.jsonl").read_text()
+
+
+def test_a_trained_madtp_is_measured_at_other_temperatures_and_with_one_tower_pruned(small):
+    record = next(record for record in lines(small) if record["name"] == "caption-1-madtp-0.2")
+    costs = {float(factor): scores["percent"] for factor, scores in record["factors"].items()}
+    assert [costs[factor] for factor in sorted(costs)] == sorted(costs.values(), reverse=True)
+    whole, pruned = (record["towers"][tower]["tokens"]["image"] for tower in ("text", "image"))
+    assert min(whole) == 50 > min(pruned) and record["towers"]["image"]["percent"] < 85
+    assert len(record["spreads"]) == 2 and min(record["spreads"]) > 0
 
 
 def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small, monkeypatch):
@@ -254,3 +265,16 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
     whole = {"tome": "text", "static_image": "text", "image": "text", "sample_image": "text", "unguided_image": "text"}
     for tower, share in left.items():
         assert share == 1 if {**whole, "text": "image"}.get(name) == tower else share < 1
+
+
+@pytest.mark.parametrize("name", sorted({cell.method for cell in driver.plan("caption")} - {"dense"}))
+def test_a_captioner_prunes_its_images_alone(name):
+    model = build(blip_decoder)
+    model.keep = METHODS[name].keep
+    trace = Trace()
+    losses = model(images(3), [f"a picture of {statement}" for statement in STATEMENTS], KNOB, trace=trace)
+    sum(losses.values()).backward()
+    assert np.max(trace.layers["image"][-1].left) < 10
+    assert all(np.array_equal(row.entered, row.left) for row in trace.layers["decoder"])
+    with torch.no_grad():
+        assert all(isinstance(text, str) for text in model.generate(images(3), temperature=KNOB))

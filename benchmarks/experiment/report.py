@@ -118,6 +118,12 @@ def keep(results: Results, *tasks: str) -> str:
     return table(head, rows)
 
 
+def widening(results: Results, task: str) -> str:
+    """How many times as widely the inner products spread over an image in MADTP's last layer as in its first."""
+    records = results.of(task, REFERENCE, ABLATED_AT).values()
+    return spread([record["spreads"][-1] / record["spreads"][0] for record in records])
+
+
 def factors(results: Results, task: str) -> str:
     """MADTP at other temperatures than the last it was trained with."""
     records = results.of(task, REFERENCE, ABLATED_AT)
@@ -136,6 +142,11 @@ def towers(results: Results, task: str) -> str:
         changed = [r["towers"][tower] for r in records.values()]
         rows.append([tower, spread([r["percent"] for r in changed]), spread([r["score"] for r in changed])])
     return table(["pruned", "% of dense GFLOPs", METRIC[task]], rows)
+
+
+def lost_in_paper(results: Results, percent: str) -> str:
+    """Points that the paper's BLIP loses on NLVR2 at this percentage of its dense cost."""
+    return f"{plots.PAPER[100.0] - plots.PAPER[float(percent)]:.1f}"
 
 
 def missing(results: Results) -> str:
@@ -190,6 +201,8 @@ BLOCKS = {
         keep,
         factors,
         towers,
+        widening,
+        lost_in_paper,
         missing,
         machines,
         steps,

@@ -28,6 +28,21 @@ class Whole(Rectangle):
         return x, self, None
 
 
+class Listening(Whole):
+    """Keeps everything, and notes how widely the inner products with the learnable tokens spread over the tokens.
+
+    Attributes:
+        spreads: of every layer, the standard deviation over the tokens, mean over samples and learnable tokens.
+    """
+
+    def __init__(self):
+        self.spreads: list[float] = []
+
+    def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
+        self.spreads.append(float(alignment.std(dim=1).mean()))
+        return x, self, None
+
+
 class Pruning(Rectangle):
     """MADTP by the rule `batch`, some part of which is left out or replaced.
 
@@ -41,6 +56,8 @@ class Pruning(Rectangle):
         self.judge, self.merged, self.random = judge, merged, random
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
+        if temperature <= 0:  # without scores, as in a captioner's texts
+            return x, self, None
         significance, passing = self.judge(scores, alignment, temperature)
         keep = int(passing.sum(dim=1).max())
         if keep < min_keep or significance.shape[1] - keep <= 1:

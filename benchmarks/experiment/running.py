@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.experiment.cells import BATCH, EPOCHS, STEPS, Cell, Places
-from benchmarks.experiment.methods import MADTP, METHODS, TOWERS, WHOLE, Method
-from benchmarks.experiment.rules import by_tower
+from benchmarks.experiment.ledger import ABLATED_AT
+from benchmarks.experiment.methods import MADTP, METHODS, TOWERS, WHOLE, Method, always
+from benchmarks.experiment.rules import Listening, by_tower
 from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
@@ -127,20 +128,28 @@ def compare(cell: Cell, places: Places) -> dict:
         run.model.keep = METHODS[OTHER_RULE[cell.method]].keep
         results["crossed"] = scored(run, find(temperature))
         run.model.keep = METHODS[cell.method].keep
-    if cell.method == "madtp" and cell.p == 0.5:
+    if cell.method == "madtp" and cell.p == ABLATED_AT:
         results |= changed_afterwards(run, temperature)
     return results
 
 
 def changed_afterwards(run: Run, temperature: float) -> dict:
-    """Scores a trained MADTP at other temperatures, and with one tower alone pruned."""
+    """Scores a trained MADTP at other temperatures, and with one tower alone pruned; measures its alignment."""
     factors = {f"{factor:g}": scored(run, temperature * factor) for factor in FACTORS}
     towers = {}
     for tower in TOWERS:
         run.model.keep = by_tower(*(MADTP if one == tower else WHOLE for one in TOWERS))
         run.task.method = Method(tower, run.model.keep, guided=(tower,))
         towers[tower] = scored(run, temperature)
-    return {"factors": factors, "towers": towers}
+    return {"factors": factors, "towers": towers, "spreads": image_spreads(run)}
+
+
+def image_spreads(run: Run) -> list[float]:
+    """How widely the inner products with the learnable tokens spread in every layer of an image that stays whole."""
+    layout = Listening()
+    run.model.keep = by_tower(always(layout), WHOLE)
+    cost_on(run, run.loaders["val"], batches=1)(1.0)
+    return layout.spreads
 
 
 def begin(run: Run) -> State:
