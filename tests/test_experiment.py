@@ -225,18 +225,46 @@ def test_the_template_asks_for_nothing_unknown():
     assert {place.split()[0] for place, _ in report.PLACE.findall(report.WORDS.read_text())} <= set(report.BLOCKS)
 
 
-def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(tmp_path):
-    scores = {"madtp": [90, 80, 70], "static": [89, 78, 67]}
-    records = [
-        {"name": f"{m}{s}", "task": "nlvr", "method": m, "p": 0.5, "seed": s, "scores": {"32": {"score": v}}}
-        for m, values in scores.items()
-        for s, v in enumerate(values)
-    ]
-    (tmp_path / "nlvr.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    found = results.Results(tmp_path, tmp_path)
+@pytest.fixture
+def found(tmp_path):
+    """Results of three seeds, some of which do not reach the cost, or miss it."""
+    scores = {"madtp": [90, 80, 70], "static": [89, 78, 67], "token": [None, 50, None], "tome": [None] * 3}
+    costs = {"static": 48}
+    lines = []
+    for method, values in scores.items():
+        for seed, value in enumerate(values):
+            at = {"score": value, "percent": costs.get(method, 50)}
+            outcome = {"out_of_reach": "."} if value is None else {"scores": {"32": at}, "towers": {}}
+            lines.append(
+                {"name": f"{method}{seed}", "task": "nlvr", "method": method, "p": 0.5, "seed": seed, **outcome}
+            )
+            if method == "madtp":
+                lines[-1] |= {"towers": {tower: {"score": value - 5, "percent": 60} for tower in ("image", "text")}}
+    (tmp_path / "nlvr.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    return results.Results(tmp_path, tmp_path)
+
+
+def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(found):
     assert report.score(found, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
     assert report.gap(found, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
     assert report.gap(found, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
+
+
+def test_every_method_is_held_against_madtp_on_the_seeds_that_both_reach(found):
+    head, _, *rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in report.overview(found, "0.5").split("\n")
+    ]
+    rows = {row[0]: row[1:] for row in rows}
+    assert head == ["", "nlvr, p 0.5", "vqa, p 0.5", "caption, p 0.5"]
+    assert rows["MADTP"] == ["80.0 ± 10.0", "not run", "not run"]
+    assert rows["static, by class attention"] == ["−2.0 ± 1.0", "—", "—"]
+    assert rows["merging alike image tokens"] == ["out of reach", "—", "—"] and rows["random"] == ["—"] * 3
+    assert "| alignment score alone | −30.0 (1 of 3) |" in report.ablations(found, "nlvr")
+    assert "| text | 75.0 ± 10.0 | 60.0 ± 0.0 |" in report.towers(found, "nlvr")
+
+
+def test_costs_that_miss_are_listed(found):
+    assert report.unequal(found) == "- nlvr, p 0.5, static, by class attention: 48.0, 48.0, 48.0"
 
 
 @pytest.mark.parametrize("task", cells.TASKS)

@@ -88,10 +88,13 @@ def test_slack_moves_the_target_onto_the_ceiling():
         calibrate(cost, 0.47, 64.0, slack=0.04)
 
 
-def test_a_cost_that_never_comes_near_dense_ends_the_search_at_the_closest():
+def test_a_cost_that_never_comes_near_dense_ends_the_search_at_the_closest(caplog):
     cost, asked = counted(lambda t: 0.8 + 1e-4 / (1 + t))
     found = cost(calibrate(cost, 0.95, 1.0))
     assert abs(found - 0.8) < 1e-3 and len(asked) <= 25
+    assert "costs 80.0 %, and a lower one hardly more" in caplog.text
+    calibrate(lambda t: 1.0 if t < 10 else 0.5, 0.7, 1.0)
+    assert caplog.text.endswith("costs 50.0 %\n")
 
 
 @given(st.integers(1, 30), st.floats(0.05, 0.9), st.floats(0, 1))

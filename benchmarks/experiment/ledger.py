@@ -15,7 +15,7 @@ from benchmarks.experiment.cells import DEPTH, TASKS, Cell
 from benchmarks.experiment.methods import COMPARED, METHODS
 from utils import prepare_output
 
-RATIOS = (0.3, 0.5, 0.7)
+RATIOS = (0.3, 0.5, 0.7, 0.8)
 ABLATED_AT = 0.5
 SEEDS = (1, 2, 3)
 # Nothing new where no text is pruned, in captioning.

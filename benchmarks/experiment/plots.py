@@ -8,11 +8,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.experiment.methods import COMPARED
+from benchmarks.experiment.methods import COMPARED, TOWERS
 from benchmarks.experiment.results import final
+from madtp.paper import POINTS
 
-# The paper's accuracies on NLVR2's test split by percent of dense GFLOPs; some are read off its figure.
-PAPER = {100.0: 83.1, 69.8: 83.2, 49.9: 82.9, 39.9: 82.4, 30.0: 81.2, 20.0: 79.2}
 LOOKS = {
     name: {"marker": marker, "color": f"C{number}", "label": method.title, "markersize": 5}
     for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*", strict=True))
@@ -22,8 +21,8 @@ SHOWN_AT = 0.5
 
 
 def accuracy(results, path: Path, task: str) -> str:
-    """Score against cost, fine-tuned and not, and how far from dense the paper and we come."""
-    figure, (tuned, untuned, change) = plt.subplots(1, 3, figsize=(14, 5))
+    """Score against cost, fine-tuned and not, and what share of the dense score we and the paper keep."""
+    figure, (tuned, untuned, kept) = plt.subplots(1, 3, figsize=(14, 5))
     dense = {seed: final(record)["score"] for seed, record in results.of(task, "dense", 0.0).items()}
     for axis, title, pick in (
         (tuned, "fine-tuned", final),
@@ -36,23 +35,35 @@ def accuracy(results, path: Path, task: str) -> str:
         axis.set(title=f"{task}, {title}", ylabel="score, %")
     for name in ("madtp", "sample"):
         found = [results.of(task, name, p) for p in results.ratios(task)]
-        lost = [
-            [{**final(record), "score": final(record)["score"] - dense[seed]} for seed, record in records.items()]
+        shares = [
+            [{**final(record), "score": 100 * final(record)["score"] / dense[seed]} for seed, record in records.items()]
             for records in found
         ]
-        draw(change, lost, **LOOKS[name])
-    lost = [value - PAPER[100.0] for value in PAPER.values()]
-    change.plot(PAPER.keys(), lost, "ks--", markersize=5, label="the paper: MADTP, BLIP, NLVR2")
-    change.set(title="change from dense", ylabel="points")
-    for axis in (tuned, untuned, change):
+        draw(kept, shares, **LOOKS[name])
+    draw_paper(kept, task)
+    kept.set(title="beside the paper", ylabel="% of the dense score")
+    for axis in (tuned, untuned, kept):
         axis.set(xlabel="% of the dense GFLOPs", xlim=(15, 105))
     return finish(figure, path, f"{task}: score against cost")
 
 
+def draw_paper(axis, task: str) -> None:
+    """Draws the curves of the paper's own model and data."""
+    dense, *others = POINTS[task]
+    metric = next(iter(dense.scores))
+    for method, marker in zip(dict.fromkeys(point.method for point in others), "os^", strict=False):
+        curve = [dense, *(point for point in others if point.method == method)]
+        costs = [100 * point.gflops / dense.gflops for point in curve]
+        shares = [100 * point.scores[metric] / dense.scores[metric] for point in curve]
+        axis.plot(costs, shares, f"k{marker}--", markersize=5, label=f"the paper: {method}, {metric}")
+
+
 def tokens(results, path: Path, task: str) -> str:
     """Tokens left after each layer at one cost."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8))
-    for axis, tower in zip(axes, ("image", "text"), strict=True):
+    dense = next(iter(results.of(task, "dense", 0.0).values()))
+    towers = [tower for tower in TOWERS if tower in final(dense)["tokens"]]
+    figure, axes = plt.subplots(1, len(towers), figsize=(11, 4.8), squeeze=False)
+    for axis, tower in zip(axes[0], towers, strict=True):
         for name, p, look in [("dense", 0.0, DENSE), *((name, SHOWN_AT, LOOKS[name]) for name in COMPARED)]:
             found = [final(record)["tokens"].get(tower) for record in results.of(task, name, p).values()]
             if any(found):

@@ -4,7 +4,7 @@ In the template `{name argument ...}` stands for what the function `name` below 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -15,11 +15,14 @@ from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
 from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS, TOWERS
 from benchmarks.experiment.results import Results, costs, final, scores, speed, spread, table
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
+from madtp.paper import POINTS
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
 PLACE = re.compile(r"\{(\w+)((?:\s+[\w.]+)*)\}")
 REFERENCE = "madtp"
+OUT = "out of reach"
+ALLOWED = 0.01  # of the cost asked for
 KEPT = {
     "madtp": ("image and text", "`batch`"),
     "sample": ("image and text", "`sample`"),
@@ -56,10 +59,32 @@ def compared(results: Results, task: str, p: str) -> str:
     return table(head, rows)
 
 
-def ablations(results: Results, task: str) -> str:
-    """MADTP with parts replaced, at one cost, as far as it was run."""
-    rows = [row[:-1] for row in lines(results, task, [REFERENCE, *ABLATED], ABLATED_AT)]
-    return table(["", "% of dense GFLOPs", METRIC[task], "against MADTP", "not fine-tuned"], rows)
+def overview(results: Results, *ratios: str) -> str:
+    """MADTP's score, and the difference of the others to it, for every task and cost."""
+    columns = list(product(TASKS, ratios))
+    rows = [[METHODS[REFERENCE].title, *(score(results, task, REFERENCE, p) for task, p in columns)]]
+    rows += differences(results, [method for method in COMPARED if method != REFERENCE], columns)
+    return table(["", *(f"{task}, p {p}" for task, p in columns)], rows)
+
+
+def ablations(results: Results, *tasks: str) -> str:
+    """MADTP with parts replaced: the difference to it, for every task, at one cost."""
+    columns = [(task, str(ABLATED_AT)) for task in tasks]
+    return table(["", *tasks], differences(results, ABLATED, columns))
+
+
+def differences(results: Results, methods: Iterable[str], columns: list[tuple[str, str]]) -> list[list[str]]:
+    """Of each method its title, and for each task and p its difference to MADTP: on how many seeds, if not on all."""
+
+    def cell(task: str, method: str, p: str) -> str:
+        ours, failed = results.of(task, method, float(p)), results.out_of_reach(task, method, float(p))
+        both = ours.keys() & results.of(task, REFERENCE, float(p)).keys()
+        if not both:
+            return OUT if failed and not ours else "—"
+        of_all = "" if len(both) == len(SEEDS) else f" ({len(both)} of {len(SEEDS)})"
+        return gap(results, task, method, p) + of_all
+
+    return [[METHODS[method].title, *(cell(task, method, p) for task, p in columns)] for method in methods]
 
 
 def lines(results: Results, task: str, methods: Iterable[str], p: float) -> list[list[str]]:
@@ -74,7 +99,7 @@ def lines(results: Results, task: str, methods: Iterable[str], p: float) -> list
             plain = untuned(results, task, method, str(p))
             rows.append([title, costs(records), scores(records), against, plain, speed(records)])
         elif failed:
-            rows.append([title, "out of reach", "", "", "", ""])
+            rows.append([title, OUT, "", "", "", ""])
     return rows
 
 
@@ -87,7 +112,8 @@ def gap(results: Results, task: str, method: str, p: str, other: str = REFERENCE
 
 def score(results: Results, task: str, method: str, p: str = "0", batch: str = str(BATCH)) -> str:
     """The score of a method at one cost, by the evaluation's batch size."""
-    return spread([r["scores"][batch]["score"] for r in results.of(task, method, float(p)).values()])
+    records = results.of(task, method, float(p))
+    return scores(records, int(batch)) if records or not results.out_of_reach(task, method, float(p)) else OUT
 
 
 def untuned(results: Results, task: str, method: str, p: str) -> str:
@@ -108,14 +134,23 @@ def keep(results: Results, *tasks: str) -> str:
     for task in tasks:
         for p, method in product(results.ratios(task), KEPT):
             if records := results.of(task, method, p):
-                crossed = [record["crossed"] for record in records.values()]
-                cells = [f"{scores(records, batch)} @ {costs(records, batch)}" for batch in batches]
-                cells.append(
-                    f"{spread([one['score'] for one in crossed])} @ {mean(one['percent'] for one in crossed):.1f}"
-                )
-                rows.append([task, f"{p:g}", *KEPT[method], *cells])
+                found = [[record["scores"][str(batch)] for record in records.values()] for batch in batches]
+                found.append([record["crossed"] for record in records.values() if "score" in record["crossed"]])
+                pruned, rule = KEPT[method]
+                pruned = "image" if task == "caption" else pruned
+                rows.append([task, f"{p:g}", pruned, rule, *map(score_at_cost, found)])
     head = ["task", "p", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
     return table(head, rows)
+
+
+def crossed(results: Results, task: str, method: str, p: str) -> str:
+    """The score of a method's trained models when the other rule runs them at the same cost."""
+    return spread([record["crossed"]["score"] for record in results.of(task, method, float(p)).values()])
+
+
+def score_at_cost(found: list[dict]) -> str:
+    """The score of some seeds and, behind an @, what it cost them; out of reach where there are none."""
+    return f"{spread([one['score'] for one in found])} @ {mean(one['percent'] for one in found):.1f}" if found else OUT
 
 
 def widening(results: Results, task: str) -> str:
@@ -124,29 +159,49 @@ def widening(results: Results, task: str) -> str:
     return spread([record["spreads"][-1] / record["spreads"][0] for record in records])
 
 
-def factors(results: Results, task: str) -> str:
+def factors(results: Results, *tasks: str) -> str:
     """MADTP at other temperatures than the last it was trained with."""
-    records = results.of(task, REFERENCE, ABLATED_AT)
-    rows = []
-    for name in sorted([1.0, *FACTORS]):
-        changed = [r["factors"][f"{name:g}"] if name != 1 else final(r) for r in records.values()]
-        rows.append([f"{name:g}", spread([r["percent"] for r in changed]), spread([r["score"] for r in changed])])
-    return table(["times T", "% of dense GFLOPs", METRIC[task]], rows)
+    names = [f"{factor:g}" for factor in sorted([1.0, *FACTORS])]
+    return changed(results, "times T", names, tasks, lambda record, name: record["factors"].get(name, final(record)))
 
 
-def towers(results: Results, task: str) -> str:
+def towers(results: Results, *tasks: str) -> str:
     """MADTP trained with both towers pruned and asked with one of them pruned."""
-    records = results.of(task, REFERENCE, ABLATED_AT)
-    rows = [["both", costs(records), scores(records)]]
-    for tower in TOWERS:
-        changed = [r["towers"][tower] for r in records.values()]
-        rows.append([tower, spread([r["percent"] for r in changed]), spread([r["score"] for r in changed])])
-    return table(["pruned", "% of dense GFLOPs", METRIC[task]], rows)
+    names = ["both", *TOWERS]
+    return changed(results, "pruned", names, tasks, lambda record, name: record["towers"].get(name, final(record)))
 
 
-def lost_in_paper(results: Results, percent: str) -> str:
-    """Points that the paper's BLIP loses on NLVR2 at this percentage of its dense cost."""
-    return f"{plots.PAPER[100.0] - plots.PAPER[float(percent)]:.1f}"
+def changed(
+    results: Results, what: str, names: list[str], tasks: Iterable[str], pick: Callable[[dict, str], dict]
+) -> str:
+    """The trained MADTP of some tasks when something is changed afterwards: its score and cost."""
+    head, rows = [what], [[name] for name in names]
+    for task in tasks:
+        head += [f"{task}: {METRIC[task]}", "% of dense GFLOPs"]
+        records = results.of(task, REFERENCE, ABLATED_AT).values()
+        for name, row in zip(names, rows, strict=True):
+            picked = [pick(record, name) for record in records]
+            row += [spread([one["score"] for one in picked]), spread([one["percent"] for one in picked])]
+    return table(head, rows)
+
+
+def unequal(results: Results) -> str:
+    """Methods some seed of which misses the cost asked for by more than a hundredth of it."""
+    lines = []
+    for task, (method, title) in product(TASKS, ((name, method.title) for name, method in METHODS.items())):
+        for p in results.ratios(task):
+            percents = [final(record)["percent"] for record in results.of(task, method, p).values()]
+            if any(abs(percent / 100 - (1 - p)) > ALLOWED * (1 - p) for percent in percents):
+                lines.append(f"- {task}, p {p:g}, {title}: {', '.join(f'{percent:.1f}' for percent in percents)}")
+    return "\n".join(lines) or "None."
+
+
+def lost_in_paper(results: Results, method: str, p: str) -> str:
+    """Points that the paper's BLIP loses on NLVR2 by a method (words are joined by _) at about 1 - p of its cost."""
+    dense, *others = POINTS["nlvr"]
+    points = [point for point in others if point.method == method.replace("_", " ")]
+    nearest = min(points, key=lambda point: abs(point.gflops / dense.gflops - (1 - float(p))))
+    return f"{dense.scores['accuracy'] - nearest.scores['accuracy']:.1f}"
 
 
 def missing(results: Results) -> str:
@@ -193,15 +248,18 @@ BLOCKS = {
     function.__name__: function
     for function in (
         compared,
+        overview,
         ablations,
         gap,
         score,
         untuned,
         left,
         keep,
+        crossed,
         factors,
         towers,
         widening,
+        unequal,
         lost_in_paper,
         missing,
         machines,

@@ -7,6 +7,8 @@ from statistics import mean, stdev
 from benchmarks.experiment.cells import BATCH
 from benchmarks.experiment.ledger import finished
 
+WORTH_A_WORD = 1.0  # percent of dense
+
 
 class Results:
     """What is known, by cell.
@@ -45,9 +47,10 @@ def scores(records: dict[int, dict], batch: int = BATCH) -> str:
     return spread([record["scores"][str(batch)]["score"] for record in records.values()])
 
 
-def costs(records: dict[int, dict], batch: int = BATCH) -> str:
-    """Mean cost in percent of dense."""
-    return f"{mean(record['scores'][str(batch)]['percent'] for record in records.values()):.1f}"
+def costs(records: dict[int, dict]) -> str:
+    """Mean cost in percent of dense, with its spread where that is worth a word."""
+    percents = [final(record)["percent"] for record in records.values()]
+    return spread(percents) if max(percents) - min(percents) > WORTH_A_WORD else f"{mean(percents):.1f}"
 
 
 def speed(records: dict[int, dict]) -> str:

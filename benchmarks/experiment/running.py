@@ -126,7 +126,10 @@ def compare(cell: Cell, places: Places) -> dict:
     if cell.method in OTHER_RULE:
         results["scores"] |= {str(batch): scored(run, temperature, batch) for batch in BATCHES}
         run.model.keep = METHODS[OTHER_RULE[cell.method]].keep
-        results["crossed"] = scored(run, find(temperature))
+        try:
+            results["crossed"] = scored(run, find(temperature))
+        except RatioOutOfReach as error:
+            results["crossed"] = {"out_of_reach": str(error)}
         run.model.keep = METHODS[cell.method].keep
     if cell.method == "madtp" and cell.p == ABLATED_AT:
         results |= changed_afterwards(run, temperature)
