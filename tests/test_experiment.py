@@ -145,8 +145,10 @@ def small(tmp_path_factory):
         sizes = "vit={embed_dim: 96, depth: 2, num_heads: 3, patch_size: 12}"
         patch.setattr(cells, "MODEL", (sizes, "batch_size_train=8"))
         patch.setattr(cells, "DENSE_TRAINING", dict.fromkeys(cells.TASKS, ("max_epoch=1", "epoch_steps=2")))
-        patch.setattr(running, "EPOCHS", 2)
-        patch.setattr(cells, "FINE_TUNING", ("max_epoch=2", "epoch_steps=2", "init_lr=3e-4", "ramp=0"))
+        for module in (cells, running):
+            patch.setattr(module, "EPOCHS", 2)
+            patch.setattr(module, "STEPS", 2)
+        patch.setattr(cells, "FINE_TUNING", ("init_lr=3e-4", "ramp=0"))
         patch.setattr(running, "BATCHES", (25,))
         patch.setattr(running, "ABLATED_AT", 0.2)
         paths = {name: folder / name for name in ("data", "output", "results")}
@@ -275,6 +277,8 @@ def test_every_cell_comes_once_and_after_the_one_it_starts_from(task):
     assert all(places[cell.earlier] < places[cell] for cell in planned if cell.earlier)
     assert {cell.p for cell in planned if cell.method == "self"} == {0.5}
     asked = driver.plan(task, ["self"], [0.3], [2])
+    longer, usual = (cells.Cell(task, 1, method, 0.5).training for method in ("madtp_long", "madtp"))
+    assert f"epoch_steps={4 * cells.STEPS}" in longer and f"epoch_steps={cells.STEPS}" in usual
     assert asked[-1] == cells.Cell(task, 2, "self", 0.3) and all(cell.method == "dense" for cell in asked[:-1])
 
 
@@ -290,7 +294,14 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
         logits = model(images(6), STATEMENTS, temperature=KNOB, train=False, trace=trace)
     left = {tower: np.mean(rows[-1].left) / np.mean(rows[0].entered) for tower, rows in trace.layers.items()}
     assert logits.shape == (3, 2) and logits.isfinite().all()
-    whole = {"tome": "text", "static_image": "text", "image": "text", "sample_image": "text", "unguided_image": "text"}
+    whole = {
+        "tome": "text",
+        "tome_long": "text",
+        "static_image": "text",
+        "image": "text",
+        "sample_image": "text",
+        "unguided_image": "text",
+    }
     for tower, share in left.items():
         assert share == 1 if {**whole, "text": "image"}.get(name) == tower else share < 1
 

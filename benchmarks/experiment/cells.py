@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.experiment.methods import METHODS
 from madtp import engine
 
 TASKS = ("nlvr", "vqa", "caption")
@@ -15,8 +16,8 @@ DENSE_TRAINING = {
     "vqa": ("max_epoch=2",),
     "nlvr": ("max_epoch=4", "epoch_steps=250", "init_lr=7e-4", "warmup_steps=50"),
 }
-EPOCHS, STEPS = 4, 25  # of fine-tuning
-FINE_TUNING = (f"max_epoch={EPOCHS}", f"epoch_steps={STEPS}", "init_lr=3e-4", "warmup_steps=10", "ramp=0")
+EPOCHS, STEPS = 4, 25  # of fine-tuning, and in each of them
+FINE_TUNING = ("init_lr=3e-4", "warmup_steps=10", "ramp=0")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Cell:
     def name(self) -> str:
         """Names its files."""
         return f"{self.task}-{self.seed}-{self.method}" + (f"-{self.p:g}" if self.p else "")
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """How it trains, in settings of its script."""
+        if not self.p:
+            return DENSE_TRAINING[self.task]
+        return (f"max_epoch={EPOCHS}", f"epoch_steps={STEPS * METHODS[self.method].longer}", *FINE_TUNING)
 
     @property
     def command(self) -> str:
@@ -65,8 +73,7 @@ class Places:
         roots += ["coco_gt_root={}/annotation/coco_gt", "metrics=[]"] if cell.task == "caption" else []
         roots += ["ann_root={}/annotation", "tokenizer={}/tokenizer"]
         start = [] if cell.earlier is None else ["--pretrained", str(self.checkpoint(cell.earlier))]
-        training = FINE_TUNING if cell.p else DENSE_TRAINING[cell.task]
-        settings = [root.format(data) for root in roots] + [*MODEL, f"batch_size_test={BATCH}", *training]
+        settings = [root.format(data) for root in roots] + [*MODEL, f"batch_size_test={BATCH}", *cell.training]
         flags = ["--seed", str(cell.seed), "--num_workers", "0", "--device", "cpu", "--p", str(cell.p)]
         folder = ["--output_dir", str(self.output / cell.name)]
         return [*flags, *folder, *start, "--config", f"configs/demo/{cell.task}.yaml", "--set", *settings]

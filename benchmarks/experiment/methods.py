@@ -1,7 +1,7 @@
 """What the experiment compares: each method's rule of keeping tokens, and what of MADTP's guidance goes with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from madtp.keep import Keep, keep_batch, keep_sample
 from madtp.layout import RECTANGLE, Rectangle, Sequences
 
 TOWERS = ("image", "text")
+LONGER = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Method:
         keep: the rule.
         guided: towers that pay for their alignment with the learnable tokens.
         similarity: whether the similarity loss is part of training.
-        learnable: number of learnable tokens, drawn anew, where it is not the dense model's.
+        learnable: number of learnable tokens where it is not the dense model's. None are trained before fine-tuning.
+        longer: how many times the usual steps it is fine-tuned for.
     """
 
     title: str
@@ -29,6 +31,7 @@ class Method:
     guided: tuple[str, ...] = TOWERS
     similarity: bool = True
     learnable: int | None = None
+    longer: int = 1
 
 
 def always(layout: Rectangle) -> Callable[[Tensor], Rectangle]:
@@ -74,5 +77,10 @@ ABLATED = {
         similarity=False,
     ),
     "text": Method("text pruned alone", by_tower(WHOLE, MADTP), guided=("text",)),
+}
+ABLATED |= {
+    f"{name}_long": replace(method, title=f"{method.title}, {LONGER} times the steps", longer=LONGER)
+    for name, method in COMPARED.items()
+    if name in ("madtp", "unguided", "tome")
 }
 METHODS = COMPARED | ABLATED

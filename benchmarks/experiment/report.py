@@ -188,11 +188,12 @@ def changed(
 def unequal(results: Results) -> str:
     """Methods some seed of which misses the cost asked for by more than a hundredth of it."""
     lines = []
-    for task, (method, title) in product(TASKS, ((name, method.title) for name, method in METHODS.items())):
+    for task, method in product(TASKS, METHODS):
         for p in results.ratios(task):
             percents = [final(record)["percent"] for record in results.of(task, method, p).values()]
             if any(abs(percent / 100 - (1 - p)) > ALLOWED * (1 - p) for percent in percents):
-                lines.append(f"- {task}, p {p:g}, {title}: {', '.join(f'{percent:.1f}' for percent in percents)}")
+                found = ", ".join(f"{percent:.1f}" for percent in percents)
+                lines.append(f"- {task}, p {p:g}, {METHODS[method].title}: {found}")
     return "\n".join(lines) or "None."
 
 
@@ -231,9 +232,9 @@ def machines(results: Results) -> str:
     return f"{len(results.known)} cells in {minutes:.0f} minutes of one core, {dates[0]} to {dates[-1]}: {names}"
 
 
-def steps(results: Results) -> str:
-    """Steps of fine-tuning."""
-    return ", ".join(str(number) for number in sorted({r["steps"] for r in results.known.values() if "steps" in r}))
+def steps(results: Results, method: str) -> str:
+    """Steps that a method is fine-tuned for."""
+    return ", ".join({str(r["steps"]) for r in results.known.values() if r["method"] == method and "steps" in r})
 
 
 def plot(results: Results, name: str, *arguments: str) -> str:

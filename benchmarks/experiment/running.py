@@ -121,7 +121,7 @@ def compare(cell: Cell, places: Places) -> dict:
         temperature = find(temperature)
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
-    results = {"temperature": temperature, "steps": EPOCHS * STEPS, "losses": losses}
+    results = {"temperature": temperature, "steps": EPOCHS * STEPS * METHODS[cell.method].longer, "losses": losses}
     results |= {"untuned": untuned, "scores": {str(BATCH): scored(run, temperature)}}
     if cell.method in OTHER_RULE:
         results["scores"] |= {str(batch): scored(run, temperature, batch) for batch in BATCHES}
