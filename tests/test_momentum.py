@@ -175,6 +175,7 @@ weights = torch.tensor([[3.0], [5.0]]) * (1 + utils.rank())  # differ, so that g
 assert x.grad.item() == [18.0, 60.0][utils.rank()], x.grad
 if utils.is_main():
     torch.save(model.state_dict(), sys.argv[2])
+utils.leave_distributed(together=True)
 """
 
 
