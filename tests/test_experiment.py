@@ -147,7 +147,7 @@ def small(tmp_path_factory):
         patch.setattr(cells, "DENSE_TRAINING", dict.fromkeys(cells.TASKS, ("max_epoch=1", "epoch_steps=2")))
         for module in (cells, running):
             patch.setattr(module, "EPOCHS", 2)
-            patch.setattr(module, "STEPS", 2)
+        patch.setattr(cells, "STEPS", 2)
         patch.setattr(cells, "FINE_TUNING", ("init_lr=3e-4", "ramp=0"))
         patch.setattr(running, "BATCHES", (25,))
         patch.setattr(running, "ABLATED_AT", 0.2)

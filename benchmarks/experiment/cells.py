@@ -35,11 +35,16 @@ class Cell:
         return f"{self.task}-{self.seed}-{self.method}" + (f"-{self.p:g}" if self.p else "")
 
     @property
+    def epoch_steps(self) -> int:
+        """Steps in each of its epochs of fine-tuning."""
+        return STEPS * METHODS[self.method].longer
+
+    @property
     def training(self) -> tuple[str, ...]:
         """How it trains, in settings of its script."""
         if not self.p:
             return DENSE_TRAINING[self.task]
-        return (f"max_epoch={EPOCHS}", f"epoch_steps={STEPS * METHODS[self.method].longer}", *FINE_TUNING)
+        return (f"max_epoch={EPOCHS}", f"epoch_steps={self.epoch_steps}", *FINE_TUNING)
 
     @property
     def command(self) -> str:

@@ -1,5 +1,6 @@
 """The pictures of the report: score against cost, beside the paper's own curve, and the tokens left in every layer."""
 
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -51,7 +52,7 @@ def draw_paper(axis, task: str) -> None:
     """Draws the curves of the paper's own model and data."""
     dense, *others = POINTS[task]
     metric = next(iter(dense.scores))
-    for method, marker in zip(dict.fromkeys(point.method for point in others), "os^", strict=False):
+    for method, marker in zip(dict.fromkeys(point.method for point in others), cycle("os^")):
         curve = [dense, *(point for point in others if point.method == method)]
         costs = [100 * point.gflops / dense.gflops for point in curve]
         shares = [100 * point.scores[metric] / dense.scores[metric] for point in curve]

@@ -4,7 +4,7 @@ In the template `{name argument ...}` stands for what the function `name` below 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -24,11 +24,11 @@ REFERENCE = "madtp"
 OUT = "out of reach"
 ALLOWED = 0.01  # of the cost asked for
 KEPT = {
-    "madtp": ("image and text", "`batch`"),
-    "sample": ("image and text", "`sample`"),
-    "image": ("image", "`batch`"),
-    "sample_image": ("image", "`sample`"),
-}  # what is pruned, and by which rule
+    "madtp": (TOWERS, "`batch`"),
+    "sample": (TOWERS, "`sample`"),
+    "image": (("image",), "`batch`"),
+    "sample_image": (("image",), "`sample`"),
+}  # what is pruned where the task has it, and by which rule
 
 
 def write_report(results: Path, docs: Path) -> None:
@@ -136,8 +136,8 @@ def keep(results: Results, *tasks: str) -> str:
             if records := results.of(task, method, p):
                 found = [[record["scores"][str(batch)] for record in records.values()] for batch in batches]
                 found.append([record["crossed"] for record in records.values() if "score" in record["crossed"]])
-                pruned, rule = KEPT[method]
-                pruned = "image" if task == "caption" else pruned
+                towers, rule = KEPT[method]
+                pruned = " and ".join(tower for tower in towers if tower in found[0][0]["tokens"])
                 rows.append([task, f"{p:g}", pruned, rule, *map(score_at_cost, found)])
     head = ["task", "p", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
     return table(head, rows)
@@ -162,25 +162,23 @@ def widening(results: Results, task: str) -> str:
 def factors(results: Results, *tasks: str) -> str:
     """MADTP at other temperatures than the last it was trained with."""
     names = [f"{factor:g}" for factor in sorted([1.0, *FACTORS])]
-    return changed(results, "times T", names, tasks, lambda record, name: record["factors"].get(name, final(record)))
+    return changed(results, "times T", "factors", names, tasks)
 
 
 def towers(results: Results, *tasks: str) -> str:
     """MADTP trained with both towers pruned and asked with one of them pruned."""
     names = ["both", *TOWERS]
-    return changed(results, "pruned", names, tasks, lambda record, name: record["towers"].get(name, final(record)))
+    return changed(results, "pruned", "towers", names, tasks)
 
 
-def changed(
-    results: Results, what: str, names: list[str], tasks: Iterable[str], pick: Callable[[dict, str], dict]
-) -> str:
-    """The trained MADTP of some tasks when something is changed afterwards: its score and cost."""
-    head, rows = [what], [[name] for name in names]
+def changed(results: Results, title: str, what: str, names: list[str], tasks: Iterable[str]) -> str:
+    """The trained MADTP of some tasks when something is changed afterwards, or, by any other name, is not."""
+    head, rows = [title], [[name] for name in names]
     for task in tasks:
         head += [f"{task}: {METRIC[task]}", "% of dense GFLOPs"]
         records = results.of(task, REFERENCE, ABLATED_AT).values()
         for name, row in zip(names, rows, strict=True):
-            picked = [pick(record, name) for record in records]
+            picked = [record[what].get(name, final(record)) for record in records]
             row += [spread([one["score"] for one in picked]), spread([one["percent"] for one in picked])]
     return table(head, rows)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.experiment.cells import BATCH, EPOCHS, STEPS, Cell, Places
+from benchmarks.experiment.cells import BATCH, EPOCHS, Cell, Places
 from benchmarks.experiment.ledger import ABLATED_AT
 from benchmarks.experiment.methods import MADTP, METHODS, TOWERS, WHOLE, Method, always
 from benchmarks.experiment.rules import Listening, by_tower
@@ -121,7 +121,7 @@ def compare(cell: Cell, places: Places) -> dict:
         temperature = find(temperature)
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
-    results = {"temperature": temperature, "steps": EPOCHS * STEPS * METHODS[cell.method].longer, "losses": losses}
+    results = {"temperature": temperature, "steps": EPOCHS * cell.epoch_steps, "losses": losses}
     results |= {"untuned": untuned, "scores": {str(BATCH): scored(run, temperature)}}
     if cell.method in OTHER_RULE:
         results["scores"] |= {str(batch): scored(run, temperature, batch) for batch in BATCHES}
