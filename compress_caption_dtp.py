@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data.text import clean_caption
-from madtp import flops, metrics
-from madtp.caption_metrics import caption_metrics
-from madtp.engine import Task, main
-from madtp.trace import Trace, dense_layers
+from madtp.cost import flops
+from madtp.cost.trace import Trace, dense_layers
+from madtp.run.engine import Task, main
+from madtp.scoring import metrics
+from madtp.scoring.caption_metrics import caption_metrics
 from utils import from_main
 
 COUNTED_TOKENS = 15  # of a caption; the cost is that of the decoder run once over them, as the paper counts

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from madtp import flops, metrics
-from madtp.engine import Task, main
-from madtp.trace import Trace
+from madtp.cost import flops
+from madtp.cost.trace import Trace
+from madtp.run.engine import Task, main
+from madtp.scoring import metrics
 
 
 class NLVR(Task):

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp import flops, metrics
-from madtp.checkpoint import Stored
-from madtp.engine import Task, main
-from madtp.measure import CostMeter, device_of, progress_bar
-from madtp.momentum import ramped_alpha
-from madtp.retrieval import gather_features, summary
-from madtp.trace import Trace
+from madtp.cost import flops
+from madtp.cost.measure import CostMeter, device_of, progress_bar
+from madtp.cost.trace import Trace
+from madtp.run.engine import Task, main
+from madtp.scoring import metrics
+from madtp.scoring.retrieval import gather_features, summary
+from madtp.shared.momentum import ramped_alpha
+from madtp.shared.weights.checkpoint import Stored
 from utils import rank, world_size
 
 

@@ -10,13 +10,13 @@
 On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
 
 The validation split steers the temperature and chooses the checkpoint; the test split is only reported. Everything else
-is in madtp/retrieval.py.
+is in madtp/scoring/retrieval.py.
 """
 
 import sys
 
-from madtp.engine import main
-from madtp.retrieval import Retrieval
+from madtp.run.engine import main
+from madtp.scoring.retrieval import Retrieval
 
 
 class RetrievalFlickr(Retrieval):

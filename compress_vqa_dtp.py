@@ -16,10 +16,10 @@ import sys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp import flops
-from madtp.engine import Task, main
-from madtp.trace import Trace, dense_layers
-from madtp.vqa_accuracy import vqa_accuracy
+from madtp.cost import flops
+from madtp.cost.trace import Trace, dense_layers
+from madtp.run.engine import Task, main
+from madtp.scoring.vqa_accuracy import vqa_accuracy
 
 COUNTED_TOKENS = 5  # of an answer; the cost is that of the decoder run once over them, the question's is the traced one
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.plain_attention import plain_attend
 from benchmarks.timing import ratio, report, spread, take_turns
-from madtp.attention import attend
+from madtp.method.attention import attend
 
 
 def sides(query: Tensor, key: Tensor, value: Tensor) -> dict:

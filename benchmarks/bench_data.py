@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from benchmarks.timing import report, spread, take_turns
 from data.files import decode_image
 from data.loading import collate, create_loader
-from data.transforms import evaluation_transform, training_transform
+from transform.pictures import evaluation_transform, training_transform
 
 SHAPES = {"640 x 480": (640, 480), "4000 x 3000": (4000, 3000)}
 

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import ratio, timed
-from madtp.generation import beam_search
-from madtp.layout import Sequences
-from madtp.measure import CostMeter
-from madtp.reranking import ImageBatch, judge
-from madtp.trace import dense_layers
+from madtp.cost.measure import CostMeter
+from madtp.cost.trace import dense_layers
+from madtp.method.layout import Sequences
+from madtp.scoring.reranking import ImageBatch, judge
+from madtp.shared.generation import beam_search
 from models.answer_ranking import rank_answers
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval

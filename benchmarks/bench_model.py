@@ -32,12 +32,12 @@ from compress_nlvr_dtp import NLVR
 from compress_retrieval_clip_dtp import RetrievalClip
 from compress_retrieval_dtp import RetrievalCOCO
 from compress_vqa_dtp import VQA
-from madtp import config as configuration
-from madtp.keep import Keep, keep_batch, keep_sample
-from madtp.optimization import Optimization, autocast, precision
-from madtp.task import Task
-from madtp.temperature import calibrate
-from madtp.trace import Trace
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import Trace
+from madtp.method.keep import Keep, keep_batch, keep_sample
+from madtp.run import config as configuration
+from madtp.run.optimization import Optimization, autocast, precision
+from madtp.run.task import Task
 from utils import UserError
 
 TASKS = {"nlvr": NLVR, "caption": Caption, "vqa": VQA, "retrieval": RetrievalCOCO, "clip": RetrievalClip}

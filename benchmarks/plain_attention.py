@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp import layout, packed
-from madtp.attention import AttentionScores
+from madtp.method import layout, packed
+from madtp.method.attention import AttentionScores
 
 MAXIMA = {"amax": lambda weights: weights.amax(dim=1), "max": lambda weights: weights.max(dim=1).values}  # over heads
 
@@ -25,7 +25,7 @@ def plain_attend(
     counted: Tensor | None = None,
     maximum: str = "amax",
 ) -> tuple[Tensor, AttentionScores | None]:
-    """The contract of `madtp.attention.attend`; `maximum` is a key of `MAXIMA`."""
+    """The contract of `madtp.method.attention.attend`; `maximum` is a key of `MAXIMA`."""
     if not scores:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
     with torch.autocast(query.device.type, enabled=False):

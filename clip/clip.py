@@ -19,11 +19,11 @@ from clip.download import FOLDER, MODELS
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
 from clip.tokenizer import CONTEXT_LENGTH, VOCABULARY
-from data.transforms import MEAN, STD
-from madtp import checkpoint
-from madtp.keep import KEEP
-from madtp.momentum import complete_momentum
-from utils import UserError
+from madtp.method.errors import UserError
+from madtp.method.keep import KEEP
+from madtp.shared.momentum import complete_momentum
+from madtp.shared.weights import checkpoint
+from transform.pictures import MEAN, STD
 
 # Fidelity: OpenAI's archives hold these numbers among the weights; the sizes come from the weights themselves.
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")

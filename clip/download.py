@@ -7,7 +7,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-from utils import UserError
+from madtp.method.errors import UserError
 
 FOLDER = "pretrained"
 ADDRESS = "https://openaipublic.azureedge.net/clip/models/{digest}/{file}"

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from madtp.alignment import QueryModel
-from madtp.attention import AttentionScores
-from madtp.flops import TextShape, VisionShape
-from madtp.keep import Keep, keep_batch
-from madtp.layout import Rectangle
-from madtp.pruning import Kept
-from madtp.recompute import through
-from madtp.trace import Trace
+from madtp.cost.flops import TextShape, VisionShape
+from madtp.cost.trace import Trace
+from madtp.method.alignment import QueryModel
+from madtp.method.attention import AttentionScores
+from madtp.method.keep import Keep, keep_batch
+from madtp.method.layout import Rectangle
+from madtp.method.pruning import Kept
+from madtp.shared.recompute import through
 
 HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
 TEXT_TOWER = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")

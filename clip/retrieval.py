@@ -12,10 +12,10 @@ from torch import Tensor
 
 from clip.model import CLIP, TEXT_TOWER, Sizes
 from clip.tokenizer import tokenize
-from madtp.alignment import similarity_loss
-from madtp.keep import Keep, keep_batch
-from madtp.momentum import MomentumContrast
-from madtp.trace import Trace
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
+from madtp.method.keep import Keep, keep_batch
+from madtp.shared.momentum import MomentumContrast
 
 LARGEST_SCALE = math.log(100)  # of similarities, as CLIP was trained
 

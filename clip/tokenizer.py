@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from utils import UserError
+from madtp.method.errors import UserError
 
 CONTEXT_LENGTH = 77
 VOCABULARY = 49408

@@ -7,8 +7,8 @@ from data.caption_dataset import CaptionEvaluation, CaptionTrain
 from data.loading import create_loader
 from data.nlvr_dataset import NLVREvaluation, NLVRTrain
 from data.retrieval_dataset import FILES, RetrievalEvaluation, RetrievalTrain
-from data.transforms import evaluation_transform, training_transform
 from data.vqa_dataset import VQAEvaluation, VQATrain
+from transform.pictures import evaluation_transform, training_transform
 from utils import UserError
 
 __all__ = ["create_dataset", "create_loader", "splits"]

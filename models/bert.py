@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
-from madtp.alignment import QueryModel
-from madtp.attention import AttentionScores, attend
-from madtp.flops import TextShape
-from madtp.keep import Keep, keep_batch
-from madtp.layout import RECTANGLE, Rectangle, Sequences, attention_mask, both
-from madtp.packed import Packed
-from madtp.trace import Trace
-from utils import UserError, excerpt, read_json
+from madtp.cost.flops import TextShape
+from madtp.cost.trace import Trace
+from madtp.method.alignment import QueryModel
+from madtp.method.attention import AttentionScores, attend
+from madtp.method.errors import UserError, excerpt
+from madtp.method.keep import Keep, keep_batch
+from madtp.method.layout import RECTANGLE, Rectangle, Sequences, attention_mask, both
+from madtp.method.packed import Packed
+from madtp.shared.files import read_json
 
 
 class KeysValues(NamedTuple):

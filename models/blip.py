@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertTokenizer
 
-from madtp import checkpoint, generation
-from madtp.alignment import similarity_loss
-from madtp.keep import KEEP
-from madtp.layout import Sequences
-from madtp.trace import Trace
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
+from madtp.method.errors import UserError
+from madtp.method.keep import KEEP
+from madtp.method.layout import Sequences
+from madtp.shared import generation
+from madtp.shared.weights import checkpoint
 from models.bert import read_config
 from models.med import Decoder, next_tokens, token_losses
 from models.vit import VisionTransformer
-from utils import UserError
 
 VIT_SIZES = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 16},

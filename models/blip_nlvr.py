@@ -6,9 +6,9 @@ Shapes: B batch, L text tokens, K learnable tokens, C their width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp import checkpoint
-from madtp.alignment import similarity_loss
-from madtp.trace import Trace
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
+from madtp.shared.weights import checkpoint
 from models.blip import BlipBase, finish
 from models.nlvr_encoder import nlvr_encoder
 

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.alignment import similarity_loss
-from madtp.layout import RECTANGLE, Masked, Sequences
-from madtp.momentum import MomentumContrast, complete_momentum
-from madtp.pruning import own_tokens
-from madtp.trace import Trace
+from madtp.cost.processes import all_gather, rank
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
+from madtp.method.layout import RECTANGLE, Masked, Sequences
+from madtp.method.pruning import own_tokens
+from madtp.shared.momentum import MomentumContrast, complete_momentum
 from models.bert import BertModel
 from models.blip import BlipBase, finish
 from models.blip_vqa import encoder_from_captioner
 from models.med import med_encoder
 from models.vit import VisionTransformer
-from utils import all_gather, rank
 
 MAX_LENGTH = 35
 IGNORED = -100  # label that costs no loss

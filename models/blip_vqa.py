@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from madtp import generation
-from madtp.alignment import similarity_loss
-from madtp.trace import Trace
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
+from madtp.shared import generation
 from models.answer_ranking import rank_answers
 from models.bert import TextOutput
 from models.blip import BlipBase, finish

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from madtp.layout import Sequences
+from madtp.method.layout import Sequences
 from models.bert import Attention, BertModel, KeysValues, Output, TextOutput
 
 

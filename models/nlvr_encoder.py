@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from madtp.layout import Sequences
+from madtp.method.layout import Sequences
 from models.bert import Attention, BertModel, KeysValues
 
 FIRST_MERGED_LAYER = 6  # earlier layers average the two images, later ones learn how to merge them

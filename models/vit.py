@@ -8,14 +8,14 @@ from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from madtp.alignment import QueryModel
-from madtp.attention import AttentionScores
-from madtp.flops import VisionShape
-from madtp.keep import Keep, keep_batch
-from madtp.layout import Rectangle, Sequences
-from madtp.pruning import Kept
-from madtp.recompute import through
-from madtp.trace import Trace
+from madtp.cost.flops import VisionShape
+from madtp.cost.trace import Trace
+from madtp.method.alignment import QueryModel
+from madtp.method.attention import AttentionScores
+from madtp.method.keep import Keep, keep_batch
+from madtp.method.layout import Rectangle, Sequences
+from madtp.method.pruning import Kept
+from madtp.shared.recompute import through
 
 
 class Attention(nn.Module):

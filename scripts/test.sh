@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints and tests everything, as CI does. Arguments go to pytest: scripts/test.sh tests/test_pruning.py -x
+# Lints and tests everything, as CI does. Arguments go to pytest: scripts/test.sh tests/method/test_pruning.py -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data import demo
-from madtp import config as configuration
+from madtp.run import config as configuration
 
 BERT = {
     "hidden_size": 32,

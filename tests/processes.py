@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 
 import torch
 
-from madtp.engine import main
+from madtp.run.engine import main
 
 
 def free_port():

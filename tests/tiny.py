@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.golden.fill import fill, seeded
-from tests.test_golden import GOLDEN
+from tests.models.test_golden import GOLDEN
 
 VIT = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 16}
 BERT = {

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from data.loading import collate
-from madtp.engine import Task, main
-from madtp.metrics import accuracy
+from madtp.run.engine import Task, main
+from madtp.scoring.metrics import accuracy
 
 PATCHES = 400
 CEILING = 0.4

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.experiment.methods import METHODS
-from madtp import engine
+from madtp.run import engine
 
 TASKS = ("nlvr", "vqa", "caption")
 PRETRAINED = 1  # the seed of the captioner that all start from: as with BLIP, there is one for all

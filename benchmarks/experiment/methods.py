@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, unguided
-from madtp.keep import Keep, keep_batch, keep_sample
-from madtp.layout import RECTANGLE, Rectangle, Sequences
+from madtp.method.keep import Keep, keep_batch, keep_sample
+from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 
 TOWERS = ("image", "text")
 LONGER = 4

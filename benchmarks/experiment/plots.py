@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiment.methods import COMPARED, TOWERS
 from benchmarks.experiment.results import final
-from madtp.paper import POINTS
+from madtp.look.paper import POINTS
 
 LOOKS = {
     name: {"marker": marker, "color": f"C{number}", "label": method.title, "markersize": 5}

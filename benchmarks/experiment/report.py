@@ -15,7 +15,7 @@ from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
 from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS, TOWERS
 from benchmarks.experiment.results import Results, costs, final, scores, speed, spread, table
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
-from madtp.paper import POINTS
+from madtp.look.paper import POINTS
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"

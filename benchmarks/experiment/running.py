@@ -20,15 +20,15 @@ from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
 from data import create_loader, demo
-from madtp import config as configuration
-from madtp import engine
-from madtp.engine import Run, Task
-from madtp.losses import Losses
-from madtp.measure import CalibrationSample
-from madtp.optimization import Optimization
-from madtp.resume import Progress, State
-from madtp.temperature import ClosedLoop, RatioOutOfReach, calibrate
-from madtp.trace import Trace
+from madtp.cost.measure import CalibrationSample
+from madtp.cost.temperature import ClosedLoop, RatioOutOfReach, calibrate
+from madtp.cost.trace import Trace
+from madtp.run import engine
+from madtp.run.engine import Run, Task
+from madtp.run.flags import parse
+from madtp.run.losses import Losses
+from madtp.run.optimization import Optimization
+from madtp.run.resume import Progress, State
 from utils import UserError, set_seed
 
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
@@ -52,7 +52,7 @@ class Unsaved(State):
 def prepared(cell: Cell, places: Places) -> Run:
     """Data and model of a cell, the method in place."""
     task = compared(TASKS[cell.task])()
-    args, config = configuration.parse(places.arguments(cell), task)
+    args, config = parse(places.arguments(cell), task)
     task.method = METHODS.get(cell.method)
     return engine.prepare(task, args, config)
 

@@ -1,0 +1,275 @@
+"""The demo: trains a small BLIP on generated pictures of shapes, compresses it, and shows what it cost and kept.
+
+    python -m madtp.look.demo nlvr [--quick]
+
+It runs the same commands that a user would and prints each of them. `--quick` runs the same chain with few steps.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from madtp.cost.measure import CostMeter, device_of, to_device
+from madtp.look import pictures
+from madtp.look.survival import tokens_of
+from madtp.method.errors import UserError
+from madtp.run import engine
+from madtp.run.flags import parse
+from madtp.shared.files import prepare_output, write_atomic
+from transform.pictures import MEAN, STD
+
+QUICK_DATA = "--train 256 --val 64 --test 64 --pairs 300".split()
+QUICK_P = 0.2  # what an untrained model can surely reach
+QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_batches=2", "batch_size_test=8"]
+QUICK_KEYS += [f"cost_slack={QUICK_P}"]  # two batches tell little of the cost of all: any model will do
+SHOWN = 5  # examples in tokens.png
+TIMED_BATCHES, TIMED_ROUNDS = 8, 5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo.
+
+    Attributes:
+        name: its output folder.
+        title: what it does, for the reader.
+        script: module that runs it.
+        config: its YAML file.
+        seconds: what it took on two cores, to tell the time left.
+        start: stage whose best checkpoint it starts from, if any.
+        p: reduce ratio; 0 trains the dense model.
+        extra: further arguments.
+    """
+
+    name: str
+    title: str
+    script: str
+    config: str
+    seconds: float
+    start: str = ""
+    p: float = 0.0
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A chain of stages whose last one compresses the model of the one before it.
+
+    Attributes:
+        stages: in order.
+        task: class of the compressed model's task, in its script.
+        metric: name of the score, and how the table calls it.
+        folder: of everything the demo writes.
+    """
+
+    stages: tuple[Stage, ...]
+    task: str
+    metric: tuple[str, str]
+    folder: str
+
+
+def halved(start: Stage, epochs: int, seconds: float, *keys: str) -> Stage:
+    """The last stage of every demo: compresses the model of the stage before it to half its cost."""
+    extra = ("--epoch", f"{epochs}", "--set", "ramp=0", *keys)
+    name = f"{start.name.removesuffix('_dense')}_p0.5"
+    return Stage(name, "compress it to half its cost", start.script, start.config, seconds, start.name, 0.5, extra)
+
+
+CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 85)
+VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 90, "caption")
+NLVR = Stage(
+    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 165, "vqa_dense"
+)
+RETRIEVAL = Stage(
+    "retrieval_dense",
+    "train a retrieval model from it",
+    "compress_retrieval_flickr_dtp",
+    "configs/demo/retrieval.yaml",
+    145,
+    "caption",
+)
+CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180)
+
+ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
+DEMOS = {
+    "nlvr": Demo(
+        (CAPTION, VQA, NLVR, halved(NLVR, 3, 130, "init_lr=7e-4", "warmup_steps=50", "epoch_steps=300")),
+        "NLVR",
+        ACCURACY,
+        "output/demo",
+    ),
+    "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
+    "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
+    "retrieval": Demo(
+        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 3, 150, "init_lr=5e-4", "epoch_steps=200")),
+        "RetrievalFlickr",
+        RECALL,
+        "output/demo_retrieval",
+    ),
+    "clip": Demo(
+        (CLIP, halved(CLIP, 3, 80, "init_lr=5e-4", "epoch_steps=90")), "RetrievalClip", RECALL, "output/demo_clip"
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a demo from start to end; 0, or the exit status of the stage that failed."""
+    parser = argparse.ArgumentParser(description="Train, compress and compare a small model on generated data.")
+    parser.add_argument("task", nargs="?", default="nlvr", choices=sorted(DEMOS))
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that everything works")
+    args = parser.parse_args(argv)
+    demo, folder = DEMOS[args.task], Path(DEMOS[args.task].folder + ("_quick" if args.quick else ""))
+    started = time.perf_counter()
+    try:
+        prepare_output(folder)
+        run_stages(demo, folder, args.quick)
+        report(demo, folder, args.quick)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{time.perf_counter() - started:.0f} s in all. Everything is in {folder}/.")
+    if args.quick:
+        print("This was --quick: a few steps on a little data. The numbers mean nothing.")
+    return 0
+
+
+def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
+    """Makes the data and runs every stage, saying what is left to do."""
+    data = f"{folder}/data" if quick else "datasets/demo"
+    commands = [("make the pictures", ["-m", "data.demo", "--out", data, *(QUICK_DATA if quick else [])], 15)]
+    commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
+    left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
+    for number, (title, arguments, seconds) in enumerate(commands, start=1):
+        pace = taken / expected if expected else 1.0
+        about = "" if quick else f" - about {left * pace / 60:.1f} min to go"
+        print(f"\n=== {number}/{len(commands)} {title}{about}\n$ python {shlex.join(arguments)}", flush=True)
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True)
+        left -= seconds
+        if number > 1:  # the pictures may have been there already, which says nothing about the machine
+            taken, expected = taken + time.perf_counter() - begun, expected + seconds
+
+
+def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
+    """The arguments of a stage, as a user would type them."""
+    arguments = [
+        f"{stage.script}.py",
+        "--p",
+        f"{QUICK_P if quick and stage.p else stage.p:g}",
+        "--config",
+        stage.config,
+    ]
+    if stage.start:
+        arguments += ["--pretrained", f"{folder}/{stage.start}/checkpoint_best.pth"]
+    arguments += ["--output_dir", f"{folder}/{stage.name}", "--num_workers", "0", *stage.extra]
+    return arguments + (["--epoch", "1", "--set", *quick_keys(stage.config, data)] if quick else [])
+
+
+def quick_keys(config: str, data: str) -> list[str]:
+    """What --quick changes in a config: fewer steps, and the small data's folders."""
+    lines = [line.partition(": ") for line in Path(config).read_text().splitlines()]
+    moved = [f"{key}={value.replace('datasets/demo', data)}" for key, _, value in lines if "datasets/demo" in value]
+    return QUICK_KEYS + [entry for entry in moved if not entry.startswith("#")]
+
+
+def report(demo: Demo, folder: Path, quick: bool) -> None:
+    """Compares the dense and the compressed model: table.txt, summary.png, tokens.png.
+
+    They are scored on the test split, or on validation where the answers to the test are kept back.
+    """
+    dense, compressed = (load(demo, stage, folder) for stage in demo.stages[-2:])
+    metric, label = demo.metric
+    split = dense[0].task.epoch_splits[-1]
+    results = [engine.evaluate(run, split, temperature) for run, _, temperature in (dense, compressed)]
+    speeds = paired_speed(dense, compressed)
+    header = f"{f'{split} split':12s} {label:>13s} {'GFLOPs':>9s} {'% of dense':>11s} {'T':>8s} {'samples/s':>10s}"
+    rows = [header]
+    for name, (_, _, temperature), scores, speed in zip(
+        ("dense", "compressed"), (dense, compressed), results, speeds, strict=True
+    ):
+        rows.append(
+            f"{name:12s} {scores[metric]:13.1f} {scores['gflops']:9.4f} {scores['percent']:11.1f} "
+            f"{temperature:8.1f} {speed:10.0f}"
+        )
+    note = ["(--quick: these numbers mean nothing)"] if quick else []
+    table = "\n".join([*rows, f"measured on the same batches: {speeds[1] / speeds[0]:.2f} x faster", *note])
+    print(f"\n{table}")
+    write_atomic(folder / "table.txt", table + "\n")
+    logs = [read_log(folder / stage.name) for stage in demo.stages[-2:]]
+    pictures.draw_summary(folder / "summary.png", *logs, metric, f"{demo.task}: dense, then compressed")
+    pictures.draw_tokens(
+        folder / "tokens.png", shown_examples(dense, compressed), "What the compressed model keeps, layer by layer"
+    )
+
+
+def load(demo: Demo, stage: Stage, folder: Path) -> tuple[engine.Run, torch.nn.Module, float]:
+    """The run, the model and the temperature of a stage's best checkpoint, ready for evaluation."""
+    task = getattr(importlib.import_module(stage.script), demo.task)()
+    output = folder / stage.name
+    best = f"{output}/{engine.BEST}"
+    flags = ["--evaluate", "--pretrained", best, "--config", f"{output}/config.yaml", "--output_dir", f"{output}"]
+    run = engine.prepare(task, *parse([*flags, "--num_workers", "0"], task))
+    return run, run.model.eval(), run.stored.temperature
+
+
+@torch.inference_mode()
+def paired_speed(*runs: tuple[engine.Run, torch.nn.Module, float]) -> list[float]:
+    """Samples per second of each model on the same test batches, the models taking turns; medians over the rounds."""
+    batches = [batch for batch, _ in zip(runs[0][0].loaders["test"], range(TIMED_BATCHES), strict=False)]
+    samples, seconds = sum(len(batch["index"]) for batch in batches), [[] for _ in runs]
+    for turn in range(1 + TIMED_ROUNDS):
+        for (run, model, temperature), times in zip(runs, seconds, strict=True):
+            meter = CostMeter(lambda trace: 0.0)
+            for batch in batches:
+                with meter.forward(len(batch["index"])) as trace:
+                    run.task.predict(model, to_device(batch, device_of(model)), temperature, trace)
+            times += [meter.seconds] * (turn > 0)  # the first round warms up
+    return [samples / median(times) for times in seconds]
+
+
+@torch.inference_mode()
+def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
+    """Some test samples with what both models say, and the patches that the compressed one keeps."""
+    (run, model, temperature), batch = compressed, next(iter(compressed[0].loaders["test"]))
+    names = [name for name in ("image", "image0", "image1") if name in batch]
+    meter = CostMeter(lambda trace: 0.0)
+    with meter.forward(len(batch["index"])) as trace:
+        after = run.task.predict(model, batch, temperature, trace)
+    with meter.forward(len(batch["index"])) as dense_trace:
+        before = run.task.predict(dense[1], batch, 0.0, dense_trace)
+    layers, size = trace.layers["image"], len(batch["index"])
+    return [
+        pictures.Example(
+            lines=[
+                *filter(None, [run.task.asked(batch, row)]),
+                f"dense: {run.task.answered(before[row])}",
+                f"compressed: {run.task.answered(after[row])}",
+            ],
+            images=[pictures.readable_image(batch[name][row], MEAN, STD) for name in names],
+            kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
+            side=round((tokens_of(layers[0].entered, 0) - 1) ** 0.5),
+        )
+        for row in range(0, size, max(1, size // SHOWN))[:SHOWN]  # neighbours may share an image
+    ]
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The records of a run's `log.txt`."""
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""A checkpoint that answers, whatever the task: which task it is for, its model, and forward passes with their cost."""
+
+import importlib
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.vqa_dataset import read_answer_list
+from madtp.cost.measure import CostMeter, to_device
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import Trace
+from madtp.look.recording import Tower, recording
+from madtp.method.errors import UserError
+from madtp.run import config as configuration
+from madtp.run.flags import check_device
+from madtp.run.optimization import autocast, precision
+from madtp.run.randomness import set_seed
+from madtp.run.task import Task
+from madtp.shared.weights.checkpoint import Stored
+
+SCRIPTS = {
+    "nlvr": ("compress_nlvr_dtp", "NLVR"),
+    "caption": ("compress_caption_dtp", "Caption"),
+    "vqa": ("compress_vqa_dtp", "VQA"),
+    "retrieval": ("compress_retrieval_dtp", "RetrievalCOCO"),
+    "retrieval_clip": ("compress_retrieval_clip_dtp", "RetrievalClip"),
+}
+
+
+class Forward(NamedTuple):
+    """One forward pass.
+
+    Attributes:
+        results: one per sample, of `Task.predict` or, of retrieval, a score for every text.
+        trace: what the layers did.
+        seconds: what it took.
+        towers: the importance that the towers recorded, in the order of the trace's; empty unless asked for.
+    """
+
+    results: list
+    trace: Trace
+    seconds: float
+    towers: list[Tower]
+
+
+class Predictor:
+    """A model with its task, ready to answer.
+
+    Args:
+        task: whose `config` is set.
+        model: built for evaluation, on its device.
+        stored: how it prunes.
+        dtype: of mixed precision, float32 for none.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, stored: Stored, dtype: torch.dtype):
+        self.task, self.model, self.stored, self.dtype = task, model.eval(), stored, dtype
+        self.retrieves = task.name.startswith("retrieval")
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run(self, batch: dict, temperature: float, record: bool = False) -> Forward:
+        """Answers a batch; `record` also keeps what the importance of its tokens is made of."""
+        batch, meter = to_device(batch, self.device), CostMeter(lambda trace: 0.0)
+        watching = recording(self.model) if record else nullcontext([])
+        with autocast(self.dtype, self.device), watching as towers, meter.forward(len(batch["index"])) as trace:
+            answer = self.task.scores if self.retrieves else self.task.predict
+            results = answer(self.model, batch, temperature, trace)
+        return Forward(list(results), trace, meter.seconds, towers)
+
+    def words(self, batch: dict) -> list[list[str]]:
+        """The prunable tokens of a batch's texts, as the tokenizer cuts them; none of captioning."""
+        texts = next((batch[name] for name in ("text", "question", "caption") if name in batch), [])
+        if self.task.name == "retrieval_clip":
+            from clip.tokenizer import words
+
+            return [words(text) for text in texts]
+        tokenizer = self.model.tokenizer
+        return [tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids[1:]) for text in texts]
+
+    def costs(self, trace: Trace, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """GFLOPs of each sample [B], and what they would be without pruning."""
+        trace = texts_averaged(trace) if self.retrieves else trace
+        spent, dense = (self.task.cost(self.model, one) for one in (trace, trace.dense()))
+        return np.broadcast_to(spent, samples), np.broadcast_to(dense, samples)
+
+    def tokens(self, trace: Trace, row: int, samples: int) -> dict[str, list[float]]:
+        """For each tower the tokens of a sample that entered it and that every layer left, the class token included.
+
+        Retrieval's texts, and the pairs of a picture with them, count as their mean.
+        """
+        trace = texts_averaged(trace) if self.retrieves else trace
+
+        def own(tower: str, counts: int | np.ndarray) -> float:
+            if np.ndim(counts):
+                counts = counts.reshape(samples, -1)[row].mean() if tower == "multimodal" else counts[row]
+            return float(counts)
+
+        return {
+            tower: [own(tower, counts) for counts in (rows[0].entered, *(layer.left for layer in rows))]
+            for tower, rows in trace.layers.items()
+        }
+
+    @torch.inference_mode()
+    def share(self, batches: Iterable[dict], temperature: float) -> float:
+        """Share of dense that these batches cost at a temperature."""
+        spent = dense = 0.0
+        for batch in batches:
+            trace = Trace()
+            with autocast(self.dtype, self.device):
+                self.task.probe(self.model, to_device(batch, self.device), temperature, trace)
+            costs = self.costs(trace, len(batch["index"]))
+            spent, dense = spent + costs[0].sum(), dense + costs[1].sum()
+        return float(spent / dense)
+
+    def temperature_for(self, batches: list[dict], p: float) -> float:
+        """The temperature at which these batches cost 1 - p of dense, or as close to it as their tokens allow.
+
+        Raises:
+            RatioOutOfReach: no temperature does.
+        """
+        if p == 0:
+            return 0.0
+        start = self.stored.temperature or 1.0
+        return calibrate(lambda temperature: self.share(batches, temperature), 1 - p, start, tolerance=0.01)
+
+
+def texts_averaged(trace: Trace) -> Trace:
+    """The trace of images and texts that are not one to one, its texts counted as their mean."""
+    texts = [layer._replace(entered=np.mean(layer.entered), left=np.mean(layer.left)) for layer in trace.layers["text"]]
+    return Trace({**trace.layers, "text": texts})
+
+
+def load(
+    checkpoint: str, task: str = "", config: str = "", device: str = "", assignments: Iterable[str] = ()
+) -> Predictor:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: dense or compressed, BLIP's, CLIP's, MADTP's or ours.
+        task: a key of `SCRIPTS`; the configuration's if empty.
+        config: a YAML file; by default the one beside the checkpoint, or else the task's own.
+        device: by default the GPU, if there is one.
+        assignments: KEY=VALUE, keys of the configuration to override.
+
+    Raises:
+        UserError: a file is missing or does not fit.
+    """
+    if device:
+        check_device(device)
+    set_seed(0)  # guidance that a dense checkpoint lacks is drawn, and drawn alike every time
+    config = config or beside(checkpoint)
+    if not (task or config):
+        raise UserError(f"{checkpoint}: no config.yaml beside it; say what it is with --task or --config")
+    chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
+    chosen.config = configuration.resolve(config or chosen.default_config, chosen.name, assignments)
+    stored = chosen.stored(checkpoint)
+    chosen.config |= {"pretrained": str(checkpoint), "keep": stored.keep}
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = chosen.build_model(chosen.config, evaluate=True).to(device)
+    if chosen.name == "vqa":
+        ranks = chosen.config["inference"] == "rank"
+        chosen.answer_list = read_answer_list(chosen.config["ann_root"]) if ranks else []
+        chosen.encoded_answers = model.encode_answers(chosen.answer_list) if ranks else None
+    return Predictor(chosen, model, stored, precision("auto", device))
+
+
+def beside(checkpoint: str) -> str:
+    """The configuration that a run left beside its checkpoint, or an empty string."""
+    path = Path(checkpoint).parent / "config.yaml"
+    return str(path) if path.is_file() else ""
+
+
+def exact_name(task: str, checkpoint: str) -> str:
+    """The task, CLIP's retrieval where the checkpoint is a CLIP."""
+    if task != "retrieval":
+        return task
+    from clip.clip import locate, read
+
+    return "retrieval_clip" if "visual.conv1.weight" in read(locate(checkpoint))["model"] else task
+
+
+def task_named(name: str) -> Task:
+    """A task by its name."""
+    module, kind = SCRIPTS[name]
+    return getattr(importlib.import_module(module), kind)()

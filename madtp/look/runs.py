@@ -1,0 +1,105 @@
+"""Reads the folders that runs leave: configuration, log and evaluation."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from madtp.method.errors import UserError
+from madtp.run import config as configuration
+
+# The scores of each task, the one that stands for it first.
+SCORES = {
+    "nlvr": ("accuracy",),
+    "vqa": ("accuracy",),
+    "caption": ("CIDEr", "SPICE", "Bleu_4", "METEOR", "ROUGE_L", "exact_match"),
+    "retrieval": ("txt_r1", "img_r1", "txt_r5", "img_r5", "r_mean"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of output.
+
+    Attributes:
+        folder: where it is.
+        config: as resolved by the run.
+        records: the lines of its log, one per epoch.
+        evaluation: what --evaluate wrote, or None.
+    """
+
+    folder: Path
+    config: dict
+    records: list[dict]
+    evaluation: dict | None
+
+    @cached_property
+    def task(self) -> str:
+        """Which task it is, by its configuration."""
+        return configuration.task_of(str(self.folder / "config.yaml"))
+
+    @property
+    def best(self) -> dict:
+        """The record of the best epoch, of the last where none counts as best, or of the evaluation alone."""
+        found = [record for record in self.records if record.get("best")]
+        return (found or self.records or [self.evaluation])[-1]
+
+    @property
+    def split(self) -> str:
+        """The split to report: test, or validation where its answers are kept back."""
+        return "test" if any(name.startswith("test_") and name[5:] in self.names for name in self.best) else "val"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores that the task may have."""
+        return SCORES["retrieval" if self.task.startswith("retrieval") else self.task]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The best epoch's scores, the one that stands for the task first."""
+        named = {name: self.best.get(f"{self.split}_{name}") for name in self.names}
+        return {name: score for name, score in named.items() if score is not None}
+
+    def cost(self, name: str) -> float | None:
+        """A number of the reported split's cost: `gflops`, `percent`, `percent_p10`, `samples_per_second`, ..."""
+        return self.best.get(f"{self.split}_{name}", self.best.get(name))
+
+
+def read(folders: Iterable[str | Path]) -> list[Run]:
+    """The runs in some folders, or in the folders right below them.
+
+    Raises:
+        UserError: a folder has none, or a file of a run cannot be read.
+    """
+    runs = []
+    for folder in map(Path, folders):
+        inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")), key=_age)
+        if not inside:
+            raise UserError(f"{folder}: no run, that is no config.yaml beside a log.txt or evaluate.txt; name another")
+        runs += map(_read, inside)
+    return runs
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in ("log.txt", "evaluate.txt"))
+
+
+def _age(folder: Path) -> float:
+    return (folder / "config.yaml").stat().st_mtime
+
+
+def _read(folder: Path) -> Run:
+    task = configuration.task_of(str(folder / "config.yaml"))
+    config = configuration.resolve(str(folder / "config.yaml"), task)
+    records, evaluations = (_json_lines(folder / name) for name in ("log.txt", "evaluate.txt"))
+    if not records and not evaluations:
+        raise UserError(f"{folder}: its log is empty; wait for the first epoch to end")
+    return Run(folder, config, records, evaluations[-1] if evaluations else None)
+
+
+def _json_lines(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; remove it or name another folder") from error

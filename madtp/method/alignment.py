@@ -1,0 +1,72 @@
+"""Multi-modality alignment guidance (MAG): learnable tokens that both modalities are held against.
+
+Shapes: B batch, N prunable tokens, D width of the tower, K learnable tokens, C their width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.method.layout import Rectangle
+
+
+class QueryModel(nn.Module):
+    """Holds the tokens that enter a layer against the learnable tokens.
+
+    Args:
+        width: D, width of the tower.
+        sd_dim: C, width of the learnable tokens.
+        always_map: keep the linear map to C even where D = C already (CLIP).
+    """
+
+    def __init__(self, width: int, sd_dim: int, always_map: bool = False):
+        super().__init__()
+        mapped = always_map or width != sd_dim
+        self.q_map = nn.Sequential(nn.Linear(width, sd_dim)) if mapped else nn.Identity()
+
+    def forward(
+        self, x: Tensor, layout: Rectangle, space_dict: Tensor | None, temperature: float, align: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Alignment scores for pruning and the aligned feature for the similarity loss, each only where it is used.
+
+        Args:
+            x: [B, L, D], what enters the layer, class token first.
+            layout: how its tokens lie.
+            space_dict: [K, C], the learnable tokens; None switches MAG off.
+            temperature: pruning temperature; above 0 the alignment is needed.
+            align: whether the aligned feature is wanted.
+
+        Returns:
+            alignment a = q E^T [B, N, K] and aligned feature [B, K, C], either may be None.
+        """
+        if space_dict is None or not (align or temperature > 0):
+            return None, None
+        query = self.q_map(layout.prunable(x))
+        learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
+        alignment = query @ learnable  # batched, since one flat product would copy the tokens, and keep them to train
+        own = None if layout.own is None else layout.own[:, 1:]
+        return alignment, aligned_feature(query, alignment, own) if align else None
+
+
+def aligned_feature(query: Tensor, alignment: Tensor, own: Tensor | None = None) -> Tensor:
+    """Each learnable token's view of the modality: softmax over N of (a^T / sqrt(C)), times q.
+
+    Args:
+        query: [B, N, C].
+        alignment: [B, N, K].
+        own: [B, N], True where there is a token; None is everywhere.
+
+    Returns:
+        [B, K, C].
+    """
+    logits = alignment.transpose(1, 2) / query.shape[-1] ** 0.5
+    if own is not None:
+        logits = logits.masked_fill(~own.unsqueeze(1), float("-inf"))
+    weights = logits.softmax(dim=-1)
+    return weights.to(query.dtype) @ query
+
+
+def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
+    """L_sim: mean over B and K of 1 - cos(image, text) of the aligned features, each [B, K, C]."""
+    image = F.normalize(image.float() if image.dtype.itemsize < 4 else image, dim=-1, eps=1e-10)
+    text = F.normalize(text.float() if text.dtype.itemsize < 4 else text, dim=-1, eps=1e-10)
+    return (1 - (image * text).sum(dim=-1)).mean()

@@ -1,0 +1,102 @@
+"""Attention that also returns what the importance of a token is made of (MADTP: dynamic token pruning).
+
+Shapes: B batch, H heads, Q queries, L keys (class token first), N = L - 1 prunable tokens, E width of a head.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from madtp.method.attention_blocks import BlockwiseAttention, accumulator, attention_map, sum_of_largest
+
+logger = logging.getLogger(__name__)
+
+
+class AttentionScores(NamedTuple):
+    """What self-attention says of every prunable token, not yet normalised.
+
+    Attributes:
+        self_attention: [B, N], sum over the prunable queries of the largest attention any head pays to the token.
+        cls_attention: [B, N], attention of the class token, each head weighted by its share in the token's output norm.
+    """
+
+    self_attention: Tensor
+    cls_attention: Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scores: bool = False,
+    dropout: float = 0.0,
+    counted: Tensor | None = None,
+) -> tuple[Tensor, AttentionScores | None]:
+    """Scaled dot-product attention, with the scores that pruning needs when asked.
+
+    Without scores this is one fused call. With scores the map is made and forgotten block of queries by block of
+    queries, and once more in the backward pass, so that memory stays linear in L. On a GPU, in half precision and
+    without gradients, kernels of our own do it tile by tile. Only where weights are dropped, in the training of short
+    texts, the map is whole. Autocast does not touch the scores: they are computed in the inputs' own precision.
+
+    Args:
+        query: [B, H, Q, E].
+        key: [B, H, L, E].
+        value: [B, H, L, E].
+        mask: boolean, broadcastable to [B, H, Q, L], True where attention may go; every query needs one such key.
+        scores: also return the scores; self-attention only, so Q = L.
+        dropout: probability of dropping an attention weight; the scores use the weights before dropout.
+        counted: boolean [B, L], the queries whose attention adds to `self_attention`; None counts all. The class
+            token's never does.
+
+    Returns:
+        The output [B, H, Q, E], and the scores or None.
+    """
+    if not scores:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
+    with torch.autocast(query.device.type, enabled=False):
+        if dropout > 0:
+            output, sums, cls_row = _attend_whole(query, key, value, mask, dropout, counted)
+        else:
+            grad = torch.is_grad_enabled()
+            attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
+            output, sums, cls_row = attended(query, key, value, mask, counted)
+        return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
+
+
+@cache
+def _inference_path(device: str, dtype: torch.dtype) -> Callable:
+    """The kernels where they are fast, run and agree with the block-wise path on an example; else that path."""
+    if device != "cuda" or dtype.itemsize > 2:  # tensor cores multiply halves only
+        return BlockwiseAttention.forward
+    try:
+        from madtp.method.attention_kernel import attend_fused
+
+        angles = torch.arange(2 * 3 * 80 * 16, device=device).view(2, 3, 80, 16)
+        example = angles.sin().to(dtype), (2 * angles).cos().to(dtype), (3 * angles).sin().to(dtype), None, None
+        torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.forward(*example), rtol=0.05, atol=0.05)
+    except Exception as error:  # there is no telling what a missing or another compiler raises
+        logger.warning("no Triton kernels, scores are made in blocks: %s", str(error).strip().partition("\n")[0])
+        return BlockwiseAttention.forward
+    return attend_fused
+
+
+def _attend_whole(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, counted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `BlockwiseAttention` from a map held whole, whose dropout the backward pass need not repeat."""
+    weights = attention_map(query, key, mask)
+    output = F.dropout(weights, dropout) @ value
+    return output, sum_of_largest(weights, slice(0, None), counted), weights[:, :, 0]
+
+
+def _cls_attention(cls_row: Tensor, output: Tensor) -> Tensor:
+    """Class attention [B, N], head h weighted by r_h[j] = |O_h[j]| / (sum over heads + 1e-8)."""
+    norms = output[:, :, 1:].norm(dim=-1, dtype=accumulator(output.dtype))  # [B, H, N]
+    return (cls_row * norms).sum(dim=1) / (norms.sum(dim=1) + 1e-8)

@@ -1,0 +1,116 @@
+"""From a loss to a step: AdamW, the learning-rate schedule, mixed precision, accumulated gradients, clipping."""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+def precision(amp: str, device: torch.device) -> torch.dtype:
+    """The type to compute in: bf16, fp16 or, for off, float32; auto is bf16 where the GPU has it."""
+    if amp == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "bf16" if native else "off"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+
+
+def autocast(dtype: torch.dtype, device: torch.device):
+    """Mixed precision of this type, nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+class Optimization:
+    """Takes the losses of one run, step by step.
+
+    Args:
+        model: its parameters that require a gradient are trained; data-parallel where there are several processes.
+        config: `init_lr`, `min_lr`, `weight_decay`, `betas`, `clip_grad`, `lr_schedule`, `warmup_steps`, `max_epoch`.
+        dtype: of the mixed precision; float16 scales its losses.
+        accum: batches whose gradients make one step.
+        batches: of one epoch.
+    """
+
+    def __init__(self, model: nn.Module, config: dict, dtype: torch.dtype, accum: int, batches: int):
+        self.model, self.config, self.accum, self.batches = model, config, accum, batches
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config["init_lr"],
+            betas=tuple(config["betas"]),
+            weight_decay=config["weight_decay"],
+            fused=True,  # the only form that skips a step by a flag on the device
+        )
+        device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as it is."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def schedule(self, epoch: int, batch: int) -> None:
+        """Sets the learning rate: half a cosine, by epochs or by steps, after a linear warm-up."""
+        config = self.config
+        steps_per_epoch = math.ceil(self.batches / self.accum)
+        step = epoch * steps_per_epoch + batch // self.accum
+        warmup = config["warmup_steps"]
+        if config["lr_schedule"] == "step":
+            done, total = max(step - warmup, 0), config["max_epoch"] * steps_per_epoch - warmup
+        else:
+            done, total = epoch, config["max_epoch"]
+        rate = cosine_lr(config["init_lr"], config["min_lr"], done, total)
+        if step < warmup:
+            rate *= (step + 1) / (warmup + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def accumulate(self, batch: int):
+        """A context for the batch's forward and backward; processes exchange gradients only where a step follows."""
+        silent = not self.steps_after(batch) and hasattr(self.model, "no_sync")
+        return self.model.no_sync() if silent else nullcontext()
+
+    def step(self, loss: Tensor, batch: int) -> Tensor:
+        """Adds the loss's gradient and, at the end of a group of batches, moves the weights if it is finite.
+
+        A loss that is not finite makes a gradient of NaN, whatever its own would be. Processes average their gradients,
+        so they have the same norm everywhere and all processes skip the same steps. The host learns of none of this.
+
+        Returns:
+            1 if a step was skipped, else 0; a scalar on the device.
+        """
+        group = min(self.accum, self.batches - batch // self.accum * self.accum)
+        scaled = self.scaler.scale(loss / group)
+        scaled.backward(torch.where(loss.isfinite(), 1.0, math.nan).to(scaled.dtype))
+        if not self.steps_after(batch):
+            return torch.zeros((), device=loss.device)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config["clip_grad"] > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config["clip_grad"], norm)
+        skipped = (~norm.isfinite()).float()
+        self.optimizer.found_inf = skipped  # where GradScaler, too, tells a fused optimizer to stay where it is
+        self.optimizer.step()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return skipped
+
+    def steps_after(self, batch: int) -> bool:
+        """Whether the weights move after this batch: it ends a group, or the epoch."""
+        return (batch + 1) % self.accum == 0 or batch + 1 == self.batches
+
+    def state_dict(self) -> dict:
+        """Everything a resumed run needs."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on from `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def cosine_lr(init: float, minimum: float, step: int, total: int) -> float:
+    """The learning rate at `step` of `total`: half a cosine from `init` at 0 to `minimum` at `total`."""
+    progress = min(step / total, 1.0) if total > 0 else 0.0
+    return minimum + (init - minimum) * (1 + math.cos(math.pi * progress)) / 2

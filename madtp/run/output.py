@@ -1,0 +1,118 @@
+"""What a run writes into its folder for people to read: logs, results, the environment it ran in."""
+
+import json
+import logging
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from madtp.cost.measure import SPREAD
+from madtp.cost.processes import is_main
+from madtp.shared.files import write_atomic
+
+COST = (
+    "gflops",
+    "gflops_dense",
+    "percent",
+    "tokens",
+    *(f"{name}_p{rank}" for name in ("percent", "tokens") for rank in SPREAD),
+)
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
+
+
+class _Console(logging.StreamHandler):
+    """Writes above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Sends the main process's log to the terminal and, with the time in front, to `train.log`; the others' nowhere."""
+    handlers = [logging.NullHandler()]
+    if is_main():
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handlers = [_Console(), file]
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def write_environment(folder: Path) -> None:
+    """Writes `environment.txt`: the command, the code's commit, the versions and the machine's devices."""
+    lines = [
+        f"command {shlex.join([Path(sys.executable).name, *sys.argv])}",
+        f"commit {_commit() or 'unknown'}",
+        f"python {platform.python_version()}",
+        *(f"{package} {metadata.version(package)}" for package in PACKAGES),
+        f"device {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
+    ]
+    write_atomic(folder / "environment.txt", "\n".join(lines) + "\n")
+
+
+def _commit() -> str:
+    """The commit of the code that runs, with a `+` where files differ from it; empty outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def flatten(metrics: dict[str, dict], main: str) -> dict:
+    """Metrics of several splits in one dict: `SPLIT_NAME`, but the cost on the split `main` under its own names."""
+    flat = {}
+    for split, scores in metrics.items():
+        for name, value in scores.items():
+            if name != "results":
+                flat[name if split == main and name in COST else f"{split}_{name}"] = value
+    return flat
+
+
+def percent(share: float | None) -> float | None:
+    """A share of dense as a percentage, as `percent` of the metrics."""
+    return None if share is None else 100 * share
+
+
+def readable(scores: dict) -> str:
+    """The numbers of an evaluation in one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, int | float))
+
+
+def start_log(folder: Path, epoch: int) -> None:
+    """Makes `log.txt` end before `epoch`: empty for a new run, the finished epochs for a resumed one."""
+    path = folder / "log.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+    write_atomic(path, "".join(f"{line}\n" for line in kept))
+
+
+def log_epoch(folder: Path, record: dict) -> None:
+    """Adds one JSON line to `log.txt`; the file is replaced as a whole, so that it never ends within a line."""
+    path = folder / "log.txt"
+    write_atomic(path, path.read_text() + json.dumps(record) + "\n")
+
+
+def write_results(folder: Path, name: str, results: list) -> None:
+    """Writes the predictions of a split to `result/NAME.json`."""
+    (folder / "result").mkdir(exist_ok=True)
+    write_atomic(folder / "result" / f"{name}.json", json.dumps(results))

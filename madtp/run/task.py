@@ -1,0 +1,111 @@
+"""What a task says, so that the engine can train, prune and score it."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from madtp.cost.measure import CostMeter, device_of, progress_bar, to_device
+from madtp.cost.processes import all_gather_objects
+from madtp.cost.trace import Trace
+from madtp.method.errors import UserError
+from madtp.shared.weights import checkpoint
+from madtp.shared.weights.checkpoint import Stored
+
+
+class Task(ABC):
+    """One script: its data, model, losses and score. There is one level of subclassing.
+
+    Attributes:
+        name: decides which keys the configuration has.
+        default_config: the YAML file where --config names none.
+        recipe: the released temperature ladder, a key of `temperature.RECIPES`.
+        loss_weights: weight of every loss that `losses` may return.
+        floor: what besides the temperature's reach keeps the cost up, said when a p is out of reach.
+        epoch_splits: what is evaluated after every epoch, where there is such a split.
+        config: the resolved configuration; `engine.main` sets it before it calls anything else.
+    """
+
+    name: str
+    default_config: str
+    recipe: str
+    loss_weights = {"loss_task": 1.0, "loss_sim": 0.1}
+    floor = ""
+    epoch_splits = ("val", "test")
+    config: dict
+
+    def datasets(self, evaluate: bool) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
+        """Data for training (not needed where `evaluate`), validation and test; None where there is none."""
+        from data import create_dataset  # only now, so that --help and a wrong flag are answered at once
+
+        return create_dataset(self.name, self.config, evaluate)
+
+    def download(self, name: str) -> None:
+        """Fetches the published model that --pretrained names, where there is such a thing."""
+        raise UserError(f"--download fetches CLIP's published models, not {name!r}; the README lists the downloads")
+
+    @abstractmethod
+    def build_model(self, config: dict, evaluate: bool) -> nn.Module:
+        """The model with the weights of `config["pretrained"]`, or fresh ones where that is empty."""
+
+    def stored(self, path: str) -> Stored:
+        """How the model of a checkpoint prunes."""
+        return Stored.of(checkpoint.read(path))
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
+        """Named losses of a training batch; `model` may be data-parallel, `progress` counts epochs in fractions."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list:
+        """One inference forward: one picklable result per sample, and the forward's trace."""
+
+    def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
+        """The cheapest forward whose trace tells the cost; by default the inference itself."""
+        self.predict(model, batch, temperature, trace)
+
+    @abstractmethod
+    def metrics(self, predictions: list[tuple[int, object]], dataset: Dataset) -> dict:
+        """Scores from the (index, result) of every sample, in order.
+
+        An entry "results" is no score but the list of predictions that --evaluate writes to `result/`.
+        """
+
+    def result_file(self, split: str) -> str:
+        """The name, without ending, of the file for the predictions of a split."""
+        return f"{self.name}_{split}"
+
+    def asked(self, batch: dict, row: int) -> str:
+        """What a row of a batch asks, for people to read."""
+        return ""
+
+    def answered(self, result: object) -> str:
+        """What a result of `predict` says, for people to read."""
+        return ""
+
+    @abstractmethod
+    def score(self, metrics: dict) -> float:
+        """What the best checkpoint is chosen by; higher is better."""
+
+    @abstractmethod
+    def cost(self, model: nn.Module, trace: Trace) -> float:
+        """GFLOPs of one sample, from the trace alone."""
+
+    def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
+        """Metrics and cost over all processes: one forward per batch, nothing is exchanged before the last."""
+        device, meter, predictions = device_of(model), CostMeter(lambda trace: self.cost(model, trace)), []
+        for batch in progress_bar(loader, "evaluate"):
+            batch = to_device(batch, device)
+            with meter.forward(len(batch["index"])) as trace:
+                results = self.predict(model, batch, temperature, trace)
+            predictions += zip(batch["index"].tolist(), results, strict=True)
+        dataset = loader.dataset.dataset
+        return {**self.metrics(gather_predictions(predictions, len(dataset)), dataset), **meter.summary()}
+
+
+def gather_predictions(predictions: list[tuple[int, object]], size: int) -> list[tuple[int, object]]:
+    """The (index, result) pairs of all processes in the order of the data set, each of its `size` samples once."""
+    everyone = sorted(sum(all_gather_objects(predictions), []), key=lambda prediction: prediction[0])
+    if [index for index, _ in everyone] != list(range(size)):
+        raise RuntimeError(f"{len(everyone)} predictions do not cover the {size} samples exactly once")
+    return everyone

@@ -1,0 +1,77 @@
+"""Files that are there whole or not at all, and JSON that a user brought."""
+
+import errno
+import json
+import os
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from madtp.method.errors import UserError
+
+
+@contextmanager
+def whole_file(path: str | Path, size: int = 0):
+    """Opens `path` for writing bytes so that it is replaced only by a complete file; a failure leaves the old one.
+
+    Args:
+        path: where the file ends up; until then it is `path` with `.tmp` behind it.
+        size: the bytes it is going to have, where known, for the message.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save hides a write that failed midway
+        if not isinstance(cause, OSError):
+            raise
+        needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""
+        way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
+        raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
+    finally:
+        with suppress(OSError):
+            os.remove(temporary)
+
+
+def read_json(path: str | Path, way_out: str) -> object:
+    """Reads a JSON file that a user brought.
+
+    Raises:
+        UserError: no such file, or no JSON in it; the message ends with `way_out`.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
+        raise UserError(f"{path}: {reason}; {way_out}") from error
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Writes `text` to `path` in one step: readers see the old file or the new one, never half."""
+    content = text.encode()
+    with whole_file(path, len(content)) as file:
+        file.write(content)
+
+
+def prepare_output(path: str | Path) -> Path:
+    """Makes the output folder where it is missing and tries that it can be written.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
+    return folder

@@ -1,0 +1,275 @@
+"""Reading, fitting and writing checkpoints: BLIP's, CLIP's state dicts, MADTP's and our own.
+
+Shapes: N patches of an image, D width, G rows or columns of a square grid of patches.
+"""
+
+import logging
+import math
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from madtp.cost.processes import is_main
+from madtp.method.errors import UserError, excerpt
+from madtp.method.keep import KEEP
+from madtp.shared.files import whole_file
+
+logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+Convert = Callable[[StateDict, nn.Module], StateDict]
+
+# What no dense checkpoint holds: the alignment guidance, drawn anew; and buffers that are the same in every model.
+EXPECTED_MISSING = ("space_dict", "query_model", "position_ids")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which keys of the model a file filled, which it lacked, which of its own had no place, and what else it held."""
+
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    entries: dict[str, object]
+
+
+class Stored(NamedTuple):
+    """How the model of a checkpoint prunes; a file that does not say is dense, or a released one.
+
+    Attributes:
+        temperature: 0 for the dense model.
+        keep: the rule by which it keeps tokens, "batch" or "sample".
+        batch_size: what it was scored with; None where the file does not say.
+    """
+
+    temperature: float = 0.0
+    keep: str = "batch"
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, content: Mapping) -> "Stored":
+        """From a checkpoint's content."""
+        return cls(**{name: content[name] for name in cls._fields if name in content})
+
+    def other_company(self, batch_size: int) -> str:
+        """One line where the model would be asked in batches of another size than it was scored with, else nothing.
+
+        By the rule `batch` its answers and its cost depend on that.
+        """
+        if self.keep != "batch" or self.temperature == 0 or self.batch_size in (None, batch_size):
+            return ""
+        return (
+            f"this model was scored in batches of {self.batch_size} and is asked in batches of {batch_size}: its rule "
+            "keeps what the neediest sample of a batch needs, so answers and cost differ; `keep: sample` does not"
+        )
+
+
+def read(path: str | Path) -> dict:
+    """Reads a checkpoint onto the CPU without running anything that is in it.
+
+    Returns:
+        The file's dict, whose "model" is the state dict; a bare state dict is wrapped as that.
+
+    Raises:
+        UserError: there is no such file, it is damaged, wants to run code, or holds no weights, or a temperature that
+            is no number.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the checkpoint file in it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # there is no telling what is raised over broken bytes
+        raise UserError(f"{path}: {_why_unreadable(error)}") from error
+    if isinstance(content, Mapping):
+        entries = dict(content) if "model" in content else {"model": content}
+        state = entries["model"]
+        if isinstance(state, Mapping) and state and all(_is_weight(*item) for item in state.items()):
+            _check(path, entries)
+            return {**entries, "model": dict(state)}
+    raise UserError(f"{path} holds no weights: expected a state dict or {{'model': state dict}}")
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _check(path: Path, entries: dict) -> None:
+    """Refuses what no model can be pruned by, and makes the temperature a plain number."""
+    temperature = entries.get("temperature", 0.0)
+    try:
+        fits = float(temperature) >= 0
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path}: its temperature is {excerpt(temperature)}, expected a number, at least 0")
+    if "temperature" in entries:
+        entries["temperature"] = float(temperature)
+    keep, batch_size = entries.get("keep", "batch"), entries.get("batch_size", 1)
+    if not (isinstance(keep, str) and keep in KEEP):
+        raise UserError(f"{path}: its rule of keeping is {excerpt(keep)}, expected one of {', '.join(KEEP)}")
+    if not (type(batch_size) is int and batch_size > 0):
+        raise UserError(f"{path}: its batch_size is {excerpt(batch_size)}, expected an integer, at least 1")
+
+
+def _why_unreadable(error: Exception) -> str:
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    if wanted:
+        return f"refused, because reading it would run code ({wanted[1]}); save its state dict alone, as tensors"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, which only the CLIP task reads"
+    return "is not a checkpoint or is damaged; download it again"
+
+
+def save(path: str | Path, **entries) -> None:
+    """Writes `entries` to `path` in one step; when that fails the file that was there is left whole.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    with whole_file(path, _bytes(entries)) as file:
+        torch.save(entries, file)
+
+
+def _bytes(value: object) -> int:
+    """The bytes of all tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def load(
+    model: nn.Module,
+    path: str | Path,
+    fresh: Iterable[str] = (),
+    evaluate: bool = False,
+    convert: Iterable[Convert] = (),
+) -> LoadReport:
+    """Fills `model` from a file, see `read` and `fit`."""
+    return fit(model, read(path), path, fresh, evaluate, convert)
+
+
+def fit(
+    model: nn.Module,
+    content: Mapping,
+    path: str | Path,
+    fresh: Iterable[str] = (),
+    evaluate: bool = False,
+    convert: Iterable[Convert] = (),
+) -> LoadReport:
+    """Fills `model` from a checkpoint, or leaves it untouched and says why the file does not fit.
+
+    Args:
+        model: filled in place.
+        content: of the checkpoint, as `read` returns it.
+        path: the file it is from.
+        fresh: parts of names of parameters which may keep their fresh values when training starts: heads that the
+            file lacks or holds in another shape.
+        evaluate: whether the model is used as it is, so that nothing may stay fresh but the alignment guidance,
+            which a dense model does not use.
+        convert: functions `(state, model) -> state`, applied in turn before the fit.
+
+    Raises:
+        UserError: nothing matches, a shape differs, or keys are missing; names the first of them.
+    """
+    state = content["model"]
+    for function in convert:
+        state = function(state, model)
+    own = model.state_dict()
+    if own.keys().isdisjoint(state):
+        raise UserError(f"{path} has nothing of this model: it holds {_first(state)}; the model wants {_first(own)}")
+    loaded = [key for key in own if key in state and state[key].shape == own[key].shape]
+    missing = [key for key in own if key not in loaded]
+    unexpected = [key for key in state if key not in own]
+
+    def may_stay_fresh(key: str) -> bool:
+        parts = () if evaluate else tuple(fresh)
+        return any(part in key for part in (parts if key in state else parts + EXPECTED_MISSING))
+
+    unfit = [_fault(key, own, state) for key in missing if not may_stay_fresh(key)]
+    if unfit:
+        raise UserError(f"{path} does not fit this model, check --config and --pretrained: {_first(unfit)}")
+    model.load_state_dict({key: state[key] for key in loaded}, strict=False)
+    others = {key: value for key, value in content.items() if key != "model"}
+    report = LoadReport(loaded, missing, unexpected, others)
+    if is_main():
+        logger.info(_summary(path, report))
+    return report
+
+
+def _fault(key: str, own: StateDict, state: StateDict) -> str:
+    if key not in state:
+        return f"{key} is missing"
+    return f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
+
+
+def _first(names: Iterable[str], most: int = 3) -> str:
+    """The number of names and the first few of them."""
+    names = list(names)
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+
+
+def _summary(path: str | Path, report: LoadReport) -> str:
+    parts = [f"{path}: loaded {len(report.loaded)}"]
+    if report.missing:
+        parts.append(f"left fresh {_first(report.missing)}")
+    if report.unexpected:
+        parts.append(f"no place for {_first(report.unexpected)}")
+    return ", ".join(parts)
+
+
+def resize_positions(state: StateDict, model: nn.Module) -> StateDict:
+    """Resizes the position embeddings of images to the model's grid of patches, online and momentum towers alike.
+
+    Covers `*pos_embed` `[1, 1+N, D]` and CLIP's `visual*.positional_embedding` `[1+N, D]`. What already fits, or is no
+    square grid, is left as it is.
+    """
+    own = model.state_dict()
+    resized = dict(state)
+    for key, positions in state.items():
+        of_images = key.endswith("pos_embed") or re.fullmatch(r"visual\w*\.positional_embedding", key)
+        if of_images and key in own and positions.shape[:-2] == own[key].shape[:-2]:
+            table = _resize_grid(positions.view(positions.shape[-2:]), own[key].shape[-2])
+            resized[key] = table.view(*positions.shape[:-2], *table.shape)
+    return resized
+
+
+def _resize_grid(positions: Tensor, length: int) -> Tensor:
+    """Resizes positions `[1+N, D]` to `[length, D]`: bicubic over the grid, the first (CLS) untouched."""
+    old, new = math.isqrt(len(positions) - 1), math.isqrt(length - 1)
+    if old == new or old**2 != len(positions) - 1 or new**2 != length - 1:
+        return positions
+    grid = positions[1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)  # [1, D, G, G]
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    patches = grid.permute(0, 2, 3, 1).reshape(new**2, -1)  # [N', D]
+    return torch.cat([positions[:1], patches.to(positions.dtype)])
+
+
+TWINS = {
+    ".crossattention.self.": ".crossattention.self{}.",
+    ".crossattention.output.dense.": ".crossattention.output.dense{}.",
+}
+
+
+def copy_cross_attention_to_twins(state: StateDict, model: nn.Module) -> StateDict:
+    """Copies a single cross-attention into NLVR2's two, one per image, where the file has no twins."""
+    twinned = {}
+    for key, value in state.items():
+        single = next((part for part in TWINS if part in key), None)
+        if single is None:
+            twinned[key] = value
+            continue
+        for image in (0, 1):
+            twinned.setdefault(key.replace(single, TWINS[single].format(image)), value)
+    return twinned

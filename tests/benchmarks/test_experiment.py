@@ -1,0 +1,319 @@
+"""The experiment's rules, each beside a slow and obvious version, and its bookkeeping on a miniature."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.experiment import __main__ as driver
+from benchmarks.experiment import cells, report, results, running
+from benchmarks.experiment.methods import METHODS
+from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, merge_alike, unguided
+from madtp.cost.trace import Trace
+from madtp.method.attention import AttentionScores
+from madtp.method.layout import RECTANGLE
+from madtp.method.pruning import assess, prune_tokens
+from models.blip import blip_decoder
+from models.blip_nlvr import blip_nlvr
+from tests.tiny import STATEMENTS, build, images
+
+SAMPLES, TOKENS, WIDTH, LEARNABLE = 4, 24, 8, 5
+KNOB = 1e9  # at which every method drops as much as it can
+
+
+@pytest.fixture
+def given():
+    """What a layer hands to its layout."""
+    draw = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    scores = AttentionScores(normal(SAMPLES, TOKENS).exp(), normal(SAMPLES, TOKENS).softmax(dim=1))
+    return SimpleNamespace(
+        x=normal(SAMPLES, 1 + TOKENS, WIDTH), scores=scores, alignment=normal(SAMPLES, TOKENS, LEARNABLE)
+    )
+
+
+def pruned(layout, given, knob, x=None):
+    return layout.prune(given.x if x is None else x, given.scores, given.alignment, knob)
+
+
+def test_nothing_left_out_is_madtp(given):
+    ours, theirs = pruned(Pruning(), given, 2.0), pruned(RECTANGLE, given, 2.0)
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[2].rows, theirs[2].rows)
+
+
+def test_without_the_merged_token_one_more_is_kept(given):
+    x, _, kept = pruned(Pruning(merged=False), given, 2.0)
+    theirs = prune_tokens(given.x, given.scores, given.alignment, 2.0)[1]
+    assert kept.rows.shape == theirs.rows.shape
+    for sample in range(SAMPLES):
+        assert torch.equal(x[sample], given.x[sample, kept.rows[sample]])
+        assert set(theirs.of(sample)) < set(kept.of(sample)) == set(kept.rows[sample, 1:].sub(1).tolist())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_chance_keeps_as_many_as_the_scores_would(given, merged):
+    expected = prune_tokens(given.x, given.scores, given.alignment, 2.0)[0].shape
+    torch.manual_seed(0)
+    draws = [pruned(Pruning(merged=merged, random=True), given, 2.0) for _ in range(20)]
+    assert all(x.shape == expected for x, _, _ in draws)
+    assert set().union(*(kept.of(0) for _, _, kept in draws)) == set(range(TOKENS))
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.125, 0.9])
+def test_static_drops_the_same_number_in_every_layer_by_class_attention(given, share):
+    x, layout, lengths = given.x, Static.of(given.x), [TOKENS]
+    for _ in range(6):
+        layout_scores = AttentionScores(*(part[:, : x.shape[1] - 1] for part in given.scores))
+        left, layout, kept = layout.prune(x, layout_scores, None, share)
+        if kept is not None:
+            for sample in range(SAMPLES):
+                ranked = sorted(range(x.shape[1] - 1), key=lambda j, s=sample: -layout_scores.cls_attention[s, j])
+                wanted = [0, *(1 + j for j in sorted(ranked[: left.shape[1] - 1]))]
+                assert torch.equal(left[sample], x[sample, wanted])
+        x = left
+        lengths.append(x.shape[1] - 1)
+    gone = [before - after for before, after in zip(lengths[:-1], lengths[1:], strict=True) if after > 1]
+    assert lengths[-1] == max(1, TOKENS - round(min(1, share * 6) * TOKENS))
+    assert not gone or max(gone) - min(gone) <= 1  # but for rounding
+
+
+def test_merging_equals_a_loop_and_loses_nothing(given):
+    sizes = torch.randint(1, 4, (SAMPLES, 1 + TOKENS, 1), generator=torch.Generator().manual_seed(1)).double()
+    keys, number = given.x[..., :3], 7
+    x, after = merge_alike(given.x, keys, sizes, number)
+    torch.testing.assert_close((x * after)[:, 1:].sum(dim=1), (given.x * sizes)[:, 1:].sum(dim=1))
+    assert torch.equal(x[:, 0], given.x[:, 0]) and torch.equal(after.sum(dim=1), sizes.sum(dim=1))
+    for sample in range(SAMPLES):
+        sources, targets = range(1, 1 + TOKENS, 2), range(2, 1 + TOKENS, 2)
+        alike = lambda i, j: float(F.cosine_similarity(keys[sample, i], keys[sample, j], dim=0))  # noqa: B023, E731
+        partner = {i: max(targets, key=lambda j: alike(i, j)) for i in sources}
+        going = sorted(sources, key=lambda i: -alike(i, partner[i]))[:number]
+        groups = [[i] for i in sources if i not in going] + [
+            [j] + [i for i in going if partner[i] == j] for j in targets
+        ]
+        for group, token in zip(groups, x[sample, 1:], strict=True):
+            weights = sizes[sample, group]
+            torch.testing.assert_close(token, (given.x[sample, group] * weights).sum(dim=0) / weights.sum())
+
+
+def test_a_merged_token_is_attended_to_as_often_as_it_stands_for_patches(given):
+    heads = given.x.unsqueeze(1)
+    repeated = torch.cat([heads, heads[:, :, -1:]], dim=2)  # the last token twice, against once with size 2
+    size = torch.ones(SAMPLES, 1 + TOKENS, 1, dtype=torch.float64)
+    size[:, -1] = 2
+    output, _ = Merging(TOKENS, size=size).attend(heads, heads, heads)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(heads, repeated, repeated))
+
+
+def test_without_guidance_the_learnable_tokens_decide_nothing(given):
+    shares = []
+    for temperature in (1e-3, 0.3, 1.0, 1e9):
+        significance, passing = unguided(given.scores, None, temperature)
+        shares.append(float(passing.double().mean()))
+    self_share = given.scores.self_attention / given.scores.self_attention.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(significance, (self_share + given.scores.cls_attention) / 2)
+    assert torch.equal(passing, significance > significance.mean(dim=1, keepdim=True))  # T without bound: the mean
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1 - 1 / TOKENS
+
+
+def test_the_three_scores_alone_sum_to_the_importance(given):
+    alone = [by_one_score(which)(given.scores, given.alignment, 2.0)[0] for which in ("self", "token", "cls")]
+    torch.testing.assert_close(sum(alone) / 3, assess(given.scores, given.alignment, 2.0)[0])
+
+
+def test_a_tower_can_be_left_alone_and_pays_for_nothing():
+    model = build(blip_nlvr)
+    model.keep = by_tower(lambda x: Whole(), lambda x: RECTANGLE)
+    trace = Trace()
+    with torch.no_grad():
+        model(images(6), STATEMENTS, temperature=30.0, train=False, trace=trace)
+    assert {row.left for row in trace.layers["image"]} == {17} and trace.layers["text"][-1].left < 10
+    rows = running.charged(trace, ("text",)).layers
+    assert [row.scored for row in rows["image"]] == [False] * 3 and all(row.scored for row in rows["text"])
+    assert [row.left for row in rows["image"]] == [row.left for row in trace.layers["image"]]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The experiment in miniature: its folders, and what runs it."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "DATA", "--train 50 --val 50 --test 50 --pairs 54 --objects 2 --grid 7".split())
+        sizes = "vit={embed_dim: 96, depth: 2, num_heads: 3, patch_size: 12}"
+        patch.setattr(cells, "MODEL", (sizes, "batch_size_train=8"))
+        patch.setattr(cells, "DENSE_TRAINING", dict.fromkeys(cells.TASKS, ("max_epoch=1", "epoch_steps=2")))
+        for module in (cells, running):
+            patch.setattr(module, "EPOCHS", 2)
+        patch.setattr(cells, "STEPS", 2)
+        patch.setattr(cells, "FINE_TUNING", ("init_lr=3e-4", "ramp=0"))
+        patch.setattr(running, "BATCHES", (25,))
+        patch.setattr(running, "ABLATED_AT", 0.2)
+        paths = {name: folder / name for name in ("data", "output", "results")}
+        flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        paths["results"].mkdir()
+        (paths["results"] / "speed_decoding.jsonl").write_text('{"task": "caption"}\n')  # results of something else
+
+        def run(*arguments):
+            return driver.main([*flags, "--seeds", "1", *arguments])
+
+        assert run("--task", "caption", "--methods", "madtp", "static", "--p", "0.2", "0.9") == 0
+        yield SimpleNamespace(run=run, **paths)
+
+
+def lines(small):
+    return [json.loads(line) for line in (small.results / "caption.jsonl").read_text().splitlines()]
+
+
+def test_a_cell_is_scored_at_the_cost_asked_for_and_says_what_made_it(small):
+    records = {record["name"]: record for record in lines(small)}
+    assert list(records) == [
+        f"caption-1-{name}" for name in ("dense", "madtp-0.2", "static-0.2", "madtp-0.9", "static-0.9")
+    ]
+    assert records["caption-1-dense"]["scores"]["32"]["percent"] == 100
+    for method in ("madtp", "static"):
+        found = records[f"caption-1-{method}-0.2"]
+        for scores in (found["untuned"], *found["scores"].values()):
+            assert scores["percent"] == pytest.approx(80, abs=6) and 0 <= scores["score"] <= 100
+        assert found["command"].endswith(f"--methods {method} --p 0.2 --seeds 1") and found["cpu"] and found["date"]
+    assert set(records["caption-1-madtp-0.2"]["losses"]) == {"loss_task", "loss_sim"}
+    assert set(records["caption-1-static-0.2"]["losses"]) == {"loss_task"}
+    assert "out of reach" in records["caption-1-madtp-0.9"]["out_of_reach"]
+    assert str(small.data.parent) not in (small.results / "caption.jsonl").read_text()
+
+
+def test_a_trained_madtp_is_measured_at_other_temperatures_and_with_one_tower_pruned(small):
+    record = next(record for record in lines(small) if record["name"] == "caption-1-madtp-0.2")
+    costs = {float(factor): scores["percent"] for factor, scores in record["factors"].items()}
+    assert [costs[factor] for factor in sorted(costs)] == sorted(costs.values(), reverse=True)
+    whole, pruned = (record["towers"][tower]["tokens"]["image"] for tower in ("text", "image"))
+    assert min(whole) == 50 > min(pruned) and record["towers"]["image"]["percent"] < 85
+    assert len(record["spreads"]) == 2 and min(record["spreads"]) > 0
+
+
+def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small, monkeypatch):
+    before = lines(small)
+    monkeypatch.setattr(driver, "compare", lambda cell, places: {"ran": cell.name})
+    assert small.run("--task", "caption", "--methods", "madtp", "--p", "0.2") == 0 and lines(small) == before
+    lock = small.output / "locks" / "caption-1-tome-0.2"
+    with driver.claimed(lock) as ours:
+        assert ours and small.run("--task", "caption", "--methods", "tome", "--p", "0.2") == 1
+        assert lines(small) == before
+    assert small.run("--task", "caption", "--methods", "tome", "--p", "0.2", "--minutes", "-1") == 1
+    assert small.run("--task", "caption", "--methods", "tome", "--p", "0.2") == 0
+    assert lines(small)[:-1] == before and lines(small)[-1]["ran"] == "caption-1-tome-0.2"
+    (small.results / "caption.jsonl").write_text("".join(json.dumps(record) + "\n" for record in before))
+
+
+def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, capsys):
+    words = tmp_path / "words.md"
+    blocks = ["compared caption 0.2", "compared caption 0.9", "missing", "plot tokens caption"]
+    words.write_text("\n".join(["{score caption madtp 0.2} of {score caption dense}", *(f"{{{b}}}" for b in blocks)]))
+    monkeypatch.setattr(report, "WORDS", words)
+    assert small.run("--report", str(tmp_path)) == 0
+    text = (tmp_path / "results.md").read_text()
+    records = {record["name"]: record for record in lines(small)}
+    wanted = records["caption-1-madtp-0.2"]["scores"]["32"]
+    assert text.startswith(f"{wanted['score']:.1f} of ") and f"| MADTP | {wanted['percent']:.1f} |" in text
+    assert "| MADTP | out of reach |" in text and "| random |" not in text and "- caption, p 0.3: madtp, sample" in text
+    assert (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
+    words.write_text("{nonsense caption}")
+    assert small.run("--report", str(tmp_path)) == 2 and "{nonsense caption} is none of" in capsys.readouterr().err
+
+
+def test_the_template_asks_for_nothing_unknown():
+    assert {place.split()[0] for place, _ in report.PLACE.findall(report.WORDS.read_text())} <= set(report.BLOCKS)
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Results of three seeds, some of which do not reach the cost, or miss it."""
+    scores = {"madtp": [90, 80, 70], "static": [89, 78, 67], "token": [None, 50, None], "tome": [None] * 3}
+    costs = {"static": 48}
+    lines = []
+    for method, values in scores.items():
+        for seed, value in enumerate(values):
+            at = {"score": value, "percent": costs.get(method, 50)}
+            outcome = {"out_of_reach": "."} if value is None else {"scores": {"32": at}, "towers": {}}
+            lines.append(
+                {"name": f"{method}{seed}", "task": "nlvr", "method": method, "p": 0.5, "seed": seed, **outcome}
+            )
+            if method == "madtp":
+                lines[-1] |= {"towers": {tower: {"score": value - 5, "percent": 60} for tower in ("image", "text")}}
+    (tmp_path / "nlvr.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    return results.Results(tmp_path, tmp_path)
+
+
+def test_the_spread_is_over_the_seeds_and_differences_are_taken_seed_by_seed(found):
+    assert report.score(found, "nlvr", "madtp", "0.5") == "80.0 ± 10.0"
+    assert report.gap(found, "nlvr", "static", "0.5") == "−2.0 ± 1.0"
+    assert report.gap(found, "nlvr", "madtp", "0.5", "static") == "+2.0 ± 1.0"
+
+
+def test_every_method_is_held_against_madtp_on_the_seeds_that_both_reach(found):
+    head, _, *rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in report.overview(found, "0.5").split("\n")
+    ]
+    rows = {row[0]: row[1:] for row in rows}
+    assert head == ["", "nlvr, p 0.5", "vqa, p 0.5", "caption, p 0.5"]
+    assert rows["MADTP"] == ["80.0 ± 10.0", "not run", "not run"]
+    assert rows["static, by class attention"] == ["−2.0 ± 1.0", "—", "—"]
+    assert rows["merging alike image tokens"] == ["out of reach", "—", "—"] and rows["random"] == ["—"] * 3
+    assert "| alignment score alone | −30.0 (1 of 3) |" in report.ablations(found, "nlvr")
+    assert "| text | 75.0 ± 10.0 | 60.0 ± 0.0 |" in report.towers(found, "nlvr")
+
+
+def test_costs_that_miss_are_listed(found):
+    assert report.unequal(found) == "- nlvr, p 0.5, static, by class attention: 48.0, 48.0, 48.0"
+
+
+@pytest.mark.parametrize("task", cells.TASKS)
+def test_every_cell_comes_once_and_after_the_one_it_starts_from(task):
+    planned = driver.plan(task)
+    assert len(set(planned)) == len(planned)
+    places = {cell: place for place, cell in enumerate(planned)}
+    assert all(places[cell.earlier] < places[cell] for cell in planned if cell.earlier)
+    assert {cell.p for cell in planned if cell.method == "self"} == {0.5}
+    asked = driver.plan(task, ["self"], [0.3], [2])
+    longer, usual = (cells.Cell(task, 1, method, 0.5).training for method in ("madtp_long", "madtp"))
+    assert f"epoch_steps={4 * cells.STEPS}" in longer and f"epoch_steps={cells.STEPS}" in usual
+    assert asked[-1] == cells.Cell(task, 2, "self", 0.3) and all(cell.method == "dense" for cell in asked[:-1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_infers_with_fewer_tokens(name):
+    model = build(blip_nlvr)
+    model.keep = METHODS[name].keep
+    losses = model(images(6), STATEMENTS, torch.tensor([0, 1, 1]), temperature=KNOB)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    trace = Trace()
+    with torch.no_grad():
+        logits = model(images(6), STATEMENTS, temperature=KNOB, train=False, trace=trace)
+    left = {tower: np.mean(rows[-1].left) / np.mean(rows[0].entered) for tower, rows in trace.layers.items()}
+    assert logits.shape == (3, 2) and logits.isfinite().all()
+    whole = {
+        "tome": "text",
+        "tome_long": "text",
+        "static_image": "text",
+        "image": "text",
+        "sample_image": "text",
+        "unguided_image": "text",
+    }
+    for tower, share in left.items():
+        assert share == 1 if {**whole, "text": "image"}.get(name) == tower else share < 1
+
+
+@pytest.mark.parametrize("name", sorted({cell.method for cell in driver.plan("caption")} - {"dense"}))
+def test_a_captioner_prunes_its_images_alone(name):
+    model = build(blip_decoder)
+    model.keep = METHODS[name].keep
+    trace = Trace()
+    losses = model(images(3), [f"a picture of {statement}" for statement in STATEMENTS], KNOB, trace=trace)
+    sum(losses.values()).backward()
+    assert np.max(trace.layers["image"][-1].left) < 10
+    assert all(np.array_equal(row.entered, row.left) for row in trace.layers["decoder"])
+    with torch.no_grad():
+        assert all(isinstance(text, str) for text in model.generate(images(3), temperature=KNOB))

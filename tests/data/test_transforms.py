@@ -1,0 +1,156 @@
+"""From images to tensors, and the cleaning of texts."""
+
+import string
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.text import clean_caption, clean_question
+from transform.pictures import evaluation_transform, training_transform
+from transform.randaugment import GEOMETRIC, OPERATIONS, RandAugment, augment
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+FIXED_AT_MIDDLE = ("identity", "brightness", "sharpness")
+MIDDLE = 5
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    """A picture in which everything matters: a ramp of colors with noise, nowhere black or white."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(60, 180, width)[None, :, None] + np.array([0.0, 10.0, 20.0])
+    return Image.fromarray((ramp + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
+
+
+def test_evaluation_squares_and_normalises():
+    image = picture()
+    pixels = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)) / 255
+    expected = ((pixels - MEAN) / STD).transpose(2, 0, 1)
+    np.testing.assert_allclose(evaluation_transform(24)(image), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 70), (24, 24)])
+def test_training_gives_other_squares_each_time(size):
+    transform = training_transform(24)
+    torch.manual_seed(0)
+    first, second = transform(picture(*size)), transform(picture(*size))
+    torch.manual_seed(0)
+    assert first.shape == (3, 24, 24) and first.dtype == torch.float32
+    assert not torch.equal(first, second) and torch.equal(first, transform(picture(*size)))
+
+
+def test_training_crops_half_of_the_image_or_more():
+    """In a picture whose red is its column, a crop of at least half spans 0.6 of the width (aspect 3:4) on average."""
+    columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3))
+    crop = training_transform(64).transforms[0]
+    torch.manual_seed(0)
+    spans = [np.ptp(np.asarray(crop(Image.fromarray(columns.copy())))[..., 0].astype(int)) for _ in range(50)]
+    assert min(spans) > 0.6 * 200 and len(set(spans)) > 5
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_keep_the_size_and_their_argument(operation):
+    image = picture()
+    for level in (0, MIDDLE, 10):
+        result = augment(image, operation, level)
+        assert result.size == image.size and result.mode == "RGB"
+    assert image.tobytes() == picture().tobytes()
+
+
+def test_where_operations_change_nothing():
+    image = picture()
+    for operation in OPERATIONS:
+        neutral = 0 if operation in GEOMETRIC else MIDDLE
+        same = augment(image, operation, neutral).tobytes() == image.tobytes()
+        assert same == (operation in GEOMETRIC or operation in FIXED_AT_MIDDLE), operation
+
+
+@pytest.mark.parametrize("level", [4, -4, 10])
+def test_translation_moves_by_a_part_of_the_side(level):
+    pixels = np.asarray(picture(384, 192))
+    shift = level  # pixels at 384, half of them at 192
+    across = np.full_like(pixels, 128)
+    down = np.full_like(pixels, 128)
+    for row in range(192):
+        for column in (0, 5, 200, 380):
+            if 0 <= column + shift < 384:
+                across[row, column + shift] = pixels[row, column]
+            if 0 <= row + shift // 2 < 192:
+                down[row + shift // 2, column] = pixels[row, column]
+    moved_across = np.asarray(augment(picture(384, 192), "translate_x", level))
+    moved_down = np.asarray(augment(picture(384, 192), "translate_y", level))
+    for column in (0, 5, 200, 380):
+        if 0 <= column + shift < 384:
+            assert (moved_across[:, column + shift] == across[:, column + shift]).all()
+        assert (moved_down[:, column] == down[:, column]).all()
+
+
+@pytest.mark.parametrize(("operation", "axis"), [("shear_x", 0), ("shear_y", 1)])
+def test_shear_moves_lines_in_proportion(operation, axis):
+    """At full strength the line `n` pixels from the top left corner moves back by 0.3 n."""
+    pixels = np.zeros((100, 100, 3), dtype=np.uint8)
+    pixels[40, 50] = pixels[41, 50] = pixels[40, 51] = pixels[41, 51] = 255
+    for level in (10, 5, -10):
+        moved = np.asarray(augment(Image.fromarray(pixels), operation, level))[..., 0].astype(float)
+        moved[moved == 128] = 0
+        center = np.argwhere(moved > 60).mean(0)
+        distance = (41, 51)[axis]  # of the square from the edge that stays
+        expected = np.array([40.5, 50.5])
+        expected[1 - axis] -= 0.03 * level * distance
+        np.testing.assert_allclose(center, expected, atol=1.0)
+
+
+def test_rotation_turns_by_thirty_degrees_at_most():
+    pixels = np.zeros((101, 101, 3), dtype=np.uint8)
+    pixels[48:53, 85:90] = 255  # to the right of the middle
+    for level in (10, 5, -5):
+        turned = np.asarray(augment(Image.fromarray(pixels), "rotate", level))[..., 0].astype(float)
+        turned[turned == 128] = 0
+        row, column = np.argwhere(turned > 100).mean(0) - 50
+        assert np.degrees(np.arctan2(-row, column)) == pytest.approx(3 * level, abs=1)
+
+
+def test_brightness_scales():
+    pixels = np.asarray(picture()).astype(int)
+    bright = np.asarray(augment(picture(), "brightness", 10)).astype(int)
+    assert abs(bright - np.minimum(pixels * 1.9, 255)).max() <= 1
+
+
+def test_half_of_the_draws_are_applied():
+    image = picture()
+    torch.manual_seed(0)
+    unchanged = sum(RandAugment()(image).tobytes() == image.tobytes() for _ in range(600)) / 600
+    once = 1 - 0.5 * (len(OPERATIONS) - len(FIXED_AT_MIDDLE)) / len(OPERATIONS)
+    assert unchanged == pytest.approx(once**2, abs=0.06)
+    assert RandAugment(probability=0)(image).tobytes() == image.tobytes()
+    both_ways = {RandAugment(1, 5, 1.0)(image).tobytes() for _ in range(300)}
+    possible = {augment(image, operation, MIDDLE).tobytes() for operation in OPERATIONS}
+    possible |= {augment(image, operation, -MIDDLE).tobytes() for operation in GEOMETRIC}
+    assert both_ways == possible
+
+
+def test_captions_are_cleaned():
+    assert clean_caption('  Two DOGS,\t(one "brown")... run!  \n') == "two dogs, one brown run"
+    assert clean_caption("t-shirt #1: a*b;c~d") == "t-shirt 1 a b c d"
+    assert clean_caption(" ".join(["word"] * 99)) == " ".join(["word"] * 50)
+    assert clean_caption("one two three. four", max_words=3) == "one two three"
+
+
+def test_questions_are_cleaned():
+    assert clean_question('Is this (the) "U.S.A."?  ') == "is this the usa?"
+    assert clean_question(" ".join(["word"] * 99)) == " ".join(["word"] * 50)
+
+
+@given(st.text(alphabet=string.ascii_letters + string.punctuation + " \n\t", max_size=60), st.integers(1, 8))
+def test_cleaning_letter_by_letter(text, most):
+    def slow(replacement: str) -> str:
+        spelled = "".join(replacement if letter in '.!"()*#:;~' else letter.lower() for letter in text)
+        return " ".join([word for word in spelled.split() if word][:most])
+
+    assert clean_caption(text, most) == slow(" ")
+    assert clean_question(text, most) == slow("")
+    assert clean_caption(clean_caption(text, most), most) == clean_caption(text, most)

@@ -1,0 +1,351 @@
+"""Looking at models: predictions on own pictures, closeups, the page about runs and the page to play with.
+
+A small model of every task, made here; what it answers and keeps is held to the task and its trace themselves.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from madtp.cost.trace import LayerTrace, Trace
+from madtp.look import app, closeup, paper, predict, report, runs, visualize
+from madtp.look.pictures import patches_left
+from madtp.look.predictor import load, task_named
+from madtp.look.recording import _importance
+from madtp.look.survival import follow
+from madtp.method.attention import AttentionScores
+from madtp.method.pruning import Kept, importance
+from madtp.run import config as configuration
+from madtp.shared.weights.checkpoint import save
+from tests.miniature import make_data, write_config
+from utils import UserError
+
+KEYS = {
+    "nlvr": {},
+    "caption": {"max_length": 12, "num_beams": 1},
+    "vqa": {"k_test": 4},
+    "retrieval": {"dataset": "coco", "queue_size": 8},
+    "retrieval_clip": {"dataset": "coco", "queue_size": 8},
+}
+CLIP = {"embed_dim": 24, "vision_width": 64, "vision_layers": 3, "vision_patch_size": 12, "context_length": 20}
+CLIP |= {"transformer_width": 32, "transformer_layers": 2}
+TEXTS = {
+    "nlvr": ["Both images contain a red circle."],
+    "caption": [],
+    "vqa": ["what color is the circle?"],
+    "retrieval": ["a large red circle", "a small blue cross and a large green square"],
+}
+TEXTS["retrieval_clip"] = TEXTS["retrieval"]
+TEMPERATURE = 20.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("look")
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(data):
+    return sorted(map(str, (data / "images" / "test").glob("*.png")))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data):
+    """Writes a run's folder with a model that nobody trained, and returns its checkpoint."""
+
+    def checkpoint(name, keep="sample", temperature=TEMPERATURE):
+        folder = data / f"{name}_{keep}_{temperature:g}"
+        path = folder / "checkpoint_best.pth"
+        if not path.exists():
+            folder.mkdir()
+            vit = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 12}
+            keys = {"clip": CLIP} if name == "retrieval_clip" else {"vit": vit}
+            write_config(data, folder / "config.yaml", name, keep=keep, **keys, **KEYS[name])
+            task = task_named(name)
+            task.config = configuration.resolve(str(folder / "config.yaml"), name)
+            torch.manual_seed(1)
+            model = task.build_model(task.config, evaluate=False)
+            save(path, model=model.state_dict(), temperature=temperature, keep=keep, batch_size=25)
+        return str(path)
+
+    return checkpoint
+
+
+def asked(capsys, *flags):
+    """The records that --json prints."""
+    assert predict.main([*flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_own_pictures_are_answered_alone_as_in_any_company(name, checkpoint, pictures, capsys):
+    """By the rule `sample`: each record of a batch is that of its sample asked alone, and costs what its trace says."""
+    count = 2 if name == "nlvr" else 1
+    flags = ["--checkpoint", checkpoint(name), *(["--text", *TEXTS[name]] if TEXTS[name] else [])]
+    together = asked(capsys, *flags, "--image", *pictures[: 3 * count], "--batch_size", "3", "--compare")
+    assert len(together) == 3
+    for number, record in enumerate(together):
+        own = pictures[number * count : (number + 1) * count]
+        (alone,) = asked(capsys, *flags, "--image", *own)
+        assert record["images"] == own and record["compressed"]["percent"] < 99 < record["dense"]["percent"] < 101
+        for entry in ("answer", "tokens"):
+            assert alone["compressed"][entry] == record["compressed"][entry]
+        assert alone["compressed"]["gflops"] == pytest.approx(record["compressed"]["gflops"], rel=1e-3)
+    with torch.inference_mode():
+        predictor, trace = load(checkpoint(name)), Trace()
+        samples = predict.own_samples(predictor, pictures[:count], TEXTS[name])
+        (batch,) = predict.batched(predictor, samples)
+        result = predictor.task.predict(predictor.model, batch, TEMPERATURE, trace)[0]
+    assert together[0]["compressed"]["answer"] == predictor.task.answered(result)
+    assert together[0]["compressed"]["tokens"]["image"][1:] == [float(row.left[0]) for row in trace.layers["image"]]
+
+
+def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
+    flags = ["--image", *pictures[:2], "--text", "a red circle"]
+    assert predict.main(["--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
+    note = capsys.readouterr().err
+    assert note.startswith("note: ") and "batches of 25" in note and "batches of 1" in note and note.count("\n") == 1
+    assert predict.main(["--checkpoint", checkpoint("nlvr"), *flags]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
+    """Asked for what some temperature costs, it finds one that costs about as much."""
+    flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
+
+    def percent(*how):
+        return np.mean([record["compressed"]["percent"] for record in asked(capsys, *flags, *how)])
+
+    cost = percent("--temperature", "9")
+    assert percent("--p", str(1 - cost / 100)) == pytest.approx(cost, abs=1.5)
+    (dense, *_) = asked(capsys, *flags, "--p", "0")
+    assert dense["dense"]["percent"] == 100 and "compressed" not in dense
+
+
+def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, pictures, capsys):
+    flags = ["--checkpoint", checkpoint("retrieval"), "--image", *pictures[:3], "--text", *TEXTS["retrieval"]]
+    records = asked(capsys, *flags)
+    for record in records:
+        scores = record["compressed"]["scores"]
+        assert record["compressed"]["answer"] == max(scores, key=scores.get) and len(scores) == 2
+    assert predict.main(flags) == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-2:]
+    for line, text in zip(last, TEXTS["retrieval"], strict=True):
+        best = max(records, key=lambda record: record["compressed"]["scores"][text])
+        assert line.strip() == f"{text}: {best['images'][0]}"
+
+
+@pytest.mark.parametrize(
+    "name, flags, message",
+    [
+        ("nlvr", ["--image", "{0}"], "nlvr takes pictures two by two, not 1"),
+        ("nlvr", ["--image", "{0}", "{1}"], "nlvr needs a statement; give --text"),
+        ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
+        ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
+        ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        ("caption", ["--image", "README.md"], "README.md is no picture that can be read"),
+        ("caption", ["--image", "docs"], "docs has no pictures in it"),
+        ("caption", ["--image", "{0}", "--p", "1.5"], "--p is 1.5"),
+        ("caption", ["--image", "{0}", "--p", "0.99"], "p 0.99 is out of reach"),
+        ("caption", ["--image", "{0}", "--temperature", "-1"], "--temperature is -1.0"),
+        ("caption", ["--image", "{0}", "--device", "gpu"], "--device is 'gpu', expected cpu"),
+        ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
+        ("caption", ["--image", "{0}", "--temperature", "0", "--visualize", "x.png"], "--visualize shows what is"),
+    ],
+)
+def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsys):
+    flags = [flag.format(*pictures) for flag in flags]
+    assert predict.main(["--checkpoint", checkpoint(name), *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):
+    shutil.copy(checkpoint("caption"), tmp_path / "alone.pth")
+    flags = ["--checkpoint", str(tmp_path / "alone.pth"), "--image", pictures[0]]
+    assert predict.main(flags) == 2
+    assert "no config.yaml beside it; say what it is with --task or --config" in capsys.readouterr().err
+    config = str(Path(checkpoint("caption")).parent / "config.yaml")
+    assert predict.main([*flags, "--config", config]) == 0
+
+
+# What the layers kept, and why.
+
+
+def test_tokens_are_followed_by_name():
+    """Six tokens: the second layer drops a merged one again, the third nothing."""
+    kept = [Kept(torch.tensor([[0, 1, 3, 5, 2]])), None, Kept(torch.tensor([[0, 2, 3, 1]]))]
+    layers = [LayerTrace(7, 5, True, kept[0]), LayerTrace(5, 5, True), LayerTrace(5, 4, True, kept[2])]
+    steps = follow(layers, 0)
+    assert steps[0].left == [(0,), (2,), (4,), (1, 3, 5)] and steps[0].merged == [1, 3, 5]
+    assert not steps[1].prunes and steps[1].kept == [0, 2, 4]
+    assert steps[2].left == [(2,), (4,), (0, 1, 3, 5)] and steps[2].merged == [0]
+    assert patches_left(layers, 0) == [[0, 2, 4], [0, 2, 4], [2, 4]]
+
+
+@pytest.mark.parametrize("keep", ["batch", "sample"])
+@pytest.mark.parametrize("name", ["nlvr", "vqa", "retrieval", "retrieval_clip"])
+def test_recording_changes_nothing_and_explains_what_was_kept(name, keep, checkpoint, pictures):
+    """Whatever was kept is at least as important as whatever was dropped; every layer of every tower is recorded."""
+    predictor = load(checkpoint(name, keep))
+    count = 2 if name == "nlvr" else 1
+    samples = predict.own_samples(predictor, pictures[: 3 * count], TEXTS[name])
+    (batch,) = predict.batched(predictor, samples, 3)
+    forward = predictor.run(batch, TEMPERATURE, record=True)
+    plain = predictor.run(batch, TEMPERATURE)
+    assert str(forward.results) == str(plain.results) and not plain.towers
+    explained = 0
+    for (tower, rows), layers in zip(forward.trace.layers.items(), forward.towers, strict=True):
+        assert len(rows) == len(layers)
+        for sample in range(len(layers[0].total)):
+            for step, layer in zip(follow(rows, sample), layers, strict=True):
+                values = dict(zip(step.entered, layer.total[sample], strict=False))
+                dropped = [token for token in step.entered if token not in step.left]
+                if dropped and tower != "text":  # CLIP keeps its end of text, whatever it is worth
+                    least = min(values[token] for token in step.left if token in values)
+                    assert least >= max(values[token] for token in dropped)
+                    explained += 1
+    assert explained
+
+
+def test_importance_is_the_mean_of_its_parts(checkpoint, pictures):
+    scores, alignment = AttentionScores(torch.rand(2, 5), torch.rand(2, 5)), torch.randn(2, 5, 3)
+    recorded = _importance(scores, alignment)
+    np.testing.assert_allclose(recorded.total, importance(scores, alignment), rtol=1e-5)
+    np.testing.assert_allclose(recorded.self_attention.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, samples", [("nlvr", 1), ("retrieval", 2)])
+def test_closeups_are_drawn(name, samples, checkpoint, pictures, tmp_path):
+    own = pictures[: samples * (2 if name == "nlvr" else 1)]
+    flags = ["--checkpoint", checkpoint(name), "--image", *own, "--text", *TEXTS[name]]
+    assert predict.main([*flags, "--visualize", str(tmp_path / "a.png")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["a.png"] if samples == 1 else ["a-1.png", "a-2.png"])
+    orange = np.array([int(closeup.OUTLINE[at : at + 2], 16) for at in (1, 3, 5)])
+    for path in tmp_path.iterdir():
+        with Image.open(path) as drawn:
+            distance = np.abs(np.asarray(drawn.convert("RGB")).astype(int) - orange).max(axis=2)
+        assert (distance < 12).sum() > 100
+
+
+def test_a_closeup_greys_what_is_gone_and_outlines_what_goes():
+    step = follow([LayerTrace(5, 4, True, Kept(torch.tensor([[0, 1, 2, 3]])))], 0)[0]
+    assert step.kept == [0, 1] and step.merged == [2, 3]
+    white = np.ones((8, 8, 3))
+    shaded = closeup.shaded(white, step, side=2)
+    assert (shaded[:4] == 1).all() and (shaded[4:] < 1).all()
+    heat = closeup.heat(np.array([1.0, 2.0, 3.0, 4.0]), step, side=2)
+    assert heat.tolist() == [[1, 2], [3, 4]]
+
+
+def test_words_stand_on_lines_that_fit():
+    words = ["word"] * 50
+    lines = list(closeup.lines_of(words, width=8))
+    assert [number for line in lines for number in line] == list(range(50)) and len(lines) > 1
+    assert all(sum(closeup.word_width("word") for _ in line) <= 8 for line in lines)
+
+
+def test_samples_of_a_data_set_are_drawn(checkpoint, data, capsys):
+    folder = data / "drawn"
+    flags = ["--checkpoint", checkpoint("nlvr"), "--number", "2", "--out", str(folder)]
+    assert visualize.main(flags) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["test-1.png", "test-2.png", "test.png"]
+    assert visualize.main([*flags, "--temperature", "0"]) == 2
+    assert "drops nothing" in capsys.readouterr().err
+
+
+# The page about runs.
+
+
+@pytest.fixture(scope="module")
+def run_folder(data, checkpoint):
+    """What a run leaves: its log is written by hand, its checkpoint is a real one."""
+    folder = Path(checkpoint("nlvr")).parent
+    record = {"gflops": 0.5, "gflops_dense": 1.0, "keep": "sample", "lr": 0.1, "train_loss_task": 0.7}
+    record |= {"tokens": {"image": [30, 20, 9], "text": [7, 5]}, "val_samples_per_second": 321.0, "target": 50.0}
+    lines = [
+        record | {"epoch": epoch, "percent": percent, "val_accuracy": score, "temperature": 12.5, "best": epoch == 1}
+        for epoch, (percent, score) in enumerate([(70, 51), (50, 77.25), (49, 60)])
+    ]
+    (folder / "log.txt").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def test_runs_are_read(run_folder):
+    (run,) = runs.read([run_folder])
+    assert run.task == "nlvr" and run.split == "val" and run.scores == {"accuracy": 77.25}
+    assert run.cost("percent") == 50 and run.cost("samples_per_second") == 321
+    assert run_folder in [run.folder for run in runs.read([run_folder.parent])]
+    with pytest.raises(UserError, match="no run"):
+        runs.read([run_folder / "pictures"])
+
+
+def test_the_page_says_what_the_log_says_and_needs_no_network(run_folder, tmp_path):
+    path = tmp_path / "report.html"
+    assert report.main([str(run_folder), "--out", str(path)]) == 0
+    page = path.read_text()
+    for cell in ("77.25", "50.0", "12.5", "321"):
+        assert f"<td>{cell}</td>" in page
+    assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == [] and "url(" not in page
+    assert page.count("data:image/svg+xml") == 2 and page.count("data:image/png") == 4
+
+
+def browser():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium is installed")
+def test_the_page_opens_in_a_browser(run_folder, tmp_path):
+    """All pictures are decoded: a script, added for the test, writes their widths into the page."""
+    path = tmp_path / "report.html"
+    assert report.main([str(run_folder), "--out", str(path), "--no_drawing"]) == 0
+    script = "<script>onload = () => document.title = [...document.images].map(i => i.naturalWidth)</script>"
+    path.write_text(path.read_text().replace("</body>", f"{script}</body>"))
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    flags += f" --disable-component-update --user-data-dir={tmp_path / 'profile'} --dump-dom"
+    shown = subprocess.run([browser(), *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=60)
+    widths = re.search(r"<title>([\d,]+)</title>", shown.stdout)[1].split(",")
+    assert len(widths) >= 2 and all(int(width) > 100 for width in widths)
+
+
+def test_the_papers_points_stand_beside_its_own_models_alone():
+    base = {"image_size": 384, "vit": "base", "clip": None, "dataset": "flickr"}
+    assert {point.method for point in paper.points_for("nlvr", base)} == {
+        "dense", "MADTP", "UPop", "static pruning",
+    }  # fmt: skip
+    assert paper.points_for("retrieval", base)[0].scores == {"txt_r1": 96.8, "img_r1": 86.9}
+    assert paper.points_for("nlvr", base | {"vit": "large"}) == [] == paper.points_for("vqa", base)
+    for task, points in paper.POINTS.items():
+        assert points[0].method == "dense" and max(points, key=lambda point: point.gflops) is points[0], task
+
+
+# The page to play with.
+
+
+def test_the_app_answers_as_predict_does(checkpoint, pictures, capsys):
+    gradio_client = pytest.importorskip("gradio_client")
+    pytest.importorskip("gradio")
+    path = checkpoint("nlvr")
+    page = app.build({path: load(path)})
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.look())
+    try:
+        client = gradio_client.Client(url, verbose=False)
+        files = [gradio_client.handle_file(picture) for picture in pictures[:2]]
+        table, note, kept = client.predict(path, *files, TEXTS["nlvr"][0], app.OWN, 0.5, api_name="/ask")
+    finally:
+        page.close(verbose=False)
+    flags = ["--checkpoint", path, "--image", *pictures[:2], "--text", *TEXTS["nlvr"]]
+    (expected,) = asked(capsys, *flags, "--compare")
+    for row, name in zip(table["data"], ("dense", "compressed"), strict=True):
+        assert row[:2] == [name, expected[name]["answer"]] and row[3] == f"{expected[name]['percent']:.1f}"
+    with Image.open(kept) as drawn:
+        assert min(drawn.size) > 300

@@ -1,0 +1,84 @@
+"""Alignment guidance: learnable token by learnable token beside it.
+
+Shapes: B batch, N tokens, D width, K learnable tokens, C their width.
+"""
+
+import math
+
+import pytest
+import torch
+
+from madtp.method.alignment import QueryModel, aligned_feature, similarity_loss
+from madtp.method.layout import RECTANGLE
+from tests.golden.fill import seeded
+
+
+def aligned_by_loops(query, alignment):
+    """Every learnable token's mean of the queries, weighted by how well they align with it."""
+    batch, tokens, width = query.shape
+    rows = []
+    for b in range(batch):
+        for k in range(alignment.shape[2]):
+            powers = [math.exp(alignment[b, j, k].item() / math.sqrt(width)) for j in range(tokens)]
+            rows.append(sum(power / sum(powers) * query[b, j] for j, power in enumerate(powers)))
+    return torch.stack(rows).view(batch, -1, width)
+
+
+def similarity_loss_by_loops(image, text):
+    losses = []
+    for first, second in zip(image.flatten(0, 1).tolist(), text.flatten(0, 1).tolist(), strict=True):
+        product = sum(x * y for x, y in zip(first, second, strict=True))
+        losses.append(1 - product / math.hypot(*first) / math.hypot(*second))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("batch, tokens, learnable, width", [(1, 1, 1, 1), (2, 1, 3, 4), (3, 6, 4, 5)])
+def test_aligned_feature_equals_loops(batch, tokens, learnable, width):
+    query, space_dict = seeded(1, batch, tokens, width).double(), seeded(2, learnable, width).double()
+    alignment = query @ space_dict.T
+    torch.testing.assert_close(aligned_feature(query, alignment), aligned_by_loops(query, alignment))
+
+
+def test_aligned_feature_of_equal_tokens_is_the_token():
+    query = seeded(1, 2, 1, 5).expand(2, 4, 5)
+    torch.testing.assert_close(aligned_feature(query, seeded(2, 2, 4, 3)), query[:, :3])
+
+
+def test_similarity_loss_equals_loops():
+    image, text = seeded(1, 3, 4, 5).double(), seeded(2, 3, 4, 5).double()
+    torch.testing.assert_close(similarity_loss(image, text).item(), similarity_loss_by_loops(image, text))
+
+
+def test_similarity_loss_sees_directions_only():
+    image = seeded(1, 3, 4, 5).double()
+    for factor, expected in ((7.0, 0.0), (-0.1, 2.0)):
+        assert similarity_loss(image, factor * image).item() == pytest.approx(expected, abs=1e-12)
+    assert similarity_loss(image, torch.zeros_like(image)).item() == 1
+    half = similarity_loss(image.bfloat16(), image.bfloat16())
+    assert half.dtype == torch.float32 and half.abs() < 1e-6
+
+
+def test_similarity_loss_pulls_both_sides():
+    sides = seeded(1, 2, 3, 4).double().requires_grad_(), seeded(2, 2, 3, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(similarity_loss, sides)
+
+
+Q_MAP = ["q_map.0.bias", "q_map.0.weight"]
+
+
+@pytest.mark.parametrize("sd_dim, always_map, keys", [(6, False, []), (8, False, Q_MAP), (6, True, Q_MAP)])
+def test_queries_are_mapped_where_the_widths_differ_or_always(sd_dim, always_map, keys):
+    model, x, space_dict = QueryModel(6, sd_dim, always_map), seeded(1, 2, 6, 6), seeded(2, 3, sd_dim)
+    assert sorted(model.state_dict()) == keys
+    query = x[:, 1:] @ model.q_map[0].weight.T + model.q_map[0].bias if keys else x[:, 1:]
+    alignment, aligned = model(x, RECTANGLE, space_dict, temperature=1.0, align=True)
+    torch.testing.assert_close(alignment, query @ space_dict.T)
+    torch.testing.assert_close(aligned, aligned_feature(query, alignment))
+
+
+@pytest.mark.parametrize("temperature, align", [(0.0, False), (0.0, True), (1.0, False), (1.0, True)])
+def test_only_what_is_used_is_computed(temperature, align):
+    alignment, aligned = QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, seeded(2, 3, 4), temperature, align)
+    assert (alignment is not None) == (align or temperature > 0)
+    assert (aligned is not None) == align
+    assert QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, None, temperature, align) == (None, None)

@@ -1,0 +1,99 @@
+"""The Triton kernels against the block-wise path, in Triton's interpreter where there is no GPU; and who runs them.
+
+Triton's interpreter does not multiply bfloat16, so half precision is float16 here.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from madtp.method import attention
+from madtp.method.attention import attend
+from madtp.method.attention_blocks import BlockwiseAttention
+from tests.method.test_attention import counts, flat, inputs, masks
+
+pytest.importorskip("triton", reason="torch for CPU only comes without Triton: scores are made in blocks there")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from madtp.method import attention_kernel as kernel
+
+KINDS = {"bf16": ("query", "key", "value", "output"), "u8": ("allowed", "counts"), "fp32": ("log_sum", "sums")}
+SIZES = {"WIDTH": 64, "WIDE": 64, "QUERIES": kernel.QUERIES, "KEYS": kernel.KEYS, "MASKED": True, "GROUP": 512}
+POINTERS = {name: f"*{kind}" for kind, names in KINDS.items() for name in names}
+for function in (kernel._attend, kernel._sum_largest):
+    kinds = POINTERS | dict.fromkeys(SIZES, "constexpr") | {"scale": "fp32"}
+    signature = {name: kinds.get(name, "i32") for name in function.arg_names}
+    sizes = {(function.arg_names.index(name),): SIZES[name] for name in signature if name in SIZES}
+    assert compile(ASTSource(function, signature, sizes), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def moved(*tensors):
+    return tuple(None if tensor is None else tensor.to(DEVICE) for tensor in tensors)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """`attend` with the kernels, whatever the device."""
+    from madtp.method.attention_kernel import attend_fused
+
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: attend_fused)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("counted", ["all", "some"])
+@pytest.mark.parametrize("mask", ["none", "padding", "causal", "padding and causal"])
+@pytest.mark.parametrize("shape, dtype", [((2, 3, 7, 4), torch.float32), ((2, 2, 70, 24), torch.float16)])
+def test_kernels_equal_blocks(kernels, monkeypatch, mask, counted, shape, dtype):
+    batch, _, length, _ = shape
+    tensors = moved(*inputs(*shape, dtype, gain=1.0), masks(mask, batch, length), counts(counted, batch, length))
+    *qkv, mask, counted = tensors
+    exact = [tensor.double() for tensor in qkv]
+    ours = flat(attend(*qkv, mask, scores=True, counted=counted))
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: BlockwiseAttention.forward)
+    expected = flat(attend(*exact, mask, scores=True, counted=counted))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-3
+    for mine, true in zip(ours, expected, strict=True):
+        assert (mine.double() - true).abs().max() <= tolerance * true.abs().max()
+
+
+@torch.no_grad()
+def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, monkeypatch):
+    from madtp.method import attention_kernel
+
+    monkeypatch.setattr(attention_kernel, "QUERY_GROUP", 64)
+    tensors = moved(*torch.randn(2, 150, 3, 2, 16, generator=torch.Generator().manual_seed(0)).permute(2, 0, 3, 1, 4))
+    ours = flat(attend(*tensors, scores=True))
+    monkeypatch.setattr(attention, "_inference_path", lambda *where: BlockwiseAttention.forward)
+    torch.testing.assert_close(ours, flat(attend(*tensors, scores=True)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_kernels_run_where_they_are_fast():
+    choose = attention._inference_path.__wrapped__
+    assert choose("cpu", torch.bfloat16) is BlockwiseAttention.forward
+    assert choose("cuda", torch.float32) is BlockwiseAttention.forward
+
+
+def test_training_takes_no_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "_inference_path", None)
+    attend(*inputs(1, 2, 5, 4), scores=True)
+
+
+def test_what_keeps_the_kernels_from_running_is_said_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "madtp.method.attention_kernel", None)
+    assert attention._inference_path.__wrapped__("cuda", torch.bfloat16) is BlockwiseAttention.forward
+    assert "scores are made in blocks" in caplog.text
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)

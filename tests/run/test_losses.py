@@ -1,0 +1,157 @@
+"""What is not finite never reaches the weights, stops the run or is counted, on all processes alike."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from madtp.run.losses import Losses, NonFinite
+from madtp.run.optimization import Optimization
+from madtp.shared.weights import checkpoint
+from tests.processes import run
+from tests.toy import Toy
+
+CONFIG = "{{batch_size_train: {}, batch_size_test: 8, max_epoch: 2, init_lr: 0.05, calibration_batches: 3}}"
+OPTIMIZER = {"init_lr": 0.1, "min_lr": 0.1, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_grad": 0.0}
+OPTIMIZER |= {"lr_schedule": "epoch", "warmup_steps": 0, "max_epoch": 4}
+
+
+def optimization(dtype=torch.float32, accum=1, **config):
+    torch.manual_seed(0)
+    return Optimization(torch.nn.Linear(3, 1), OPTIMIZER | config, dtype, accum, 8)
+
+
+def step(optimization, batch, scale=1.0):
+    inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(batch))
+    return optimization.step(optimization.model(inputs).square().mean() * scale, batch)
+
+
+def snapshot(optimization):
+    weights = [parameter.detach().clone() for parameter in optimization.parameters]
+    return weights + [value.clone() for state in optimization.optimizer.state.values() for value in state.values()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_a_step_that_is_not_finite_changes_nothing(dtype, limit, scale):
+    one = optimization(dtype, clip_grad=limit)
+    assert step(one, 0) == 0
+    before = snapshot(one)
+    assert step(one, 1, scale) == 1
+    assert all(torch.equal(old, new) for old, new in zip(before, snapshot(one), strict=True))
+    assert step(one, 2) == 0
+    assert not torch.equal(before[0], one.model.weight)
+
+
+def test_a_loss_whose_gradient_is_fine_is_not_trusted_either():
+    one = optimization()
+    before = snapshot(one)
+    assert one.step(one.model(torch.ones(1, 3)).mean() + math.inf, 0) == 1
+    assert torch.equal(before[0], one.model.weight)
+
+
+def test_a_group_of_batches_is_skipped_as_a_whole():
+    one = optimization(accum=2)
+    before = snapshot(one)
+    assert [step(one, 0, math.nan), step(one, 1)] == [0, 1]
+    assert torch.equal(before[0], one.model.weight)
+    assert [step(one, 2), step(one, 3)] == [0, 0]
+    assert not torch.equal(before[0], one.model.weight)
+
+
+def test_float16_scales_less_after_an_overflow():
+    one = optimization(torch.float16)
+    step(one, 0)
+    scale = one.scaler.get_scale()
+    assert step(one, 1, 1e36) == 1, "finite, but its scaled gradient is not"
+    assert one.scaler.get_scale() == scale / 2
+
+
+def collect(rows, allowed=0, accum=1, scaled=False):
+    """Adds (loss, skipped) of consecutive batches and reads them."""
+    losses = Losses(allowed, accum, scaled)
+    for batch, (loss, skipped) in enumerate(rows):
+        losses.add(batch, {"loss_task": torch.tensor(loss)}, torch.tensor(float(skipped)), torch.arange(2) + 10 * batch)
+    losses.read("epoch 7, T 3.5")
+    return losses
+
+
+def test_the_mean_is_that_of_the_finite_losses():
+    assert collect([(1.0, 0), (3.0, 0)]).finish_epoch() == {"loss_task": 2.0}
+    losses = collect([(1.0, 0), (math.nan, 1), (3.0, 0)], allowed=1)
+    assert (losses.skipped, losses.nonfinite) == (1, 1) and str(losses).endswith("skipped 1")
+    assert losses.finish_epoch() == {"loss_task": 2.0}
+
+
+def test_one_too_many_is_named_with_its_samples():
+    with pytest.raises(
+        NonFinite, match=r"loss is not finite at step 2 of epoch 7, T 3.5: loss_task inf; samples \[20, 21\]"
+    ):
+        collect([(1.0, 0), (2.0, 0), (math.inf, 1)])
+    with pytest.raises(NonFinite, match="step 4"):
+        collect([(math.nan, 1)] + [(1.0, 0)] * 3 + [(math.nan, 1)], allowed=1)
+    with pytest.raises(NonFinite, match="step 2 "):
+        collect([(1.0, 0), (1.0, 0), (math.nan, 0), (1.0, 1)], accum=2)
+
+
+def test_a_gradient_that_overflows_counts_but_for_float16():
+    with pytest.raises(NonFinite, match="the gradient is not finite at step 1 "):
+        collect([(1.0, 0), (2.0, 1)])
+    losses = collect([(1.0, 0), (2.0, 1)], scaled=True)
+    assert (losses.skipped, losses.nonfinite) == (1, 0)
+    with pytest.raises(NonFinite, match="the loss"):
+        collect([(math.nan, 1)], scaled=True)
+
+
+def test_a_group_counts_once():
+    assert collect([(math.nan, 0), (math.nan, 1)], allowed=1, accum=2).nonfinite == 1
+
+
+class Poisoned(Toy):
+    """A toy task whose loss is not finite in some batches."""
+
+    def __init__(self, *batches):
+        self.batches, self.seen = batches, -1
+
+    def losses(self, model, batch, temperature, progress):
+        self.seen += 1
+        scale = math.nan if self.seen in self.batches else 1.0
+        return {name: loss * scale for name, loss in super().losses(model, batch, temperature, progress).items()}
+
+
+@pytest.fixture
+def flags(tmp_path):
+    def flags(out, processes, *more):
+        config = tmp_path / "toy.yaml"
+        config.write_text(CONFIG.format(8 // processes))
+        common = ["--config", config, "--output_dir", tmp_path / out, "--device", "cpu", "--num_workers", "0"]
+        return [*common, "--p", 0.4, *more]
+
+    flags.folder = tmp_path
+    return flags
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_run_stops_with_whole_weights_and_goes_on_behind(flags, capfd, processes):
+    healthy = [Toy() for _ in range(processes - 1)]
+    assert set(run(*healthy, Poisoned(4), flags=flags("out", processes, "--set", "print_freq=2"))) <= {2, -9}
+    error = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("error"))
+    samples = json.loads(re.search(r"step 4 of epoch 0, T .*samples (\[.*\]) of process (\d)", error)[1])
+    assert len(samples) == 8 // processes and f"of process {processes - 1}" in error
+    stopped = checkpoint.read(flags.folder / "out" / "checkpoint_last.pth")
+    assert (stopped["epoch"], stopped["step"]) == (0, 6)
+    assert all(value.isfinite().all() for value in stopped["model"].values())
+    healthy = [Toy() for _ in range(processes)]
+    assert run(*healthy, flags=flags("out", processes, "--resume", "--set", "print_freq=2")) == [0] * processes
+
+
+def test_some_steps_may_be_passed_over_on_all_processes(flags, capfd):
+    assert run(Poisoned(2), Poisoned(4, 8), flags=flags("out", 2, "--skip_nonfinite", 3)) == [0, 0]
+    assert capfd.readouterr().out.count("passed over") == 3
+    records = [json.loads(line) for line in (flags.folder / "out" / "log.txt").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [2, 3]
+    assert all(math.isfinite(record["train_loss_task"]) for record in records)
+    assert 2 in run(Poisoned(2), Poisoned(4, 8), flags=flags("less", 2, "--skip_nonfinite", 2))

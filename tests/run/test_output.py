@@ -1,0 +1,95 @@
+"""What a run writes: whole files on a full disk, the same log for the same seed, and how it was made."""
+
+import json
+import random
+import re
+
+import pytest
+import torch
+
+from madtp.shared.weights import checkpoint
+from tests.processes import run
+from tests.toy import Points, Toy
+
+TOY = "{batch_size_train: 8, batch_size_test: 8, max_epoch: 2, init_lr: 0.05, calibration_batches: 3}"
+
+
+@pytest.fixture
+def flags(tmp_path):
+    (tmp_path / "toy.yaml").write_text(TOY)
+    common = ["--config", tmp_path / "toy.yaml", "--device", "cpu", "--p", 0.3]
+    return lambda out, *more: [*common, "--output_dir", tmp_path / out, "--num_workers", 0, *more]
+
+
+class DiskFills(Toy):
+    """A toy task that finds the disk full when, in its second epoch, a file of this name is written."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def losses(self, model, batch, temperature, progress):
+        if progress == 1:
+            self.path.with_name(self.path.name + ".tmp").symlink_to("/dev/full")
+        return super().losses(model, batch, temperature, progress)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_last.pth", "checkpoint_best.pth", "log.txt"])
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, flags, capfd, name):
+    path = tmp_path / "out" / name
+    assert run(DiskFills(path), flags=flags("out", "--set", "ramp=0")) == [2]
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: cannot write {path}") and "No space left on device; free some space" in error
+    assert error.count("\n") == 1 and re.search(r" \(\d+ bytes\): ", error)
+    assert not list(path.parent.glob("*.tmp"))
+    if name == "log.txt":
+        assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [0]
+    else:
+        assert checkpoint.read(path)["epoch"] == (1 if "last" in name else 0)
+    assert run(Toy(), flags=flags("out", "--set", "ramp=0", "--resume")) == [0]
+    assert len((path.parent / "log.txt").read_text().splitlines()) == 2
+
+
+class NoisyPoints(Points):
+    """Points that are shaken anew in every epoch, as pictures are."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return item | {"point": item["point"] + torch.randn(4) * 0.1 + random.random()}
+
+
+class Noisy(Toy):
+    """A toy task with augmented data."""
+
+    def datasets(self, evaluate):
+        return NoisyPoints(48, 0), Points(37, 1), Points(20, 2)
+
+
+def log(folder):
+    """The log without what a stopwatch says."""
+    records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_seed_gives_one_log(tmp_path, flags, processes):
+    for out, more in (
+        ("one", []),
+        ("again", []),
+        ("workers", ["--num_workers", 2]),
+        ("deterministic", ["--deterministic"]),
+        ("other", ["--seed", 1]),
+    ):
+        assert run(*[Noisy() for _ in range(processes)], flags=flags(out, *more)) == [0] * processes
+    for out in ("again", "workers", "deterministic"):
+        assert log(tmp_path / out) == log(tmp_path / "one"), out
+    assert log(tmp_path / "other") != log(tmp_path / "one")
+
+
+def test_deterministic_asks_torch_for_it(tmp_path, flags):
+    class Asking(Toy):
+        def losses(self, *args, **keywords):
+            assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+            return super().losses(*args, **keywords)
+
+    assert run(Asking(), flags=flags("out", "--deterministic")) == [0]
+    assert run(Asking(), flags=flags("without")) == [1]
