@@ -1,0 +1,130 @@
+"""Captions: Karpathy's three JSON files, COCO's own, and the text files of Flickr8k."""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.official import stream
+from data.official.records import LeftOut, Record, Source, checked, places, read_lines
+from utils import UserError, excerpt
+
+COCO, FLICKR = "coco_karpathy", "flickr30k"  # what the files of a task begin with
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+IN_NO_LIST = "captions of pictures that no list names"
+EMPTY = "empty captions"
+
+
+def caption_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, dict]]:
+    """The file and the entry for each caption of a training picture; for a picture of another split all in one."""
+    (name,), captions = names, record.content["captions"]
+    if record.split == "train":
+        for caption in captions:
+            entry = {"image": name, "caption": caption, "image_id": record.content["image_id"]}
+            yield f"{record.files}_train", entry
+    else:
+        yield f"{record.files}_{record.split}", {"image": name, "caption": captions}
+
+
+def captioned(
+    split: str, files: str, picture: tuple[str, ...], captions: Sequence[str], image_id: str
+) -> Iterator[Record | LeftOut]:
+    """The record of a picture without its empty captions, which are counted."""
+    said = [caption for caption in captions if caption.strip()]
+    if len(said) < len(captions):
+        yield LeftOut(EMPTY, len(captions) - len(said))
+    if said:
+        yield Record(split, files, (picture,), {"captions": said, "image_id": image_id})
+
+
+def read_karpathy(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`, with the splits in them."""
+    for path, _ in sources:
+        dataset = stream.value(path, "dataset") or "coco"
+        for number, image in enumerate(stream.entries(path, "images")):
+            checked(path, number, image, {"filename": str, "split": str})
+            sentences = image.get("sentences")
+            if not isinstance(sentences, list):
+                raise UserError(f"{path}, entry {number}: 'sentences' should be a list, it is {excerpt(sentences)}")
+            if image["split"] not in KARPATHY_SPLITS:
+                raise UserError(f"{path}, entry {number}: split {image['split']!r}, not one of {list(KARPATHY_SPLITS)}")
+            captions = [checked(path, number, sentence, {"raw": str})["raw"] for sentence in sentences]
+            split, name = KARPATHY_SPLITS[image["split"]], image["filename"]
+            if dataset == "coco":
+                checked(path, number, image, {"filepath": str, "cocoid": int})
+                picture, identity = places(name, image["filepath"]), f"coco_{image['cocoid']}"
+                yield from captioned(split, COCO, picture, captions, identity)
+            else:
+                picture, identity = flickr_places(name, dataset), f"{dataset}_{image.get('imgid', number)}"
+                yield from captioned(split, FLICKR, picture, captions, identity)
+
+
+def read_coco(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads `captions_train2014.json` and its like; which split a file is stands in its name."""
+    for source in sources:
+        path, split = source.path, source.own_split()
+        captions = defaultdict(list)
+        for number, one in enumerate(stream.entries(path, "annotations")):
+            checked(path, number, one, {"image_id": int, "caption": str})
+            captions[one["image_id"]].append(one["caption"])
+        for number, image in enumerate(stream.entries(path, "images")):
+            checked(path, number, image, {"id": int, "file_name": str})
+            if said := captions.pop(image["id"], None):
+                picture = places(image["file_name"], *coco_folders(image["file_name"], path))
+                yield from captioned(split, COCO, picture, said, f"coco_{image['id']}")
+            else:
+                yield LeftOut("pictures without a caption")
+        if captions:
+            yield LeftOut("captions of pictures that the file does not list", sum(map(len, captions.values())))
+
+
+def coco_folders(name: str, path: Path) -> list[str]:
+    """The folder of COCO's archive that holds a picture: by its own name or, since 2017, by that of the annotations."""
+    found = re.match(r"COCO_(\w+?)_\d+\.", name) or re.search(r"captions_(\w+?\d{4})", path.name)
+    return [found[1]] if found else []
+
+
+def read_flickr(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads `Flickr8k.token.txt` (or `captions.txt`, a table) and the lists of the pictures of each split.
+
+    Without lists everything is for training.
+    """
+    captions, lists = defaultdict(list), {}
+    for source in sources:
+        lines = read_lines(source.path)
+        if not lines:
+            raise UserError(f"{source.path}: nothing in it; fetch the file again")
+        if "\t" in lines[0] or lines[0].replace(" ", "") == "image,caption":
+            for name, caption in flickr_captions(source.path, lines):
+                captions[name].append(caption)
+        else:
+            lists |= dict.fromkeys((line.strip() for line in lines), source.own_split())
+    if not captions:
+        raise UserError("no captions among the files; name Flickr8k.token.txt (lines of NAME.jpg#0, a tab, a caption)")
+    for number, (name, said) in enumerate(captions.items()):
+        if lists and name not in lists:
+            yield LeftOut(IN_NO_LIST, len(said))
+        else:
+            picture, split = flickr_places(name, "flickr8k"), lists.get(name, "train")
+            yield from captioned(split, FLICKR, picture, said, f"flickr8k_{number}")
+    if uncaptioned := lists.keys() - captions.keys():
+        yield LeftOut("pictures of the lists without a caption", len(uncaptioned))
+
+
+def flickr_captions(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the name of a picture and a caption, line by line."""
+    if "\t" not in lines[0]:
+        yield from ((row[0], row[1]) for row in csv.reader(lines[1:], skipinitialspace=True) if len(row) == 2)
+        return
+    for number, line in enumerate(lines, start=1):
+        name, tab, caption = line.partition("\t")
+        if not tab:
+            raise UserError(f"{path}, line {number}: expected NAME.jpg#0, a tab and a caption, found {excerpt(line)}")
+        yield name.rpartition("#")[0] or name, caption
+
+
+def flickr_places(name: str, dataset: str) -> tuple[str, ...]:
+    """Where the pictures of Flickr8k and Flickr30k may be, by the names of their archives' folders."""
+    folders = {"flickr8k": ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")}
+    return places(name, *folders.get(dataset, (f"{dataset}-images", f"{dataset}_images", "images")))

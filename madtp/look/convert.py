@@ -1,0 +1,129 @@
+"""Converts a data set from the files in which its authors published it to those that the tasks read.
+
+    python -m madtp convert vqav2 v2_*.json --out annotation --images datasets/vision/coco
+    python -m madtp convert karpathy dataset_coco.json --out annotation
+
+Files may be larger than memory. With --images the pictures are looked for, and those that are not there are listed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.official import FORMS
+from data.official.captions import COCO, FLICKR
+from data.official.conversion import Converted, Draw, convert
+from data.official.records import SPLITS, LeftOut, Record, Source
+from data.official.statements import STATEMENTS
+from utils import UserError, write_atomic
+
+NAMED = 10  # missing pictures; all of them stand in a file
+LIST = "missing_pictures.txt"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Converts what the command line names; the exit status, 2 after one line about what the user has to mend."""
+    try:
+        args = command_line().parse_args(argv)
+        out, form = Path(args.out), FORMS[args.form]
+        sources = [source_of(name, args.form) for name in args.files]
+        draw = Draw({name: text for name in ("val", "test") if (text := getattr(args, name))})
+        records = renamed(form.read(sources), args.name)
+        bar = tqdm(records, desc=args.form, unit=" records", leave=False, disable=not sys.stderr.isatty())
+        images = Path(args.images) if args.images else None
+        done = convert(bar, form.rows, out, images, draw, args.drop_missing)
+        if not done.entries:
+            raise UserError(f"nothing in {', '.join(args.files)} to convert")
+        if missing := done.looked_for.missing:
+            write_atomic(out / LIST, "".join(f"{name}\n" for name in missing))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(*summary(done, out, args.images, draw), sep="\n")
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The flags."""
+    forms = "\n".join(f"  {name:14s} {form.files}" for name, form in FORMS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m madtp convert",
+        description=__doc__.partition("\n")[0],
+        epilog=f"forms and their files:\n{forms}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    flag("form", choices=list(FORMS), metavar="FORM", help="one of those below")
+    flag("files", nargs="+", metavar="FILE", help="unpacked; where its name tells no split: train=FILE, val=, test=")
+    flag("--out", required=True, metavar="FOLDER", help="where the tasks will read them, their ann_root")
+    flag("--images", metavar="FOLDER", help="look for every picture in it; the image_root (or vqa_root) of the task")
+    flag("--drop_missing", action="store_true", help="leave out what speaks of pictures that are not there")
+    flag("--val", metavar="SHARE|LIST", help="training pictures to validate on: a part like 0.1, or a file of names")
+    flag("--test", metavar="SHARE|LIST", help="the same to test on")
+    flag(
+        "--name", choices=(COCO, FLICKR), help="of the files with captions: captioning reads the first, retrieval both"
+    )
+    return parser
+
+
+def source_of(text: str, form: str) -> Source:
+    """The file that a word of the command line names, perhaps with its split.
+
+    Raises:
+        UserError: there is no such file, or the form's files say their splits themselves.
+    """
+    split, equals, name = text.partition("=")
+    if not equals or split not in SPLITS or Path(text).exists():
+        split, name = "", text
+    if split and FORMS[form].has_splits:
+        raise UserError(f"{text}: the files of {form} say themselves what is for {split}; name the file alone")
+    if not Path(name).is_file():
+        raise UserError(f"{name}: no such file; give the files of {form}: {FORMS[form].files}")
+    return Source(Path(name), split)
+
+
+def renamed(records: Iterable[Record | LeftOut], name: str | None) -> Iterable[Record | LeftOut]:
+    """The same records, those of captions bound for files of another name."""
+    for record in records:
+        other = name and isinstance(record, Record) and record.files in (COCO, FLICKR)
+        yield record._replace(files=name) if other else record
+
+
+def summary(done: Converted, out: Path, images: str | None, draw: Draw) -> list[str]:
+    """What was done, for people to read."""
+    said = []
+    for path, count in done.entries.items():
+        pictures = done.pictures[path]
+        said.append(f"{path}: {count} entries, {len(pictures)} pictures like {next(iter(pictures))}")
+    said += [f"left out: {count} {reason}" for reason, count in done.left_out.items()]
+    said += [
+        f"{path}: {len(names)} of its pictures are none of these, one is {min(names)}"
+        for path, names in draw.unmet.items()
+        if names
+    ]
+    missing, total = list(done.looked_for.missing), len(done.looked_for.found)
+    if missing:
+        said.append(f"not in {images}: {len(missing)} of {total} pictures, all named in {out / LIST}, the first are")
+        said += [f"  {name}" for name in missing[:NAMED]]
+    elif images:
+        said.append(f"all {total} pictures are in {images}")
+    return said + [f"still to come: {path}, or draw its pictures with --val and --test" for path in absent(done)]
+
+
+def absent(done: Converted) -> list[Path]:
+    """What a task reads beside the files that were written, but is not there."""
+    siblings = {}
+    for path in done.entries:
+        files, _, split = path.stem.rpartition("_")
+        if split != "qa":  # Visual Genome's, all for training
+            splits = ("train", "dev", "test") if files == STATEMENTS else SPLITS
+            siblings |= dict.fromkeys(path.with_name(f"{files}_{one}.json") for one in splits)
+    return [path for path in siblings if not path.exists()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,492 @@
+"""Official files, small ones in exactly their forms: what becomes of them, and that it is what the tasks read."""
+
+import json
+import re
+import tracemalloc
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data import create_dataset
+from data.forms import form_of
+from data.official import FORMS, stream
+from data.official.questions import DAQUAR_PICTURE
+from madtp.look import convert
+from utils import UserError
+
+# The forms, as their authors publish them.
+
+SIDE = 16
+
+
+def vqa_files(folder, subset, asked, answered=True):
+    """VQAv2: questions, and annotations in another order; `asked` are (question_id, image_id, question, answers)."""
+    about = {"info": {"year": 2017, "version": "2.0"}, "license": {"name": "CC"}, "data_subtype": subset}
+    questions = [{"image_id": image, "question": text, "question_id": one} for one, image, text, _ in asked]
+    annotations = [
+        {
+            "question_type": "what is", "multiple_choice_answer": answers[0], "answer_type": "other",
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+                for number, answer in enumerate(answers, start=1)
+            ],
+            "image_id": image, "question_id": one,
+        }
+        for one, image, _, answers in reversed(asked)
+    ]  # fmt: skip
+    files = {f"v2_OpenEnded_mscoco_{subset}_questions": {**about, "task_type": "Open-Ended", "questions": questions}}
+    if answered:
+        files[f"v2_mscoco_{subset}_annotations"] = {**about, "annotations": annotations, "data_type": "mscoco"}
+    return write(folder, files)
+
+
+def karpathy_file(folder, dataset, images):
+    """Karpathy's; `images` are (filename, split, captions)."""
+    numbers = iter(range(1000))
+    entries = []
+    for number, (name, split, captions) in enumerate(images):
+        sentences = [
+            {"tokens": text.lower().split(), "raw": text, "imgid": number, "sentid": next(numbers)} for text in captions
+        ]
+        entry = {"filename": name, "imgid": number, "split": split, "sentences": sentences}
+        if dataset == "coco":
+            entry |= {"filepath": name.split("_")[1], "cocoid": int(name[-10:-4])}
+        entries.append({"sentids": [one["sentid"] for one in sentences], **entry})
+    return write(folder, {f"dataset_{dataset}": {"images": entries, "dataset": dataset}})
+
+
+def coco_file(folder, subset, images):
+    """COCO's captions, not in the order of the pictures; `images` are (file_name, id, captions)."""
+    listed = [
+        {"license": 3, "file_name": name, "coco_url": "http://x", "height": 4, "width": 4, "id": one}
+        for name, one, _ in images
+    ]
+    said = [(text, one) for place in range(5) for _, one, texts in images for text in texts[place : place + 1]]
+    annotations = [{"image_id": one, "id": number, "caption": text} for number, (text, one) in enumerate(said)]
+    content = {"info": {"description": "COCO"}, "images": listed, "licenses": [{"id": 1}], "annotations": annotations}
+    return write(folder, {f"captions_{subset}": content})
+
+
+def flickr_files(folder, images, lists):
+    """Flickr8k's; `images` are (name, captions), `lists` names by the middle of the list's file name."""
+    tokens = [f"{name}#{place}\t{text}" for name, captions in images for place, text in enumerate(captions)]
+    texts = {"Flickr8k.token": tokens, **{f"Flickr_8k.{split}Images": names for split, names in lists.items()}}
+    for name, lines in texts.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return [folder / f"{name}.txt" for name in texts]
+
+
+def nlvr2_file(folder, name, statements):
+    """NLVR2's lines; `statements` are (identifier, directory or None, sentence, label)."""
+    lines = []
+    for identifier, directory, sentence, label in statements:
+        entry = {
+            "validation": {"1": label}, "sentence": sentence, "left_url": "http://x/l.jpg", "writer": "7",
+            "label": label, "right_url": "http://x/r.jpg", "synset": "dog", "query": "dog1", "identifier": identifier,
+            "extra_validations": {},
+        }  # fmt: skip
+        lines.append(json.dumps(entry | ({} if directory is None else {"directory": directory})))
+    (folder / f"{name}.json").write_text("\n".join(lines) + "\n")
+    return [folder / f"{name}.json"]
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return [folder / f"{name}.json" for name in files]
+
+
+@pytest.fixture
+def converted(tmp_path, capsys):
+    """Runs the command; returns the files that it wrote and what it said."""
+
+    def run(form, files, *flags):
+        out = tmp_path / "annotation"
+        assert convert.main([form, *map(str, files), "--out", str(out), *map(str, flags)]) == 0
+        written = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+        return written, capsys.readouterr().out
+
+    return run
+
+
+def paint(folder, names):
+    """Pictures of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30)).save(folder / name)
+
+
+# Round trips: what is written is what was said, and the tasks read it.
+
+ASKED = [
+    (262148000, 262148, "Where is he looking?", ["down"] * 7 + ["at table", "down", "skateboard"]),
+    (262148001, 262148, "What are the people doing?", ["spectating"] * 10),
+    (393225000, 393225, 'Is this a "creamy" soup?', ["yes"] * 4 + ["no"] * 6),
+]
+
+
+def test_vqav2(tmp_path, converted):
+    train = vqa_files(tmp_path, "train2014", ASKED)
+    val = vqa_files(tmp_path, "val2014", ASKED[:2])
+    test = vqa_files(tmp_path, "test2015", ASKED, answered=False)
+    images = tmp_path / "coco"
+    files, said = converted("vqav2", [*val, *test, *train[::-1]])
+    for split, subset, asked in (
+        ("train", "train2014", ASKED),
+        ("val", "val2014", ASKED[:2]),
+        ("test", "test2015", ASKED),
+    ):
+        expected = [
+            {
+                "question_id": one,
+                "question": question,
+                **({} if split == "test" else {"answer": answers}),
+                "image": f"{subset}/COCO_{subset}_{image:012d}.jpg",
+                "dataset": "vqa",
+            }
+            for one, image, question, answers in (asked if split == "test" else reversed(asked))
+        ]
+        assert files[f"vqa_{split}"] == expected
+        paint(images, [entry["image"] for entry in expected])
+    assert "vqa_train.json: 3 entries, 2 pictures like train2014/COCO_train2014_000000393225.jpg\n" in said
+    config = {"image_size": SIDE, "ann_root": tmp_path / "annotation", "vqa_root": images, "vg_root": images}
+    config |= {"train_files": ["vqa_train"], "inference": "generate"}
+    train, val, test = create_dataset("vqa", config)
+    assert train.collate([train[0]])["answer"] == ["yes", "no"] and val[0]["answers"] == ["spectating"] * 10
+    assert test[1]["answers"] is None and test[1]["question"] == "what are the people doing?"
+
+
+def test_visual_genome(tmp_path, converted):
+    def question(number, image, question, answer):
+        return {
+            "a_objects": [],
+            "question": question,
+            "image_id": image,
+            "qa_id": number,
+            "answer": answer,
+            "q_objects": [],
+        }
+
+    content = [
+        {"id": 1, "qas": [question(986768, 1, "What color is the clock?", "Green."), question(5, 1, "When?", " . ")]},
+        {"id": 2, "qas": [question(6, 2, "Who is it?", "The U.S. team.")]},
+        {"id": 3, "qas": []},
+    ]
+    paint(tmp_path / "vg", ["VG_100K/1.jpg", "VG_100K_2/2.jpg"])
+    files, said = converted(
+        "visual_genome", write(tmp_path, {"question_answers": content}), "--images", tmp_path / "vg"
+    )
+    assert files == {
+        "vg_qa": [
+            {
+                "question_id": 986768,
+                "question": "What color is the clock?",
+                "answer": "green",
+                "image": "VG_100K/1.jpg",
+                "dataset": "vg",
+            },
+            {
+                "question_id": 6,
+                "question": "Who is it?",
+                "answer": "the u.s. team",
+                "image": "VG_100K_2/2.jpg",
+                "dataset": "vg",
+            },
+        ]
+    }
+    assert "left out: 1 empty answers\n" in said and "all 2 pictures are in " in said
+
+
+def test_daquar(tmp_path, converted):
+    lines = [
+        "what is on the right side of the black telephone and on the left side of the red chair in the image3 ?",
+        "desk",
+        "what is the object in the image912 close to the wall ?", "garbage_bin, table",
+        "how many pillows are there in image12 ?", "2",
+    ]  # fmt: skip
+    for split in ("train", "test"):
+        (tmp_path / f"qa.894.raw.{split}.txt").write_text("\n".join(lines if split == "train" else lines[4:]) + "\n")
+    paint(tmp_path / "daquar", ["image3.png", "nyu_depth_images/image912.png", "image12.jpg"])
+    (tmp_path / "numbers.txt").write_text("912\n4\n")
+    sources = [tmp_path / f"qa.894.raw.{split}.txt" for split in ("train", "test")]
+    files, said = converted("daquar", sources, "--val", tmp_path / "numbers.txt", "--images", tmp_path / "daquar")
+    shown = {name: [(one["question"], one["answer"], one["image"]) for one in some] for name, some in files.items()}
+    telephone = "what is on the right side of the black telephone and on the left side of the red chair?"
+    pillows = ("how many pillows are there?", ["2"], "image12.jpg")
+    assert shown == {
+        "vqa_train": [(telephone, ["desk"], "image3.png"), pillows],
+        "vqa_val": [
+            (
+                "what is the object in the image close to the wall?",
+                ["garbage bin, table"],
+                "nyu_depth_images/image912.png",
+            )
+        ],
+        "vqa_test": [pillows],
+    }
+    assert len({one["question_id"] for some in files.values() for one in some}) == 4
+    assert "numbers.txt: 1 of its pictures are none of these, one is 4\n" in said
+
+
+@pytest.mark.parametrize("end", ["in the image3 ?", "in image3 ?", " of this image3?", "on the image 3 ?"])
+def test_daquar_names_its_pictures_in_several_ways(end):
+    assert DAQUAR_PICTURE.sub("", f"what is it {end}") == "what is it?"
+
+
+SAID = [
+    ("COCO_val2014_000000391895.jpg", "test", ["A man with a red helmet. ", "Man riding.", " "]),
+    ("COCO_val2014_000000060623.jpg", "restval", ["A young girl.", 'A girl "inhales".']),
+    ("COCO_train2014_000000483108.jpg", "train", ["A man on a bicycle."]),
+    ("COCO_val2014_000000184613.jpg", "val", ["A child holding a flowered umbrella.", "Ünïcode."]),
+]
+
+
+def test_karpathys_coco(tmp_path, converted):
+    files, said = converted("karpathy", karpathy_file(tmp_path, "coco", SAID))
+    places = {name: f"{name.split('_')[1]}/{name}" for name, _, _ in SAID}
+    assert files == {
+        "coco_karpathy_test": [{"image": places[SAID[0][0]], "caption": SAID[0][2][:2]}],
+        "coco_karpathy_train": [
+            {"image": places[name], "caption": caption, "image_id": f"coco_{int(name[-10:-4])}"}
+            for name, _, captions in SAID[1:3]
+            for caption in captions
+        ],
+        "coco_karpathy_val": [{"image": places[SAID[3][0]], "caption": SAID[3][2]}],
+    }
+    assert "left out: 1 empty captions\n" in said
+    images = tmp_path / "coco"
+    paint(images, places.values())
+    config = {"image_size": SIDE, "ann_root": tmp_path / "annotation", "image_root": images, "prompt": "a picture of "}
+    config |= {"coco_gt_root": tmp_path, "dataset": "coco"}
+    train, val, test = create_dataset("caption", config)
+    assert (len(train), len(val), len(test)) == (3, 1, 1) and val[0]["image_id"] == 184613
+    train, val, test = create_dataset("retrieval", config)
+    assert [train[n]["idx"].item() for n in range(3)] == [0, 0, 1] and val.texts[1] == "ünïcode"
+
+
+@pytest.mark.parametrize("dataset, folder", [("flickr30k", "flickr30k-images"), ("flickr8k", "Flicker8k_Dataset")])
+def test_karpathys_flickr_sets(tmp_path, converted, dataset, folder):
+    said = [("1000092795.jpg", "train", ["Two guys.", "Two men."]), ("10002456.jpg", "val", ["Several men."])]
+    files, _ = converted("karpathy", karpathy_file(tmp_path, dataset, said))
+    assert files == {
+        "flickr30k_train": [
+            {"image": f"{folder}/1000092795.jpg", "caption": caption, "image_id": f"{dataset}_0"}
+            for caption in said[0][2]
+        ],
+        "flickr30k_val": [{"image": f"{folder}/10002456.jpg", "caption": ["Several men."]}],
+    }
+    (tmp_path / "annotation").rename(tmp_path / "before")
+    files, printed = converted("karpathy", [tmp_path / f"dataset_{dataset}.json"], "--name", "coco_karpathy")
+    assert files.keys() == {"coco_karpathy_train", "coco_karpathy_val"}
+    assert re.search(r"still to come: \S+/coco_karpathy_test.json, or draw", printed)
+
+
+def test_cocos_captions(tmp_path, converted):
+    train = [(f"COCO_train2014_{n:012d}.jpg", n, [f"Caption {n}.", f"Another {n}."]) for n in (318556, 9, 116100)]
+    files, said = converted(
+        "coco", coco_file(tmp_path, "train2014", [*train, ("COCO_train2014_000000000001.jpg", 1, [])])
+    )
+    assert files["coco_karpathy_train"] == [
+        {"image": f"train2014/{name}", "caption": caption, "image_id": f"coco_{one}"}
+        for name, one, captions in train
+        for caption in captions
+    ]
+    assert "left out: 1 pictures without a caption\n" in said
+    val = [
+        ("000000179765.jpg", 179765, ["A black Honda.", "A motorcycle."]),
+        ("000000190236.jpg", 190236, ["An office."]),
+    ]
+    files, said = converted("coco", coco_file(tmp_path, "val2017", val))
+    assert files["coco_karpathy_val"] == [
+        {"image": f"val2017/{name}", "caption": captions} for name, _, captions in val
+    ]
+
+
+FLICKR = [
+    ("1000268201_693b08cb0e.jpg", ["A child in a pink dress .", "A girl ."]),
+    ("1001773457_577c3a7d70.jpg", ["A black dog ."]),
+    ("1002674143_1b742ab4b8.jpg", ["Paint ."]),
+    ("2258277193_586949ec62.jpg.1", ["In no list ."]),
+]
+
+
+def test_flickr8k(tmp_path, converted):
+    lists = {split: [FLICKR[place][0]] for place, split in enumerate(("train", "dev", "test"))}
+    files, said = converted("flickr8k", flickr_files(tmp_path, FLICKR, lists))
+    assert [one["caption"] for one in files["flickr30k_train"]] == FLICKR[0][1]
+    assert files["flickr30k_val"] == [{"image": f"Flicker8k_Dataset/{FLICKR[1][0]}", "caption": FLICKR[1][1]}]
+    assert files["flickr30k_test"] == [{"image": f"Flicker8k_Dataset/{FLICKR[2][0]}", "caption": FLICKR[2][1]}]
+    assert "left out: 1 captions of pictures that no list names\n" in said
+
+
+def test_flickr8k_as_a_table_with_shares(tmp_path, converted):
+    rows = [(f"{n}_{n:x}.jpg", f'A "{n}", said') for n in range(400)]
+    table = "\n".join(f'{name},"{text.replace(chr(34), chr(34) * 2)}"' for name, text in rows for _ in range(2))
+    (tmp_path / "captions.txt").write_text(f"image,caption\n{table}\n")
+    files, _ = converted("flickr8k", [tmp_path / "captions.txt"], "--val", 0.2, "--test", 0.1)
+    again = {name: {one["image"] for one in entries} for name, entries in files.items()}
+    assert sum(map(len, again.values())) == 400, "no picture is in two splits"
+    assert 60 < len(again["flickr30k_val"]) < 100 and 25 < len(again["flickr30k_test"]) < 55
+    assert files["flickr30k_test"][0]["caption"] == [dict(rows)[files["flickr30k_test"][0]["image"].split("/")[-1]]] * 2
+
+
+STATEMENTS = [
+    ("train-10171-0-0", 39, "An image shows one leather pencil case.", "False"),
+    ("train-10171-0-1", 39, "There are two cases.", "True"),
+    ("dev-850-0-0", None, "There is an empty glass.", "False"),
+    ("test1-769-1-0", None, "All dogs are corgis.", "True"),
+]
+
+
+def test_nlvr2(tmp_path, converted):
+    sources = [*nlvr2_file(tmp_path, "train", STATEMENTS[:2]), *nlvr2_file(tmp_path, "dev", STATEMENTS[2:3])]
+    files, _ = converted("nlvr2", [*sources, *nlvr2_file(tmp_path, "test1", STATEMENTS[3:])])
+    places = ["images/train/39/train-10171-0", "images/train/39/train-10171-0", "dev/dev-850-0", "test1/test1-769-1"]
+    entries = [
+        {"images": [f"{place}-img0.png", f"{place}-img1.png"], "sentence": sentence, "label": label}
+        for place, (_, _, sentence, label) in zip(places, STATEMENTS, strict=True)
+    ]
+    assert files == {"nlvr_train": entries[:2], "nlvr_dev": entries[2:3], "nlvr_test": entries[3:]}
+    images = tmp_path / "NLVR2"
+    paint(images, {name for entry in entries for name in entry["images"]})
+    config = {"image_size": SIDE, "ann_root": tmp_path / "annotation", "image_root": images}
+    train, _, test = create_dataset("nlvr", config)
+    assert train[1]["target"] == 1 and test[0]["text"] == "all dogs are corgis"
+
+
+# What is not there.
+
+
+def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted):
+    source = nlvr2_file(tmp_path, "dev", [(f"dev-{n}-0-0", None, "A dog.", "True") for n in range(20)])
+    paint(tmp_path / "images", [f"dev/dev-{n}-0-img{side}.png" for n in range(4) for side in (0, 1)])
+    files, said = converted("nlvr2", source, "--images", tmp_path / "images")
+    assert len(files["nlvr_dev"]) == 20 and "32 of 40 pictures, all named in" in said and said.count("\n  dev/") == 10
+    listed = (tmp_path / "annotation/missing_pictures.txt").read_text().split()
+    assert listed == [f"dev/dev-{n}-0-img{side}.png" for n in range(4, 20) for side in (0, 1)]
+    (tmp_path / "annotation/nlvr_dev.json").unlink()
+    files, said = converted("nlvr2", source, "--images", tmp_path / "images", "--drop_missing")
+    assert len(files["nlvr_dev"]) == 4 and "left out: 16 entries whose pictures are missing\n" in said
+
+
+@pytest.mark.parametrize(
+    "form, content, complaint",
+    [
+        ("vqav2", {"questions": []}, "expected VQAv2's questions or annotations with their 'data_subtype'"),
+        ("vqav2", {"data_subtype": "train2014", "questions": []}, "give the answers too, v2_mscoco_train2014_annot"),
+        ("vqav2", {"data_subtype": "mine", "questions": []}, "mine tells no split; say it: train=x.json"),
+        ("visual_genome", {"qas": []}, "expected a list"),
+        ("visual_genome", [{"qas": [{"question": "?"}]}], "entry 0: 'qa_id' should be a number"),
+        ("karpathy", {"annotations": []}, "no list 'images' in it"),
+        (
+            "karpathy",
+            {"images": [{"filename": "a", "split": "dev", "sentences": []}]},
+            "entry 0: split 'dev', not one of",
+        ),
+        ("coco", {"annotations": [], "images": []}, "its name tells no split; say it: train=x.json"),
+        ("nlvr2", {"identifier": "dev-1-0-0", "sentence": "A.", "label": "maybe"}, "'label' should be True or False"),
+        ("nlvr2", {"identifier": "1-0-0", "sentence": "A.", "label": "True"}, "1-0 tells no split; say it"),
+        ("nlvr2", [], "line 1: expected an object, found []"),
+        ("daquar", "what?", "its name tells no split"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, capsys, form, content, complaint):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    assert convert.main([form, str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}") and complaint in said and said.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
+    source = nlvr2_file(tmp_path, "train", STATEMENTS)
+    flags = ["nlvr2", str(source[0]), "--out", str(tmp_path / "out")]
+    assert convert.main(flags) == 0
+    before = (tmp_path / "out/nlvr_dev.json").read_bytes()
+    assert convert.main(flags) == 2
+    assert "is there already; remove it or name another folder with --out" in capsys.readouterr().err
+    assert (tmp_path / "out/nlvr_dev.json").read_bytes() == before
+    source[0].write_text(source[0].read_text() + "{")
+    assert convert.main([*flags[:-1], str(tmp_path / "other")]) == 2
+    assert "train.json, line 5: not JSON" in capsys.readouterr().err and not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (["karpathy", "val={}"], "say themselves what is for val"),
+        (["nlvr2", "{}.gz"], "no such file; give the files of nlvr2: train.json, dev.json, test1.json"),
+        (["nlvr2", "{}", "--val", "1.5"], "expected parts of the training pictures, together below 1"),
+        (["nlvr2", "{}", "--val", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["nlvr2", "{}", "--images", "nowhere"], "--images: nowhere is not a folder"),
+    ],
+)
+def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
+    (path,) = nlvr2_file(tmp_path, "dev", STATEMENTS)
+    assert convert.main([*(flag.format(path) for flag in flags), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+
+
+def test_files_tell_their_form(tmp_path):
+    told = {
+        "vqav2": vqa_files(tmp_path, "train2014", ASKED),
+        "visual_genome": write(tmp_path, {"question_answers": [{"id": 1, "qas": []}]}),
+        "karpathy": karpathy_file(tmp_path, "coco", SAID),
+        "coco": coco_file(tmp_path, "val2014", [("COCO_val2014_000000000001.jpg", 1, ["A."])]),
+        "nlvr2": nlvr2_file(tmp_path, "dev", STATEMENTS),
+    }
+    for form, paths in told.items():
+        assert form in FORMS and {form_of(path) for path in paths} == {form}
+    (own,) = write(tmp_path, {"vqa_train": [{"question_id": 1, "question": "?", "image": "a", "dataset": "vqa"}]})
+    assert form_of(own) == ""
+
+
+# Reading an entry at a time.
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    values=st.lists(VALUES, max_size=5), others=st.dictionaries(st.text(max_size=3), VALUES), window=st.integers(1, 9)
+)
+def test_a_window_of_any_size_reads_what_the_whole_holds(tmp_path_factory, values, others, window):
+    path = tmp_path_factory.mktemp("stream") / "file.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "WINDOW", window)
+        path.write_text(json.dumps(values, indent=1))
+        assert list(stream.entries(path)) == values
+        path.write_text(json.dumps({**others, "wanted": values, "after": 1}))
+        assert list(stream.entries(path, "wanted")) == values and stream.value(path, "after") == 1
+        for key, value in others.items():
+            if not isinstance(value, list):
+                assert stream.value(path, key) == value
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"b"', "[1 2]", '{"wanted": [1}', '{"wanted" [1]}', "", "[1,]"])
+def test_what_is_cut_or_no_json_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "cut.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"cut\.json: "):
+        list(stream.entries(path, "wanted" if text.startswith("{") else None))
+
+
+def test_a_large_file_is_never_held(tmp_path):
+    path, count = tmp_path / "large.json", 40_000
+    with open(path, "w") as file:
+        file.write('{"info": [], "annotations": [')
+        file.write(",\n".join(json.dumps({"image_id": n, "caption": "x" * 400}) for n in range(count)))
+        file.write("]}")
+    tracemalloc.start()
+    seen = Counter(len(entry["caption"]) for entry in stream.entries(path, "annotations"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen == {400: count} and path.stat().st_size > 16 * 2**20 and peak < 8 * 2**20
