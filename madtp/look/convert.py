@@ -18,7 +18,8 @@ from data.official.captions import COCO, FLICKR
 from data.official.conversion import Converted, Draw, convert
 from data.official.records import SPLITS, LeftOut, Record, Source
 from data.official.statements import STATEMENTS
-from utils import UserError, write_atomic
+from madtp.method.errors import UserError
+from madtp.shared.files import write_atomic
 
 NAMED = 10  # missing pictures; all of them stand in a file
 LIST = "missing_pictures.txt"
