@@ -37,7 +37,8 @@ class BlipBase(nn.Module):
 
     Args:
         image_size: pixels on a side.
-        vit: name of a size, or a dict of `embed_dim`, `depth`, `num_heads`, `patch_size`.
+        vit: name of a size, or a dict of `embed_dim`, `depth`, `num_heads`, `patch_size`; `mlp_ratio` and `norm_eps` if
+            they are other than 4 and 1e-6.
         config: `sd_num` (K), `sd_dim` (C), `tokenizer` (folder); `keep`, `vit_grad_ckpt`, `vit_ckpt_layer`, `drop_path`
             if they are other than "batch", off, 0 and the model's own.
         drop_path: stochastic depth of the last image layer unless `config` says otherwise.
@@ -107,7 +108,9 @@ def checkpointed_layers(config: dict) -> int:
     return config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0
 
 
-def check_vit(image_size: int, patch_size: int = 16, embed_dim: int = 768, num_heads: int = 12, **others: int) -> None:
+def check_vit(
+    image_size: int, patch_size: int = 16, embed_dim: int = 768, num_heads: int = 12, **others: float
+) -> None:
     """Raises a UserError for sizes that do not fit each other."""
     if image_size % patch_size:
         raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size} of vit; choose another")
@@ -153,9 +156,28 @@ def finish(
     if model.config.get("init_scheme") == "xavier":
         xavier_(model)
     if pretrained:
-        convert = (checkpoint.resize_positions, *convert)
+        convert = (*(() if evaluate else (text_from_sibling,)), checkpoint.resize_positions, *convert)
         checkpoint.load(model, pretrained, fresh=fresh, evaluate=evaluate, convert=convert)
     return model
+
+
+TEXT_SIBLINGS = {"text_encoder.": "text_decoder.bert.", "text_decoder.bert.": "text_encoder."}
+
+
+def text_from_sibling(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Lets a text tower that a checkpoint lacks start from the one that it has.
+
+    BLIP's encoder and decoder share everything but self-attention, so either knows the other's words and images.
+    """
+    own, given = model.state_dict(), dict(state)
+    for tower, sibling in TEXT_SIBLINGS.items():
+        wanted, held = (any(name.startswith(tower) for name in names) for names in (own, state))
+        copies = {name: name.replace(sibling, tower, 1) for name in state if name.startswith(sibling)}
+        if wanted and copies and not held:
+            logger.info("%s starts from the checkpoint's %s", tower.partition(".")[0], sibling.partition(".")[0])
+            given |= {copy: state[name] for name, copy in copies.items()}
+            given = {name: value for name, value in given.items() if name in own or name not in copies}
+    return given
 
 
 @torch.no_grad()

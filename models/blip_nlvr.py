@@ -76,4 +76,4 @@ def blip_nlvr(
     """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours."""
     model = BlipNLVR(med_config, image_size, vit, config)
     twins = (checkpoint.copy_cross_attention_to_twins,)
-    return finish(model, pretrained, evaluate, fresh=("cls_head.", "merge_layer."), convert=twins)
+    return finish(model, pretrained, evaluate, fresh=("cls_head.", "crossattention."), convert=twins)

@@ -18,7 +18,6 @@ from madtp.method.pruning import own_tokens
 from madtp.shared.momentum import MomentumContrast, complete_momentum
 from models.bert import BertModel
 from models.blip import BlipBase, finish
-from models.blip_vqa import encoder_from_captioner
 from models.med import med_encoder
 from models.vit import VisionTransformer
 
@@ -246,8 +245,8 @@ def blip_retrieval(
 ) -> BlipRetrieval:
     """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
     model = BlipRetrieval(med_config, image_size, vit, embed_dim, queue_size, momentum, negative_all_rank, config)
-    fresh = ("vision_proj", "text_proj", "itm_head", "temp")
-    finish(model, pretrained, evaluate, fresh=fresh, convert=(encoder_from_captioner, complete_momentum))
+    fresh = ("vision_proj", "text_proj", "itm_head", "temp", "crossattention")
+    finish(model, pretrained, evaluate, fresh=fresh, convert=(complete_momentum,))
     if not pretrained:
         model.copy_params()  # the scheme may have drawn the weights of towers and twins anew
     return model

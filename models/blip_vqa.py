@@ -118,20 +118,4 @@ def blip_vqa(
 ) -> BlipVQA:
     """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
     model = BlipVQA(med_config, image_size, vit, config)
-    return finish(
-        model, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."), convert=(encoder_from_captioner,)
-    )
-
-
-def encoder_from_captioner(state: dict[str, Tensor], model: BlipVQA) -> dict[str, Tensor]:
-    """A captioner's checkpoint has no question encoder: it starts from the layers of the decoder.
-
-    BLIP's encoder and decoder share everything but self-attention, so they know the image already.
-    """
-    if any(name.startswith("text_encoder.") for name in state):
-        return state
-    prefix = "text_decoder.bert."
-    copied = {
-        name.replace(prefix, "text_encoder.", 1): values for name, values in state.items() if name.startswith(prefix)
-    }
-    return {**state, **copied}
+    return finish(model, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))

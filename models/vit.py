@@ -39,13 +39,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer layer: attend, prune, feed forward."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, sd_dim: int, drop_path: float):
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, norm_eps: float, sd_dim: int, drop_path: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads)
         self.query_model = QueryModel(width, sd_dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(
@@ -71,6 +71,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden width of the MLP over D.
         drop_path_rate: stochastic depth of the last layer, growing linearly from 0 at the first.
         checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
+        norm_eps: of all norms.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         checkpointed_layers: int = 0,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
         self.shape = VisionShape(img_size, patch_size, embed_dim, depth, mlp_ratio, sd_dim)
@@ -93,8 +95,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
         drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, sd_dim, rate) for rate in drop_path)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        layer = (embed_dim, num_heads, mlp_ratio, norm_eps, sd_dim)
+        self.blocks = nn.ModuleList(Block(*layer, rate) for rate in drop_path)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
         self.apply(_initialise)

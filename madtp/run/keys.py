@@ -80,7 +80,8 @@ def checked(values: dict, keys: dict[str, Key], source: str, prefix: str = "") -
 
 
 SIZE = Key(1, least=1)
-VIT_FIELDS = (("embed_dim", SIZE), ("depth", SIZE), ("num_heads", SIZE), ("patch_size", SIZE))
+VIT_FIELDS = tuple((name, SIZE) for name in ("embed_dim", "depth", "num_heads", "patch_size"))
+VIT_FIELDS += (("mlp_ratio", Key(4.0, least=0)), ("norm_eps", Key(1e-6, least=0)))
 CLIP_SIZES = (
     "embed_dim vision_width vision_layers vision_patch_size transformer_width transformer_layers context_length"
 )

@@ -16,7 +16,8 @@ from models.blip_vqa import blip_vqa
 from models.med import CrossAttention
 from models.nlvr_encoder import FIRST_MERGED_LAYER, TwinCrossAttention
 from tests.golden.fill import seeded
-from tests.tiny import BERT, STATEMENTS, build, images
+from tests.tiny import BERT, CONFIG, SIZES, STATEMENTS, build, images
+from utils import UserError
 
 CAPTIONS = ["a picture of two cat", "a picture of the red circle on the left", "a picture of a man driving a car"]
 ANSWERS = ["yes", "two cat", "the red car", "no", "left"]
@@ -330,3 +331,23 @@ def test_checkpointing_of_both_towers_changes_no_gradient(monkeypatch, temperatu
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     assert recomputed == ["models.vit"] * 2 + ["models.bert"] * 4  # the question's encoder and the answer's decoder
     torch.testing.assert_close(*gradients)
+
+
+def test_a_text_tower_starts_from_the_one_that_the_file_has(tmp_path, caplog):
+    """VQA from retrieval's checkpoint, whose encoder is of the decoder's width where image and text are as wide."""
+    sizes = {"vit": {"embed_dim": 48, "depth": 3, "num_heads": 2, "patch_size": 16}}
+    retrieval, captioner = build(Miniature.retrieval, sizes), build(blip_decoder, sizes)
+    torch.save(retrieval.state_dict(), tmp_path / "retrieval.pth")
+    torch.save(captioner.state_dict(), tmp_path / "captioner.pth")
+    config = {"config": CONFIG, **SIZES, **sizes}
+    with caplog.at_level("INFO"):
+        vqa = blip_vqa(str(tmp_path / "retrieval.pth"), **config).double()
+    assert "text_decoder starts from the checkpoint's text_encoder" in caplog.text
+    assert "left fresh 5 prediction head" in caplog.text
+    encoder = retrieval.text_encoder.state_dict()
+    for tower in (vqa.text_encoder, vqa.text_decoder.bert):
+        assert all(value.float().equal(encoder[name].float()) for name, value in tower.state_dict().items())
+    blip_vqa(str(tmp_path / "captioner.pth"), **config)
+    for file in ("retrieval.pth", "captioner.pth"):
+        with pytest.raises(UserError, match="does not fit this model"):
+            blip_vqa(str(tmp_path / file), **config, evaluate=True)

@@ -264,3 +264,32 @@ class TestConvert:
         }
         assert same(twins, expected)
         assert same(checkpoint.copy_cross_attention_to_twins(twins, nn.Module()), twins)
+
+
+class Tied(nn.Module):
+    """An embedding that is the output matrix too, and one bias under two names, as BLIP's decoder has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.decoder = nn.Embedding(5, 4), nn.Linear(4, 5)
+        self.decoder.weight, self.bias = self.embedding.weight, self.decoder.bias
+        self.crossattention = nn.Linear(4, 4)
+
+
+class TestParts:
+    @pytest.mark.parametrize("kept", [("embedding.weight", "bias"), ("decoder.weight", "decoder.bias")])
+    def test_a_tied_weight_may_stand_under_one_of_its_names(self, path, kept):
+        source, target = Tied(), Tied()
+        state = {name: source.state_dict()[name] for name in (*kept, "crossattention.weight", "crossattention.bias")}
+        torch.save(state, path)
+        report = checkpoint.load(target, path, evaluate=True)
+        assert report.missing == [] and same(target.state_dict(), source.state_dict())
+
+    def test_tied_weights_count_once_and_buffers_not_at_all(self):
+        model = Tower()
+        model.tied = Tied()
+        names = list(model.state_dict())
+        assert checkpoint.by_parts(names, model) == (
+            "3 guidance, 2 classifier, 2 tied, 2 cross-attention, 1 visual_encoder"
+        )
+        assert checkpoint.by_parts(["position_ids"], model) == ""

@@ -6,7 +6,7 @@ Shapes: N patches of an image, D width, G rows or columns of a square grid of pa
 import logging
 import math
 import re
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from madtp.cost.processes import is_main
 from madtp.method.errors import UserError, excerpt
 from madtp.method.keep import KEEP
 from madtp.shared.files import whole_file
+from madtp.shared.weights.reading import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +85,7 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the checkpoint file in it")
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # there is no telling what is raised over broken bytes
-        raise UserError(f"{path}: {_why_unreadable(error)}") from error
+    content = read_file(path)
     if isinstance(content, Mapping):
         entries = dict(content) if "model" in content else {"model": content}
         state = entries["model"]
@@ -119,15 +115,6 @@ def _check(path: Path, entries: dict) -> None:
         raise UserError(f"{path}: its rule of keeping is {excerpt(keep)}, expected one of {', '.join(KEEP)}")
     if not (type(batch_size) is int and batch_size > 0):
         raise UserError(f"{path}: its batch_size is {excerpt(batch_size)}, expected an integer, at least 1")
-
-
-def _why_unreadable(error: Exception) -> str:
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted:
-        return f"refused, because reading it would run code ({wanted[1]}); save its state dict alone, as tensors"
-    if "TorchScript" in str(error):
-        return "is a TorchScript archive, which only the CLIP task reads"
-    return "is not a checkpoint or is damaged; download it again"
 
 
 def save(path: str | Path, **entries) -> None:
@@ -186,11 +173,12 @@ def fit(
     state = content["model"]
     for function in convert:
         state = function(state, model)
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     if own.keys().isdisjoint(state):
         raise UserError(f"{path} has nothing of this model: it holds {_first(state)}; the model wants {_first(own)}")
     loaded = [key for key in own if key in state and state[key].shape == own[key].shape]
-    missing = [key for key in own if key not in loaded]
+    filled = {id(own[key]) for key in loaded}  # a tied weight stands in a file under one of its names, or under all
+    missing = [key for key in own if id(own[key]) not in filled]
     unexpected = [key for key in state if key not in own]
 
     def may_stay_fresh(key: str) -> bool:
@@ -204,7 +192,7 @@ def fit(
     others = {key: value for key, value in content.items() if key != "model"}
     report = LoadReport(loaded, missing, unexpected, others)
     if is_main():
-        logger.info(_summary(path, report))
+        logger.info(_summary(path, report, model))
     return report
 
 
@@ -220,13 +208,42 @@ def _first(names: Iterable[str], most: int = 3) -> str:
     return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
-def _summary(path: str | Path, report: LoadReport) -> str:
+def _summary(path: str | Path, report: LoadReport, model: nn.Module) -> str:
     parts = [f"{path}: loaded {len(report.loaded)}"]
-    if report.missing:
-        parts.append(f"left fresh {_first(report.missing)}")
+    if fresh := by_parts(report.missing, model):
+        parts.append(f"left fresh {fresh}")
     if report.unexpected:
         parts.append(f"no place for {_first(report.unexpected)}")
     return ", ".join(parts)
+
+
+PARTS = {
+    "crossattention": "cross-attention",
+    "cls.predictions": "prediction head",
+    "itm_head": "matching head",
+    "cls_head": "classifier",
+    "vision_proj": "projection",
+    "text_proj": "projection",
+    "space_dict": "guidance",
+    "query_model": "guidance",
+    "temp": "contrastive temperature",
+}
+
+
+def by_parts(names: Iterable[str], model: nn.Module) -> str:
+    """How many weights of which parts of a model these are: "60 cross-attention, 5 prediction head".
+
+    Tied weights count once, and buffers, which nobody learned, not at all.
+    """
+    weights = dict(model.named_parameters())
+    counts = Counter(_part(name) for name in names if name in weights)
+    return ", ".join(f"{count} {part}" for part, count in counts.most_common())
+
+
+def _part(name: str) -> str:
+    """What people call the part of a model that a weight is of; a tower where it is no special one."""
+    named = (part for key, part in PARTS.items() if f".{key}." in f".{name}.")
+    return next(named, name.partition(".")[0])
 
 
 def resize_positions(state: StateDict, model: nn.Module) -> StateDict:

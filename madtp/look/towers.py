@@ -1,0 +1,83 @@
+"""A vision transformer and a BERT in transformers' form as the start of BLIP's tasks.
+
+    python -m madtp towers --image dinov2-small --text all-MiniLM-L6-v2 --config configs/retrieval_flickr.yaml \\
+        --image_size 224 --output_dir pretrained/towers
+    python compress_retrieval_flickr_dtp.py --p 0 --config pretrained/towers/retrieval_flickr.yaml
+
+Writes a checkpoint, `towers.pth`, and for every configuration one of the same name whose model these towers are. Both
+towers keep what they computed: what ours lack is folded into their weights. Cross-attention and heads start fresh.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from madtp.method.errors import UserError
+from madtp.run import config as configuration
+from madtp.shared.files import prepare_output
+from madtp.shared.weights import checkpoint
+from madtp.shared.weights.towers import Normalisation, image_tower, text_tower
+from models.blip import check_vit, init_tokenizer
+from transform.pictures import MEAN, STD
+
+CONFIGS = tuple(f"configs/{name}.yaml" for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split())
+CHECKPOINT = "towers.pth"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the files; the exit status, 2 after one line about what the user has to mend."""
+    try:
+        convert(command_line().parse_args(argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(prog="python -m madtp towers", description=__doc__.partition("\n")[0])
+    flag = parser.add_argument
+    flag("--image", required=True, metavar="FOLDER", help="config.json and weights of a Dinov2Model or a ViTModel")
+    flag("--text", required=True, metavar="FOLDER", help="config.json and weights of a BertModel, with its vocabulary")
+    flag("--tokenizer", metavar="FOLDER", help="of the text tower, where its own folder has no vocabulary")
+    flag("--mean", nargs=3, type=float, help="that the image tower's pixels had; its preprocessor_config.json says it")
+    flag("--std", nargs=3, type=float, help="likewise")
+    flag("--image_size", type=int, help="pixels on a side, instead of the image tower's own")
+    flag("--config", nargs="+", default=CONFIGS, metavar="YAML", help="configurations to write anew for these towers")
+    flag("--output_dir", default="pretrained/towers", metavar="FOLDER", help="where the files go")
+    return parser
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Reads both towers, then writes the checkpoint and the configurations and says what was done."""
+    if (args.mean is None) != (args.std is None):
+        raise UserError("--mean and --std belong together: give both, or neither")
+    folder = args.tokenizer or args.text
+    tokenizer = init_tokenizer(folder)
+    image = image_tower(args.image, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None)
+    text = text_tower(args.text, len(tokenizer), tokenizer.cls_token_id)
+    out = Path(args.output_dir)
+    sizes = {**image.sizes, **text.sizes, "tokenizer": folder, "pretrained": str(out / CHECKPOINT)}
+    sizes["sd_dim"] = sizes["med_config"]["hidden_size"]
+    sizes["image_size"] = args.image_size or sizes["image_size"]
+    check_vit(sizes["image_size"], **sizes["vit"])
+    configs = {Path(path).name: adapted(path, sizes) for path in args.config}
+    prepare_output(out)
+    checkpoint.save(out / CHECKPOINT, model={**image.state, **text.state})
+    for name, config in configs.items():
+        configuration.write(config, out / name)
+    print(f"{image.told}\n{text.told}\nwrote {out / CHECKPOINT}, for {sizes['image_size']} pixels, and")
+    print("\n".join(f"  {out / name}" for name in configs))
+
+
+def adapted(path: str, sizes: dict) -> dict:
+    """The configuration of a task with other towers."""
+    task = configuration.task_of(path)
+    if task == "retrieval_clip":
+        raise UserError(f"{path} is for CLIP, which has its own two towers; name a configuration of BLIP's")
+    return configuration.resolve(path, task) | sizes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

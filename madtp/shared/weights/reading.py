@@ -1,0 +1,47 @@
+"""One file of weights from the disk: PyTorch's own, or safetensors. Nothing that is in it is run."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from madtp.method.errors import UserError
+
+POINTER = b"version https://git-lfs"
+
+
+def read_file(path: str | Path) -> object:
+    """What a file holds, its tensors on the CPU; a safetensors file is a dict of tensors.
+
+    Raises:
+        UserError: there is no such file, it is damaged, stands for a file that was not fetched, or wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
+    try:
+        with open(path, "rb") as file:
+            fetched = file.read(len(POINTER)) != POINTER
+        if fetched and path.suffix == ".safetensors":
+            return _safetensors(path)
+        if fetched:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # there is no telling what is raised over broken bytes
+        raise UserError(f"{path}: {_why_unreadable(error)}") from error
+    raise UserError(f"{path} is a pointer of Git LFS and no weights: run `git lfs pull` in its folder")
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+
+
+def _why_unreadable(error: Exception) -> str:
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    if wanted:
+        return f"refused, because reading it would run code ({wanted[1]}); save its state dict alone, as tensors"
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive, which only the CLIP task reads"
+    return "is not a checkpoint or is damaged; download it again"

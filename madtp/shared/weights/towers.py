@@ -1,0 +1,238 @@
+"""A vision transformer and a BERT in transformers' form, turned into the towers that BLIP's tasks start from.
+
+What our towers do not have is folded into the weights, in double precision: layer scale into the projection before it,
+the mean and standard deviation of the pixels into the patch embedding, the first token type into the positions.
+
+Shapes: D width, P pixels on a side of a patch, G patches on a side, V words, L positions.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+from madtp.method.errors import UserError, excerpt
+from madtp.shared.files import read_json
+from madtp.shared.weights import transformers_names as names
+from madtp.shared.weights.folders import CONFIG, PREPROCESSOR, read_config, read_weights
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGE_TOWERS = {"dinov2": "Dinov2Model", "vit": "ViTModel"}
+TEXT_TOWERS = {"bert": "BertModel"}
+# What a file may hold besides the tower: heads, and what only other uses of it need.
+BESIDE_IMAGE = ("pooler", "classifier", "decoder", "embeddings.mask_token")
+BESIDE_TEXT = ("pooler", "classifier", "qa_outputs", "cls.seq_relationship", "cls.predictions.decoder")
+PADDED = 128  # embeddings are padded up to a multiple of this at most
+
+
+class Normalisation(NamedTuple):
+    """What pixels between 0 and 1 are normalised with, for each color."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Tower(NamedTuple):
+    """A tower of ours.
+
+    Attributes:
+        state: its weights by the names of BLIP's models.
+        sizes: keys of a configuration that decide its architecture.
+        told: one line about what was read and folded.
+    """
+
+    state: dict[str, Tensor]
+    sizes: dict
+    told: str
+
+
+def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation | None = None) -> Tower:
+    """The image tower of a folder, which then takes pixels that are normalised as BLIP's are.
+
+    Args:
+        folder: of a Dinov2Model or a ViTModel, or of a model with a head on one.
+        taken: the normalisation of the pixels that it is going to be given.
+        trained: the one that it was trained with, instead of what its preprocessor_config.json says.
+
+    Raises:
+        UserError: the folder is incomplete, or the tower has a part that ours cannot have.
+    """
+    config = read_sizes(folder, IMAGE_TOWERS)
+    patch, size = _side(config.patch_size, folder), _side(config.image_size, folder)
+    swiglu = getattr(config, "use_swiglu_ffn", False)
+    _refuse(swiglu, folder, "use_swiglu_ffn true, a gated MLP", "DINOv2's small, base and large have plain ones")
+    _refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
+    _refuse(config.num_channels != 3, folder, f"num_channels {config.num_channels}", "ours takes three colors")
+    weights = names.without_prefix(read_weights(folder), f"{config.model_type}.")
+    state, unknown = names.to_ours(weights, names.IMAGE_TOWER)
+    _refuse_unknown(unknown, BESIDE_IMAGE, folder)
+    trained = trained or stated_normalisation(folder, config.model_type)
+    try:
+        fold_normalisation(state, taken, trained)
+        scaled = fold_layer_scale(state)
+        hidden = len(state["blocks.0.mlp.fc1.bias"])
+    except KeyError as error:
+        raise UserError(f"{folder}: {error.args[0]} is missing; fetch its weights again") from error
+    width, grid = config.hidden_size, size // patch
+    if not config.qkv_bias:
+        state |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * width) for layer in range(config.num_hidden_layers)}
+    sizes = {"embed_dim": width, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
+    sizes |= {"patch_size": patch, "norm_eps": config.layer_norm_eps}
+    if hidden != 4 * width:
+        sizes["mlp_ratio"] = _ratio(hidden, width)
+    mean, std = (" ".join(f"{value:g}" for value in values) for values in trained)
+    told = f"{folder}: {IMAGE_TOWERS[config.model_type]}, {sizes['depth']} layers, width {width}, patches of {patch} "
+    told += f"pixels, {grid} x {grid} positions; folded: mean {mean} and std {std}{', layer scale' * bool(scaled)}"
+    state = {f"visual_encoder.{name}": value.float() for name, value in state.items()}
+    return Tower(state, {"vit": sizes, "image_size": size}, told)
+
+
+def text_tower(folder: str | Path, tokens: int, first: int) -> Tower:
+    """The text tower of a folder, with two more words at the end of its vocabulary: [DEC] and [ENC].
+
+    Args:
+        folder: of a BertModel, or of a model with a head on one. A head that predicts words comes along.
+        tokens: V of the tokenizer, the two included.
+        first: number of [CLS], whose embedding the two begin with.
+
+    Raises:
+        UserError: the folder is incomplete, the tower has a part that ours cannot have, or another vocabulary.
+    """
+    config = read_sizes(folder, TEXT_TOWERS)
+    _refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
+    positions = getattr(config, "position_embedding_type", "absolute")
+    _refuse(positions != "absolute", folder, f"position_embedding_type {positions}", "ours has absolute ones")
+    weights = names.modern(names.without_prefix(read_weights(folder), "bert."))
+    head, rest = names.to_ours(weights, names.PREDICTION_HEAD)
+    state, unknown = names.to_ours({name: weights[name] for name in rest}, names.TEXT_TOWER)
+    _refuse_unknown(unknown, BESIDE_TEXT, folder)
+    state.pop("embeddings.position_ids", None)
+    try:
+        fold_token_type(state)
+        words = state["embeddings.word_embeddings.weight"]
+    except KeyError as error:
+        raise UserError(f"{folder}: {error.args[0]} is missing; fetch its weights again") from error
+    _check_vocabulary(len(words), tokens - 2, folder)
+    state["embeddings.word_embeddings.weight"] = with_two_more(words, tokens, first)
+    state = {f"text_encoder.{name}": value.float() for name, value in state.items()}
+    for name in names.among(head, ("cls.predictions.decoder",)):  # which are the word embeddings and the bias again
+        value = with_two_more(head[name], tokens, first) if name == "cls.predictions.bias" else head[name]
+        state[f"text_decoder.{name}"] = value.float()
+    vocabulary = len(state["text_encoder.embeddings.word_embeddings.weight"])
+    told = f"{folder}: BertModel, {config.num_hidden_layers} layers, width {config.hidden_size}, {vocabulary} words "
+    told += f"with [DEC] and [ENC]; folded: the first token type{'; with its prediction head' * bool(head)}"
+    return Tower(state, {"med_config": bert_sizes(config) | {"vocab_size": vocabulary}}, told)
+
+
+def read_sizes(folder: str | Path, known: dict[str, str]) -> PretrainedConfig:
+    """config.json, completed by the library's own defaults.
+
+    Args:
+        folder: with the file.
+        known: the classes by the model_type that is wanted.
+    """
+    values = read_config(folder)
+    if (kind := values["model_type"]) not in known:
+        wanted = " or ".join(known.values())
+        raise UserError(f"{folder} is a model of type {excerpt(kind)}; here a {wanted} is needed, see its {CONFIG}")
+    try:
+        return AutoConfig.for_model(**values)
+    except Exception as error:  # versions of the library differ in what they check, and in what they raise
+        raise UserError(f"{Path(folder) / CONFIG}: {error}; take the file that belongs to the weights") from error
+
+
+def bert_sizes(config: PretrainedConfig) -> dict:
+    """What `med_config` says of a BERT."""
+    sizes = "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings"
+    others = "layer_norm_eps hidden_dropout_prob attention_probs_dropout_prob initializer_range pad_token_id"
+    return {name: getattr(config, name) for name in f"{sizes} {others}".split()}
+
+
+def stated_normalisation(folder: str | Path, model_type: str) -> Normalisation:
+    """What the folder's preprocessor_config.json says, or ImageNet's for a DINOv2, whose are all alike."""
+    path = Path(folder) / PREPROCESSOR
+    if path.is_file():
+        stated = read_json(path, "--mean and --std say what the tower was trained with")
+        stated = stated if isinstance(stated, dict) else {}
+        if stated.get("do_normalize") is False:
+            return Normalisation((0, 0, 0), (1, 1, 1))
+        pair = stated.get("image_mean"), stated.get("image_std")
+        if all(isinstance(values, list) and len(values) == 3 for values in pair):
+            return Normalisation(*pair)
+    if model_type == "dinov2":
+        return Normalisation(*IMAGENET)
+    raise UserError(f"{folder}: no {PREPROCESSOR} says its image_mean and image_std; give them by --mean and --std")
+
+
+def fold_normalisation(state: dict[str, Tensor], taken: Normalisation, trained: Normalisation) -> None:
+    """Lets a patch embedding that was trained with one normalisation take pixels of another.
+
+    With y = (pixel - m) / s of what is taken, (pixel - m') / s' = y s / s' + (m - m') / s'. A patch embedding has no
+    padding, so that the second summand is the same for all patches and goes into the bias.
+    """
+    weight = state["patch_embed.proj.weight"].double()  # [D, 3, P, P]
+    (mean, std), (own_mean, own_std) = ([torch.tensor(values).double() for values in pair] for pair in (taken, trained))
+    moved = torch.einsum("dcpq,c->d", weight, (mean - own_mean) / own_std)
+    state["patch_embed.proj.bias"] = (state["patch_embed.proj.bias"].double() + moved).float()
+    state["patch_embed.proj.weight"] = (weight * (std / own_std)[:, None, None]).float()
+
+
+def fold_layer_scale(state: dict[str, Tensor]) -> list[str]:
+    """Multiplies what a layer's projections give by its layer scale, and returns the entries that are gone by that."""
+    scales = [name for name in state if name.endswith(".scale")]
+    for name in scales:
+        projection, scale = name.removesuffix(".scale"), state.pop(name).double()
+        for part, factor in (("weight", scale[:, None]), ("bias", scale)):
+            state[f"{projection}.{part}"] = (state[f"{projection}.{part}"].double() * factor).float()
+    return scales
+
+
+def fold_token_type(state: dict[str, Tensor]) -> None:
+    """Adds the embedding of the first token type, which all our tokens are of, to that of every position [L, D]."""
+    kind = state.pop("embeddings.token_type_embeddings.weight")[0].double()
+    positions = state["embeddings.position_embeddings.weight"].double()
+    state["embeddings.position_embeddings.weight"] = (positions + kind).float()
+
+
+def with_two_more(words: Tensor, tokens: int, first: int) -> Tensor:
+    """A table [V, ...] of words in which the last two of `tokens` are as the word `first`."""
+    table = words.new_zeros(max(len(words), tokens), *words.shape[1:])
+    table[: len(words)] = words
+    table[tokens - 2 : tokens] = words[first]
+    return table
+
+
+def _check_vocabulary(words: int, tokens: int, folder: str | Path) -> None:
+    padded = words % 8 == 0 and tokens <= words < tokens + PADDED
+    if words != tokens and not padded:
+        raise UserError(
+            f"{folder} knows {words} words and the tokenizer {tokens}, so they are not of one model; "
+            "--tokenizer names the folder that it was trained with"
+        )
+
+
+def _refuse(wrong: bool, folder: str | Path, found: str, way_out: str) -> None:
+    if wrong:
+        raise UserError(f"{Path(folder) / CONFIG}: {found} is not supported, {way_out}; choose another tower")
+
+
+def _refuse_unknown(unknown: list[str], beside: tuple[str, ...], folder: str | Path) -> None:
+    if others := names.among(unknown, beside):
+        raise UserError(f"{folder}: {others[0]} has no place in our tower ({len(others)} such); choose another tower")
+
+
+def _side(size: int | Sequence[int], folder: str | Path) -> int:
+    """Pixels on a side of a square."""
+    sides = {size} if isinstance(size, int) else set(size)
+    _refuse(len(sides) != 1, folder, f"a size of {size}", "ours are squares")
+    return sides.pop()
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """What the width is multiplied by and cut to an integer for the hidden width of an MLP."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
