@@ -1,0 +1,51 @@
+"""A run that was stopped by an earlier version of this project ends as that version would have ended it.
+
+`stopped/` is the folder of that run: NLVR2 in miniature, stopped after two of the four steps of its second epoch.
+`end.pth` holds what the earlier version made of it: the weights, the last line of the log, and the machine.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy
+import PIL
+import pytest
+import torch
+import torchvision
+
+import models.blip_nlvr  # noqa: F401 - here, not in the process that the test forks
+from compress_nlvr_dtp import NLVR
+from madtp.shared.weights import checkpoint
+from tests.miniature import make_data
+from tests.processes import run
+from tests.run.test_resume import equal, without_times
+
+STOPPED = Path(__file__).parent / "stopped"
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # between processors, whose sums are rounded in other orders
+
+
+def machine():
+    """What decides the last bit of a sum: the processor, and the versions of what computes on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
+    versions = (str(module.__version__) for module in (torch, torchvision, numpy, PIL))
+    return [processor, torch.backends.cpu.get_cpu_capability(), *versions]
+
+
+def test_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "data")
+    shutil.copytree(STOPPED, "run")
+    flags = ["--config", "run/config.yaml", "--output_dir", "run", "--device", "cpu", "--num_workers", 0]
+    assert run(NLVR(), flags=[*flags, "--p", 0.12, "--seed", 3, "--resume"]) == [0]
+    end = torch.load(STOPPED / "end.pth", weights_only=True)
+    weights = checkpoint.read(Path("run/checkpoint_last.pth"))["model"]
+    (record,) = without_times([json.loads(Path("run/log.txt").read_text().splitlines()[-1])])
+    torch.testing.assert_close(weights, end["weights"], **CLOSE)
+    assert record.keys() == end["record"].keys()
+    for name in ("train_loss_task", "train_loss_sim"):
+        assert record[name] == pytest.approx(end["record"][name], rel=1e-3)
+    if machine() == end["machine"]:
+        assert equal(weights, end["weights"]) and record == end["record"]
