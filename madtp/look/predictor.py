@@ -19,9 +19,9 @@ from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.run.flags import check_device
 from madtp.run.optimization import autocast, precision
-from madtp.run.randomness import set_seed
 from madtp.run.task import Task
 from madtp.shared.weights.checkpoint import Stored
+from utils import set_seed
 
 SCRIPTS = {
     "nlvr": ("compress_nlvr_dtp", "NLVR"),

@@ -37,12 +37,12 @@ from madtp.run.flags import parse
 from madtp.run.interruption import Interrupted, Interruption
 from madtp.run.losses import Losses, NonFinite
 from madtp.run.optimization import Optimization, autocast, precision
-from madtp.run.randomness import set_seed
 from madtp.run.resume import Progress, State, settings
 from madtp.run.task import Task
 from madtp.shared.files import prepare_output, write_atomic
 from madtp.shared.weights import checkpoint
 from madtp.shared.weights.checkpoint import Stored
+from utils import set_seed
 
 __all__ = ["Task", "compress", "evaluate", "main", "train_one_epoch"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from madtp.cost.processes import all_gather_objects
 from madtp.method.errors import UserError
-from madtp.run.meters import Meters
+from utils import Meters
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from utils import cosine_lr
+
 
 def precision(amp: str, device: torch.device) -> torch.dtype:
     """The type to compute in: bf16, fp16 or, for off, float32; auto is bf16 where the GPU has it."""
@@ -108,9 +110,3 @@ class Optimization:
         """Goes on from `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def cosine_lr(init: float, minimum: float, step: int, total: int) -> float:
-    """The learning rate at `step` of `total`: half a cosine from `init` at 0 to `minimum` at `total`."""
-    progress = min(step / total, 1.0) if total > 0 else 0.0
-    return minimum + (init - minimum) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,18 +1,19 @@
 """Where a run stands, and going on from there as if it had never stopped."""
 
 import math
+import random
 from argparse import Namespace
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
-from madtp.run.randomness import random_state, restore_random_state
 from madtp.shared.weights import checkpoint
 
 LAST = "checkpoint_last.pth"
@@ -121,3 +122,20 @@ def differences(old: dict, new: dict) -> str:
 def batch_size(settings: dict) -> int:
     """Samples that one batch of every process takes together."""
     return settings["batch_size_train"] * settings["processes"]
+
+
+def random_state() -> dict:
+    """The state of this process's random numbers."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict) -> None:
+    """Sets this process's random numbers."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
