@@ -1,0 +1,164 @@
+"""What a run has when it begins: data, model, optimizer, the controller of the temperature, its last state."""
+
+import inspect
+import logging
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from madtp.cost.measure import device_of
+from madtp.cost.processes import barrier, is_main, rank, world_size
+from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
+from madtp.method.errors import UserError
+from madtp.run import output, scalars
+from madtp.run.interruption import Interruption
+from madtp.run.losses import Losses
+from madtp.run.optimization import Optimization, autocast, precision
+from madtp.run.resume import Progress, State, settings
+from madtp.run.task import Task
+from madtp.shared.weights.checkpoint import Stored
+from utils import set_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What stays the same during a run.
+
+    Attributes:
+        task: what is trained and scored.
+        args: the flags.
+        config: the resolved configuration.
+        folder: of the output.
+        model: the bare model, on its device.
+        loaders: by split; a split that does not exist is absent.
+        dtype: of mixed precision, float32 for none.
+        stored: how the model of the checkpoint to evaluate prunes.
+        interruption: tells whether a signal came.
+        write_scalars: also logs an epoch's record elsewhere.
+    """
+
+    task: Task
+    args: Namespace
+    config: dict
+    folder: Path
+    model: nn.Module
+    loaders: dict[str, DataLoader]
+    dtype: torch.dtype
+    stored: Stored = Stored()
+    interruption: Interruption = field(default_factory=Interruption)
+    write_scalars: scalars.Write = lambda record: None
+
+    @property
+    def selection(self) -> str:
+        """The split that steers the temperature and chooses the checkpoint: validation, or test where there is none."""
+        return "val" if "val" in self.loaders else "test"
+
+    @contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """The model for evaluation: no dropout, no gradients, mixed precision."""
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.dtype, device_of(self.model)):
+            yield self.model
+
+    @property
+    def scored_splits(self) -> list[str]:
+        """What is evaluated after every epoch."""
+        return [split for split in self.task.epoch_splits if split in self.loaders]
+
+
+def prepare(task: Task, args: Namespace, config: dict) -> Run:
+    """Reads data and model; whatever the user has to mend shows here, before anything is trained."""
+    from data import create_loader  # only now, so that --help and a wrong flag are answered at once
+
+    if args.evaluate and not config["pretrained"]:
+        raise UserError("--evaluate has no checkpoint to evaluate; name it with --pretrained")
+    folder, processes = Path(args.output_dir), world_size()
+    task.config = config
+    if args.download and is_main():
+        task.download(config["pretrained"])
+    set_seed(args.seed, args.deterministic)
+    loaders = {}
+    for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
+        if dataset is not None:
+            train = split == "train"
+            size = config["batch_size_train" if train else "batch_size_test"]
+            options = {"steps": config["epoch_steps"], "replace": args.bad_images == "skip"}
+            loaders[split] = create_loader(
+                dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
+            )
+    device = torch.device(args.device)
+    barrier()  # all wait for what is being downloaded
+    stored = task.stored(config["pretrained"]) if args.evaluate else Stored()
+    if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
+        config["keep"] = args.keep or stored.keep
+    model = task.build_model(config, args.evaluate).to(device)
+    set_seed(args.seed + rank())  # the weights are drawn alike, dropout is not
+    return Run(task, args, config, folder, model, loaders, precision(args.amp, device), stored)
+
+
+def begin(run: Run) -> tuple[Controller, State]:
+    """What decides the temperature, and the state to begin with: a new one, or where --resume says that it stood."""
+    args, batches = run.args, len(run.loaders["train"])
+    controller = choose_controller(run.task, args, run.config)
+    if not controller.prunes:
+        freeze_alignment(run.model)
+    optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)
+    losses = Losses(args.skip_nonfinite, args.accum, scaled=run.dtype == torch.float16)
+    state = State(run.folder, settings(run.task.name, args, run.config), run.model, optimization, losses)
+    state.resume(args.resume, args.resume_anyway)
+    announce(run, controller, state.progress)
+    return controller, state
+
+
+def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
+    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop."""
+    if args.temperature is not None:
+        return Fixed(args.temperature)
+    if args.p == 0:
+        return Fixed(0.0)
+    if args.controller == "ladder":
+        return Ladder(args.p, RECIPES[task.recipe])
+    return ClosedLoop(args.p, config["max_epoch"], config["ramp"], config["cost_slack"])
+
+
+def freeze_alignment(model: nn.Module) -> None:
+    """The dense model never uses the learnable tokens: without gradients they would stall data-parallel training."""
+    for name, parameter in model.named_parameters():
+        if "space_dict" in name or "query_model" in name:
+            parameter.requires_grad_(False)
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """The model to train with: gradients are averaged over the processes, if there are several."""
+    if world_size() == 1:
+        return model
+    device = device_of(model)
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Buffers are equal everywhere already: positions never change, queues are filled with what was gathered.
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.15
+    return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **{sync_buffers: False})
+
+
+def announce(run: Run, controller: Controller, progress: Progress) -> None:
+    """Says what is about to happen, and makes the log end where the run goes on."""
+    batch, processes, accum = run.config["batch_size_train"], world_size(), run.args.accum
+    sizes = ", ".join(f"{len(loader.dataset)} {split}" for split, loader in run.loaders.items())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    logger.info("%s: %s samples; %.1f M parameters", run.task.name, sizes, parameters / 1e6)
+    logger.info(
+        "effective batch %d = %d x %d processes x %d accumulated", batch * processes * accum, batch, processes, accum
+    )
+    logger.info("%s; the best checkpoint is chosen on %s", controller, run.selection)
+    if progress.epoch or progress.step:
+        logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
+    if is_main():
+        output.start_log(run.folder, progress.epoch)
