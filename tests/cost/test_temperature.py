@@ -24,7 +24,7 @@ def counted(cost):
     return count, asked
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     midpoint=st.floats(1, 1e4),
     start=st.floats(0.1, 1e5),
@@ -46,7 +46,7 @@ def test_a_warm_start_that_still_fits_costs_one_evaluation():
     assert asked[1:] == [50.0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0.3, 1), min_size=1, max_size=8), st.floats(0.35, 0.99), st.floats(0.5, 500))
 @example([0.4], 0.7, 1.0)
 def test_steps_leave_the_closest_temperature_at_or_below_the_target(levels, goal, start):

@@ -280,7 +280,7 @@ class TestWrite:
         configuration.write(config, path)
         assert command.parse(["--config", str(path)], task)[1] == config
 
-    @settings(derandomize=True, max_examples=40)
+    @settings(max_examples=40)
     @given(text=st.text(), number=st.floats(min_value=0, allow_infinity=False))
     def test_any_value_reads_back(self, tmp_path_factory, text, number):
         path = tmp_path_factory.getbasetemp() / "config.yaml"

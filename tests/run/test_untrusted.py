@@ -19,7 +19,7 @@ from madtp.shared.weights import checkpoint
 from tests.miniature import make_data, write_config
 from utils import UserError
 
-fuzz = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
     st.none()
