@@ -22,7 +22,7 @@ from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.errors import UserError, excerpt
 from madtp.method.keep import Keep, keep_batch
-from madtp.method.layout import RECTANGLE, Rectangle, Sequences, attention_mask, both
+from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.packed import Packed
 from madtp.shared.files import read_json
 
@@ -154,8 +154,7 @@ class Attention(nn.Module):
             output = layout.across(query, key, value, hidden.layout.sizes(hidden.tokens))
         else:
             query = self._split_heads(query.view(len(key), -1, query.shape[-1]))  # [B, H, G * L, E]
-            mask = attention_mask(both(mask, layout.own), False, query.shape[2], key)
-            output, _ = attend(query, key, value, mask, dropout=self._dropout)
+            output, _ = attend(query, key, value, layout.seen_from_outside(mask, query.dtype), dropout=self._dropout)
         return output.transpose(1, 2).reshape(hidden.tokens.shape)
 
     @property

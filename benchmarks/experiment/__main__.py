@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.comparison.ledger import claimed
+from benchmarks.comparison.methods import METHODS
 from benchmarks.experiment.cells import TASKS, Cell, Places
-from benchmarks.experiment.ledger import RATIOS, SEEDS, add, claimed, finished, plan
-from benchmarks.experiment.methods import METHODS
+from benchmarks.experiment.ledger import RATIOS, SEEDS, add, finished, plan
 from benchmarks.experiment.report import write_report
 from benchmarks.experiment.running import compare, train_dense
 from utils import UserError

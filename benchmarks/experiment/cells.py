@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.experiment.methods import METHODS
+from benchmarks.comparison.methods import METHODS
 from madtp.run import engine
 
 TASKS = ("nlvr", "vqa", "caption")

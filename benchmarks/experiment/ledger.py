@@ -1,19 +1,12 @@
 """Which cells there are, and what is known of them: one JSON line for each in the results."""
 
-import fcntl
-import json
-import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import date
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-import torch
-
+from benchmarks.comparison.ledger import add_line, read_lines
+from benchmarks.comparison.methods import COMPARED, METHODS
 from benchmarks.experiment.cells import DEPTH, TASKS, Cell
-from benchmarks.experiment.methods import COMPARED, METHODS
-from utils import prepare_output
 
 RATIOS = (0.3, 0.5, 0.7, 0.8)
 ABLATED_AT = 0.5
@@ -44,38 +37,13 @@ def plan(
 
 def finished(results: Path) -> dict[str, dict]:
     """The results there are, by the name of their cell."""
-    files = [results / f"{task}.jsonl" for task in TASKS]
-    lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
-    return {record["name"]: record for record in map(json.loads, lines)}
+    return read_lines(results / f"{task}.jsonl" for task in TASKS)
 
 
 def add(results: Path, cell: Cell, found: dict) -> None:
     """Adds a line to the results of a task."""
-    prepare_output(results)
     record = {
         **{"name": cell.name, "task": cell.task, "method": cell.method, "p": cell.p, "seed": cell.seed},
-        **{"depth": DEPTH, **found, "command": cell.command, "date": date.today().isoformat(), "cpu": cpu()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **{"depth": DEPTH, **found, "command": cell.command},
     }
-    with (results / f"{cell.task}.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-@contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether no other process works on this; it is ours until the end of the block, or of the process."""
-    prepare_output(path.parent)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = True
-        except BlockingIOError:
-            ours = False
-        yield ours
-
-
-def cpu() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    add_line(results / f"{cell.task}.jsonl", record)

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.experiment.methods import COMPARED, TOWERS
+from benchmarks.comparison.methods import COMPARED, TOWERS
 from benchmarks.experiment.results import final
 from madtp.look.paper import POINTS
 

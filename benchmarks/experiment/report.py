@@ -3,23 +3,22 @@
 In the template `{name argument ...}` stands for what the function `name` below makes of the results.
 """
 
-import re
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.comparison.methods import ABLATED, COMPARED, METHODS, TOWERS
+from benchmarks.comparison.reporting import fill, named, table
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
-from benchmarks.experiment.methods import ABLATED, COMPARED, METHODS, TOWERS
-from benchmarks.experiment.results import Results, costs, final, scores, speed, spread, table
+from benchmarks.experiment.results import Results, costs, final, scores, speed, spread
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from madtp.look.paper import POINTS
 from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
-PLACE = re.compile(r"\{(\w+)((?:\s+[\w.]+)*)\}")
 REFERENCE = "madtp"
 OUT = "out of reach"
 ALLOWED = 0.01  # of the cost asked for
@@ -42,13 +41,7 @@ def write_report(results: Path, docs: Path) -> None:
         raise UserError(f"there are no results in {results}: run `python -m benchmarks.experiment --task nlvr` first")
     prepare_output(found.pictures)
 
-    def filled(place: re.Match) -> str:
-        name, *arguments = place.group(0)[1:-1].split()
-        if name not in BLOCKS:
-            raise UserError(f"{WORDS}: {place.group(0)} is none of {', '.join(BLOCKS)}")
-        return BLOCKS[name](found, *arguments)
-
-    write_atomic(docs / "results.md", PLACE.sub(filled, WORDS.read_text()))
+    write_atomic(docs / "results.md", fill(WORDS, BLOCKS, found))
 
 
 def compared(results: Results, task: str, p: str) -> str:
@@ -243,26 +236,23 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
-BLOCKS = {
-    function.__name__: function
-    for function in (
-        compared,
-        overview,
-        ablations,
-        gap,
-        score,
-        untuned,
-        left,
-        keep,
-        crossed,
-        factors,
-        towers,
-        widening,
-        unequal,
-        lost_in_paper,
-        missing,
-        machines,
-        steps,
-        plot,
-    )
-}
+BLOCKS = named(
+    compared,
+    overview,
+    ablations,
+    gap,
+    score,
+    untuned,
+    left,
+    keep,
+    crossed,
+    factors,
+    towers,
+    widening,
+    unequal,
+    lost_in_paper,
+    missing,
+    machines,
+    steps,
+    plot,
+)

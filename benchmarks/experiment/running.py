@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from benchmarks.comparison.methods import MADTP, METHODS, TOWERS, WHOLE, Method, always
+from benchmarks.comparison.rules import Listening, by_tower
 from benchmarks.experiment.cells import BATCH, EPOCHS, Cell, Places
 from benchmarks.experiment.ledger import ABLATED_AT
-from benchmarks.experiment.methods import MADTP, METHODS, TOWERS, WHOLE, Method, always
-from benchmarks.experiment.rules import Listening, by_tower
 from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA

@@ -94,6 +94,15 @@ class Rectangle:
         allowed = attention_mask(both(mask, self.own), causal, query.shape[2], key)
         return attend(query, key, value, allowed, scores, dropout, self.own)
 
+    def seen_from_outside(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What to tell attention from another sequence of these tokens: [B, 1, 1, L], or None where it sees all alike.
+
+        Args:
+            mask: boolean [B, L], False where it may not go.
+            dtype: of the queries, for layouts that answer with something to add to the logits.
+        """
+        return attention_mask(both(mask, self.own), False, 1, None)
+
     def prune(
         self,
         x: Tensor,

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from benchmarks.experiment.rules import Merging, Pruning, Static, Whole, by_one_score, by_tower, unguided
+from benchmarks.comparison.merging import TOME_WITHIN, Merging
+from benchmarks.comparison.rules import Pruning, Static, Whole, by_one_score, by_tower, unguided
+from benchmarks.comparison.schedules import even
 from madtp.method.keep import Keep, keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 
@@ -49,18 +51,20 @@ def sample_image(x: Tensor, own: Tensor | None = None, align: bool = False, toge
     return keep_sample(x, own, align, together) if own is None else Sequences(x, Whole())
 
 
-WHOLE, MADTP = always(Whole()), always(RECTANGLE)
+WHOLE, MADTP, STATIC = always(Whole()), always(RECTANGLE), Static.by(even)
 
 COMPARED = {
     "madtp": Method("MADTP", keep_batch),
     "sample": Method("MADTP, kept per sample", keep_sample),
     "unguided": Method("without guidance", everywhere(Pruning(unguided)), guided=(), similarity=False),
     "unmerged": Method("without the merged token", everywhere(Pruning(merged=False))),
-    "static": Method("static, by class attention", by_tower(Static.of, Static.of), guided=(), similarity=False),
-    "static_image": Method("static in the image alone", by_tower(Static.of, WHOLE), guided=(), similarity=False),
+    "static": Method("static, by class attention", by_tower(STATIC, STATIC), guided=(), similarity=False),
+    "static_image": Method("static in the image alone", by_tower(STATIC, WHOLE), guided=(), similarity=False),
     "random": Method("random", everywhere(Pruning(merged=False, random=True)), similarity=False),
     "random_image": Method("random in the image alone", by_tower(always(Pruning(random=True)), MADTP)),
-    "tome": Method("merging alike image tokens", by_tower(Merging.of, WHOLE), guided=(), similarity=False),
+    "tome": Method(
+        "merging alike image tokens", by_tower(Merging.by(TOME_WITHIN, even), WHOLE), guided=(), similarity=False
+    ),
 }
 ABLATED = {
     "self": Method("self-attention score alone", everywhere(Pruning(by_one_score("self")))),
