@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from madtp.cost import flops
-from madtp.cost.measure import CostMeter, device_of, progress_bar
+from madtp.cost.measure import CostMeter, device_of
 from madtp.cost.trace import Trace
 from madtp.run.engine import Task, main
+from madtp.run.output import progress_bar
 from madtp.scoring import metrics
 from madtp.scoring.retrieval import gather_features, summary
 from madtp.shared.momentum import ramped_alpha

@@ -3,7 +3,6 @@
 Costs come from traces alone: measuring them takes no forward pass of its own.
 """
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,18 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from madtp.cost.flops import Cost
-from madtp.cost.processes import all_gather_objects, all_reduce_sum, is_main, rank, world_size
+from madtp.cost.processes import all_gather_objects, all_reduce_sum, rank, world_size
 from madtp.cost.trace import Trace
 
 SPREAD = (10, 90)  # percentiles that tell how much samples differ
-
-
-def progress_bar(loader: DataLoader, name: str) -> tqdm:
-    """The loader's batches with a bar on the main process's terminal; none where the output is no terminal."""
-    return tqdm(loader, desc=name, leave=False, disable=not (is_main() and sys.stderr.isatty()))
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections import Counter
 from dataclasses import astuple
 
-from madtp.cost.measure import CalibrationSample, device_of, progress_bar, to_device
+from madtp.cost.measure import CalibrationSample, device_of, to_device
 from madtp.cost.processes import (
     all_gather_objects,
     init_distributed,
@@ -142,7 +142,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
     epoch, temperature = progress.epoch, progress.temperature
     loader.batch_sampler.set_epoch(epoch, progress.step)
     run.model.train()
-    for step, batch in enumerate(progress_bar(loader, f"epoch {epoch}"), progress.step):
+    for step, batch in enumerate(output.progress_bar(loader, f"epoch {epoch}"), progress.step):
         optimization.schedule(epoch, step)
         state.bad_images.update(batch["bad_images"])
         samples, batch = batch["index"], to_device(batch, device)

@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,11 @@ class _Console(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
+
+
+def progress_bar(batches: Iterable, name: str) -> tqdm:
+    """The batches with a bar on the main process's terminal; none where the output is no terminal."""
+    return tqdm(batches, desc=name, leave=False, disable=not (is_main() and sys.stderr.isatty()))
 
 
 @contextmanager

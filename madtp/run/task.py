@@ -5,10 +5,11 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.cost.measure import CostMeter, device_of, progress_bar, to_device
+from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.cost.processes import all_gather_objects
 from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
+from madtp.run.output import progress_bar
 from madtp.shared.weights import checkpoint
 from madtp.shared.weights.checkpoint import Stored
 
