@@ -1,13 +1,12 @@
 """The demo's data set: the generated world of `data/shapes.py` in exactly the file formats of the real data sets.
 
-    python -m data.demo --out datasets/demo
+    python -m madtp demo_data --out datasets/demo
 
 Everything follows from the seed.
 """
 
 import argparse
 import json
-import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -167,38 +166,24 @@ def vqa_files(split: str, names: list[str], scenes: list[Scene], rng: np.random.
     return {f"vqa_{split}": asked} | ({"vg_qa": genome} if split == TRAIN else {})
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Makes the data set, or keeps the one that is there if it was made the same way."""
-    parser = argparse.ArgumentParser(description="Generate the demo's data set.")
-    parser.add_argument("--out", default="datasets/demo", help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=6000, help="training images")
-    parser.add_argument("--val", type=int, default=512, help="validation images")
-    parser.add_argument("--test", type=int, default=1000, help="test images")
-    parser.add_argument("--pairs", type=int, default=15000, help="statements about two images to train on")
-    parser.add_argument("--objects", type=int, default=OBJECTS, help="things in an image, at most")
-    parser.add_argument("--grid", type=int, default=GRID, help="side of an image in cells of 12 pixels")
-    arguments = vars(parser.parse_args(argv))
+def run(args: argparse.Namespace) -> None:
+    """Makes the data set, or keeps the one that is there if it was made the same way.
+
+    Raises:
+        UserError: the folder holds another, or sizes that cannot be.
+    """
+    arguments = dict(vars(args))
     folder = Path(arguments.pop("out"))
     manifest = folder / "demo.json"
-    try:
-        if manifest.exists():
-            if json.loads(manifest.read_text())["arguments"] != arguments:
-                raise UserError(f"{folder} holds a demo made with other arguments: delete it or choose another --out")
-            print(f"kept {folder}, which was made with the same arguments")
-            return 0
-        start = time.perf_counter()
-        prepare_output(folder)
-        entries = make(folder, **arguments)
-        write_atomic(manifest, json.dumps({"arguments": arguments, "entries": entries}, indent=1))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if manifest.exists():
+        if json.loads(manifest.read_text())["arguments"] != arguments:
+            raise UserError(f"{folder} holds a demo made with other arguments: delete it or choose another --out")
+        print(f"kept {folder}, which was made with the same arguments")
+        return
+    start = time.perf_counter()
+    prepare_output(folder)
+    entries = make(folder, **arguments)
+    write_atomic(manifest, json.dumps({"arguments": arguments, "entries": entries}, indent=1))
     images = arguments["train"] + arguments["val"] + arguments["test"]
     seconds = time.perf_counter() - start
     print(f"{images} images, {sum(entries.values())} annotations in {seconds:.1f} s: {folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

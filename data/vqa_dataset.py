@@ -14,7 +14,7 @@ from data.text import clean_question
 from utils import UserError, excerpt, read_json
 
 GENOME_WEIGHT = 0.2
-MAKE_LIST = "python -m madtp.scoring.answers --config CONFIG"
+MAKE_LIST = "python -m madtp answers --config CONFIG"
 ROOTS = {"vqa": "vqa_root", "vg": "vg_root"}  # where an entry's `dataset` keeps its images
 
 

@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 use_environment requirements.txt
 
-exec "$python" -m madtp.look.demo "$@"
+exec "$python" -m madtp demo "$@"

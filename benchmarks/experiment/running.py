@@ -19,7 +19,8 @@ from benchmarks.experiment.ledger import ABLATED_AT
 from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
-from data import create_loader, demo
+from data import create_loader
+from madtp.__main__ import main as command
 from madtp.cost.measure import CalibrationSample
 from madtp.cost.temperature import ClosedLoop, RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
@@ -94,7 +95,7 @@ def charged(trace: Trace, guided: tuple[str, ...]) -> Trace:
 def train_dense(cell: Cell, places: Places) -> dict:
     """Trains a dense model by the task's own script, after the data where there is none, and scores it."""
     data = places.data / str(cell.seed)
-    if demo.main(["--out", str(data), "--seed", str(cell.seed), *DATA]):
+    if command(["demo_data", "--out", str(data), "--seed", str(cell.seed), *DATA]):
         raise UserError(f"there is no data in {data}")
     arguments = [*places.arguments(cell), "--resume", "--save_steps", "100"]
     if status := engine.main(TASKS[cell.task](), arguments):

@@ -3,12 +3,13 @@
 Costs are multiply-accumulates as fvcore counts them: convolution, linear and matrix product at 1 per multiply-add,
 LayerNorm at 5 per element, nothing else. The paper calls 10^9 of them a GFLOP, and so do we. Where a trace counts the
 tokens of every sample of a batch apart, so do the formulas: the cost is then an array, one entry for each sample.
-`python -m madtp.cost.flops` prints the dense cost of the paper's models.
+`python -m madtp flops` prints the dense cost of the paper's models.
 
 Letters: L tokens that enter a layer (class token included), M tokens after pruning, S tokens of the other sequence,
 D width, W width of the other sequence, K learnable tokens, C their width.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -291,6 +292,7 @@ def paper_clip(queue: int = 57600) -> float:
     return 2 * clip(image, words, rows, 0, feature_width) + 4 * feature_width * (queue + 1)
 
 
-if __name__ == "__main__":
+def run(args: Namespace) -> None:
+    """Prints the table."""
     for task, gflops in paper_table().items():
         print(f"{task} {gflops:.6f}")

@@ -1,16 +1,14 @@
 """A local page to play with: drop pictures in, slide p, and see what a compressed model answers, keeps and costs.
 
     python -m pip install gradio
-    python -m madtp.look.app --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth
+    python -m madtp app --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth
 
 With several checkpoints, of any tasks, the page has a choice. It is served on this machine alone.
 """
 
 import argparse
 import io
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,22 +33,11 @@ COLUMNS = ["model", "answer", "GFLOPs", "% of dense", "T", "ms"]
 OWN, FOR_P = "as the model was scored", "for p"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Serves the page until it is stopped; the exit status, 2 after one line about what the user has to mend."""
-    parser = argparse.ArgumentParser(prog="python -m madtp.look.app", description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkpoint", nargs="+", required=True, help="files of models")
-    parser.add_argument("--config", default="", help="YAML file of all; the one beside each checkpoint if not given")
-    parser.add_argument("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
-    parser.add_argument("--port", type=int, default=7860, help="of the page on this machine")
-    args = parser.parse_args(argv)
-    try:
-        check_installed("gradio")
-        predictors = {path: load(path, "", args.config, args.device) for path in args.checkpoint}
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Serves the page until it is stopped."""
+    check_installed("gradio")
+    predictors = {path: load(path, "", args.config, args.device) for path in args.checkpoint}
     build(predictors).launch(server_name="127.0.0.1", server_port=args.port, **look())
-    return 0
 
 
 def ask(
@@ -147,8 +134,3 @@ def look() -> dict:
     import gradio
 
     return {"theme": gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

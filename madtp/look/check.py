@@ -1,6 +1,6 @@
 """Looks at all data of a configuration, so that no run of hours stumbles over it.
 
-python -m madtp.look.check --config configs/nlvr.yaml
+    python -m madtp check --config configs/nlvr.yaml
 
 Every entry of every annotation file is checked and every image decoded, and what else the data folders have to hold is
 looked for. The exit status is 1 if training would fail.
@@ -8,7 +8,6 @@ looked for. The exit status is 1 if training would fail.
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,6 @@ from data.loading import BatchSampler
 from data.vqa_dataset import read_answer_list
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
-from madtp.run.keys import TASK_KEYS
 
 NAMED = 10  # faults of a kind; the others are only counted
 MISSING, UNREADABLE = "missing images", "unreadable images"
@@ -147,26 +145,11 @@ def check(task: str, config: dict, threads: int) -> dict[str, Findings]:
     return {**found, "other files": check_other_files(task, config, found)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Checks what the command line names.
-
-    Returns:
-        The exit status: 0, 1 if training would fail, 2 if the configuration itself is wrong.
-    """
-    parser = argparse.ArgumentParser(description="Check all data of a configuration.")
-    parser.add_argument("--config", required=True, help="YAML file")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
-    tasks = ["nlvr", *TASK_KEYS]
-    parser.add_argument("--task", choices=tasks, help="that the file is for, where its keys do not tell")
-    parser.add_argument("--num_workers", type=int, default=4 * (os.cpu_count() or 1), help="threads to read images")
-    args = parser.parse_args(argv)
-    try:
-        task = args.task or configuration.task_of(args.config)
-        config = configuration.resolve(args.config, task, args.set)
-        found = check(task, config, max(1, args.num_workers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Checks what the command line names; the exit status, 1 if training would fail."""
+    task = args.task or configuration.task_of(args.config)
+    config = configuration.resolve(args.config, task, args.set)
+    found = check(task, config, max(1, args.num_workers))
     print(f"{args.config}: {task}")
     for name, findings in found.items():
         if findings.entries or findings.faults:
@@ -178,7 +161,3 @@ def main(argv: list[str] | None = None) -> int:
     others = any(findings.fatal for name, findings in found.items() if name != "train")
     print("training would fail" + (", but not with --bad_images skip" if skippable and not others else ""))
     return 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

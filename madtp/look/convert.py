@@ -8,7 +8,7 @@ Files may be larger than memory. With --images the pictures are looked for, and 
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from data.official.captions import COCO, FLICKR
 from data.official.conversion import Converted, Draw, convert
 from data.official.records import SPLITS, LeftOut, Record, Source
 from data.official.statements import STATEMENTS
+from madtp.look.command_line import FORMS as FILES
 from madtp.method.errors import UserError
 from madtp.shared.files import write_atomic
 
@@ -25,50 +26,24 @@ NAMED = 10  # missing pictures; all of them stand in a file
 LIST = "missing_pictures.txt"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Converts what the command line names; the exit status, 2 after one line about what the user has to mend."""
-    try:
-        args = command_line().parse_args(argv)
-        out, form = Path(args.out), FORMS[args.form]
-        sources = [source_of(name, args.form) for name in args.files]
-        draw = Draw({name: text for name in ("val", "test") if (text := getattr(args, name))})
-        records = renamed(form.read(sources), args.name)
-        bar = tqdm(records, desc=args.form, unit=" records", leave=False, disable=not sys.stderr.isatty())
-        images = Path(args.images) if args.images else None
-        done = convert(bar, form.rows, out, images, draw, args.drop_missing)
-        if not done.entries:
-            raise UserError(f"nothing in {', '.join(args.files)} to convert")
-        if missing := done.looked_for.missing:
-            write_atomic(out / LIST, "".join(f"{name}\n" for name in missing))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Converts what the command line names.
+
+    Raises:
+        UserError: a file that is not of the form, or nothing to convert.
+    """
+    out, form = Path(args.out), FORMS[args.form]
+    sources = [source_of(name, args.form) for name in args.files]
+    draw = Draw({name: text for name in ("val", "test") if (text := getattr(args, name))})
+    records = renamed(form.read(sources), args.name)
+    bar = tqdm(records, desc=args.form, unit=" records", leave=False, disable=not sys.stderr.isatty())
+    images = Path(args.images) if args.images else None
+    done = convert(bar, form.rows, out, images, draw, args.drop_missing)
+    if not done.entries:
+        raise UserError(f"nothing in {', '.join(args.files)} to convert")
+    if missing := done.looked_for.missing:
+        write_atomic(out / LIST, "".join(f"{name}\n" for name in missing))
     print(*summary(done, out, args.images, draw), sep="\n")
-    return 0
-
-
-def command_line() -> argparse.ArgumentParser:
-    """The flags."""
-    forms = "\n".join(f"  {name:14s} {form.files}" for name, form in FORMS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m madtp convert",
-        description=__doc__.partition("\n")[0],
-        epilog=f"forms and their files:\n{forms}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    flag("form", choices=list(FORMS), metavar="FORM", help="one of those below")
-    flag("files", nargs="+", metavar="FILE", help="unpacked; where its name tells no split: train=FILE, val=, test=")
-    flag("--out", required=True, metavar="FOLDER", help="where the tasks will read them, their ann_root")
-    flag("--images", metavar="FOLDER", help="look for every picture in it; the image_root (or vqa_root) of the task")
-    flag("--drop_missing", action="store_true", help="leave out what speaks of pictures that are not there")
-    flag("--val", metavar="SHARE|LIST", help="training pictures to validate on: a part like 0.1, or a file of names")
-    flag("--test", metavar="SHARE|LIST", help="the same to test on")
-    flag(
-        "--name", choices=(COCO, FLICKR), help="of the files with captions: captioning reads the first, retrieval both"
-    )
-    return parser
 
 
 def source_of(text: str, form: str) -> Source:
@@ -83,7 +58,7 @@ def source_of(text: str, form: str) -> Source:
     if split and FORMS[form].has_splits:
         raise UserError(f"{text}: the files of {form} say themselves what is for {split}; name the file alone")
     if not Path(name).is_file():
-        raise UserError(f"{name}: no such file; give the files of {form}: {FORMS[form].files}")
+        raise UserError(f"{name}: no such file; give the files of {form}: {FILES[form]}")
     return Source(Path(name), split)
 
 
@@ -124,7 +99,3 @@ def absent(done: Converted) -> list[Path]:
             splits = ("train", "dev", "test") if files == STATEMENTS else SPLITS
             siblings |= dict.fromkeys(path.with_name(f"{files}_{one}.json") for one in splits)
     return [path for path in siblings if not path.exists()]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

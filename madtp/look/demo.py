@@ -1,6 +1,6 @@
 """The demo: trains a small BLIP on generated pictures of shapes, compresses it, and shows what it cost and kept.
 
-    python -m madtp.look.demo nlvr [--quick]
+    python -m madtp demo nlvr [--quick]
 
 It runs the same commands that a user would and prints each of them. `--quick` runs the same chain with few steps.
 """
@@ -8,12 +8,10 @@ It runs the same commands that a user would and prints each of them. `--quick` r
 import argparse
 import importlib
 import json
-import logging
 import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -21,124 +19,28 @@ import torch
 
 from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.look import pictures
+from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import tokens_of
-from madtp.method.errors import UserError
 from madtp.run import engine
 from madtp.run.flags import parse
 from madtp.shared.files import prepare_output, write_atomic
 from transform.pictures import MEAN, STD
 
 QUICK_DATA = "--train 256 --val 64 --test 64 --pairs 300".split()
-QUICK_P = 0.2  # what an untrained model can surely reach
-QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_batches=2", "batch_size_test=8"]
-QUICK_KEYS += [f"cost_slack={QUICK_P}"]  # two batches tell little of the cost of all: any model will do
 SHOWN = 5  # examples in tokens.png
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo.
-
-    Attributes:
-        name: its output folder.
-        title: what it does, for the reader.
-        script: module that runs it.
-        config: its YAML file.
-        seconds: what it took on two cores, to tell the time left.
-        start: stage whose best checkpoint it starts from, if any.
-        p: reduce ratio; 0 trains the dense model.
-        extra: further arguments.
-    """
-
-    name: str
-    title: str
-    script: str
-    config: str
-    seconds: float
-    start: str = ""
-    p: float = 0.0
-    extra: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Demo:
-    """A chain of stages whose last one compresses the model of the one before it.
-
-    Attributes:
-        stages: in order.
-        task: class of the compressed model's task, in its script.
-        metric: name of the score, and how the table calls it.
-        folder: of everything the demo writes.
-    """
-
-    stages: tuple[Stage, ...]
-    task: str
-    metric: tuple[str, str]
-    folder: str
-
-
-def halved(start: Stage, epochs: int, seconds: float, *keys: str) -> Stage:
-    """The last stage of every demo: compresses the model of the stage before it to half its cost."""
-    extra = ("--epoch", f"{epochs}", "--set", "ramp=0", *keys)
-    name = f"{start.name.removesuffix('_dense')}_p0.5"
-    return Stage(name, "compress it to half its cost", start.script, start.config, seconds, start.name, 0.5, extra)
-
-
-CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 85)
-VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 90, "caption")
-NLVR = Stage(
-    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 165, "vqa_dense"
-)
-RETRIEVAL = Stage(
-    "retrieval_dense",
-    "train a retrieval model from it",
-    "compress_retrieval_flickr_dtp",
-    "configs/demo/retrieval.yaml",
-    145,
-    "caption",
-)
-CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "configs/demo/clip.yaml", 180)
-
-ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
-DEMOS = {
-    "nlvr": Demo(
-        (CAPTION, VQA, NLVR, halved(NLVR, 3, 130, "init_lr=7e-4", "warmup_steps=50", "epoch_steps=300")),
-        "NLVR",
-        ACCURACY,
-        "output/demo",
-    ),
-    "caption": Demo((CAPTION, halved(CAPTION, 4, 80, "init_lr=5e-4")), "Caption", EXACT_MATCH, "output/demo_caption"),
-    "vqa": Demo((CAPTION, VQA, halved(VQA, 2, 80, "init_lr=5e-4")), "VQA", ACCURACY, "output/demo_vqa"),
-    "retrieval": Demo(
-        (CAPTION, RETRIEVAL, halved(RETRIEVAL, 3, 150, "init_lr=5e-4", "epoch_steps=200")),
-        "RetrievalFlickr",
-        RECALL,
-        "output/demo_retrieval",
-    ),
-    "clip": Demo(
-        (CLIP, halved(CLIP, 3, 80, "init_lr=5e-4", "epoch_steps=90")), "RetrievalClip", RECALL, "output/demo_clip"
-    ),
-}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs a demo from start to end; 0, or the exit status of the stage that failed."""
-    parser = argparse.ArgumentParser(description="Train, compress and compare a small model on generated data.")
-    parser.add_argument("task", nargs="?", default="nlvr", choices=sorted(DEMOS))
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that everything works")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Runs a demo from start to end; the exit status, that of the stage that failed."""
     demo, folder = DEMOS[args.task], Path(DEMOS[args.task].folder + ("_quick" if args.quick else ""))
     started = time.perf_counter()
+    prepare_output(folder)
     try:
-        prepare_output(folder)
         run_stages(demo, folder, args.quick)
-        report(demo, folder, args.quick)
     except subprocess.CalledProcessError as error:
         return error.returncode
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report(demo, folder, args.quick)
     print(f"\n{time.perf_counter() - started:.0f} s in all. Everything is in {folder}/.")
     if args.quick:
         print("This was --quick: a few steps on a little data. The numbers mean nothing.")
@@ -148,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
     """Makes the data and runs every stage, saying what is left to do."""
     data = f"{folder}/data" if quick else "datasets/demo"
-    commands = [("make the pictures", ["-m", "data.demo", "--out", data, *(QUICK_DATA if quick else [])], 15)]
+    commands = [("make the pictures", ["-m", "madtp", "demo_data", "--out", data, *(QUICK_DATA if quick else [])], 15)]
     commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
     left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
     for number, (title, arguments, seconds) in enumerate(commands, start=1):
@@ -160,28 +62,6 @@ def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
         left -= seconds
         if number > 1:  # the pictures may have been there already, which says nothing about the machine
             taken, expected = taken + time.perf_counter() - begun, expected + seconds
-
-
-def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
-    """The arguments of a stage, as a user would type them."""
-    arguments = [
-        f"{stage.script}.py",
-        "--p",
-        f"{QUICK_P if quick and stage.p else stage.p:g}",
-        "--config",
-        stage.config,
-    ]
-    if stage.start:
-        arguments += ["--pretrained", f"{folder}/{stage.start}/checkpoint_best.pth"]
-    arguments += ["--output_dir", f"{folder}/{stage.name}", "--num_workers", "0", *stage.extra]
-    return arguments + (["--epoch", "1", "--set", *quick_keys(stage.config, data)] if quick else [])
-
-
-def quick_keys(config: str, data: str) -> list[str]:
-    """What --quick changes in a config: fewer steps, and the small data's folders."""
-    lines = [line.partition(": ") for line in Path(config).read_text().splitlines()]
-    moved = [f"{key}={value.replace('datasets/demo', data)}" for key, _, value in lines if "datasets/demo" in value]
-    return QUICK_KEYS + [entry for entry in moved if not entry.startswith("#")]
 
 
 def report(demo: Demo, folder: Path, quick: bool) -> None:
@@ -268,8 +148,3 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
 def read_log(folder: Path) -> list[dict]:
     """The records of a run's `log.txt`."""
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """Answers about your own pictures, by any checkpoint: dense or compressed, BLIP's, CLIP's, MADTP's or ours.
 
-    python -m madtp.look.predict --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth \\
+    python -m madtp predict --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth \\
         --image left.png right.png --text "both images contain a red circle" --compare --visualize kept.png
-    python -m madtp.look.predict --task caption --checkpoint model_base_caption_capfilt_large.pth --image folder/ --json
+    python -m madtp predict --task caption --checkpoint model_base_caption_capfilt_large.pth --image folder/ --json
 
 Prints the answer, how many tokens every layer left, the GFLOPs and the milliseconds of each sample. The task and the
 sizes come from `config.yaml` beside the checkpoint, from --config, or from --task alone for the paper's models.
@@ -10,68 +10,27 @@ sizes come from `config.yaml` beside the checkpoint, from --config, or from --ta
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from math import inf, isfinite
 from pathlib import Path
 
-from madtp.look.predictor import SCRIPTS, Forward, Predictor, load
+from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import Sample, batch_of, clean_text, find_pictures, read_pictures, samples_of
 from madtp.method.errors import UserError
 from transform.pictures import evaluation_transform
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Answers from the command line; the exit status, 2 after one line about what the user has to mend."""
-    try:
-        args = command_line().parse_args(argv)
-        predictor = load_from(args)
-        samples = own_samples(predictor, args.image, args.text)
-        answers = answer(predictor, samples, args)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Answers what the command line asks."""
+    predictor = load_from(args)
+    samples = own_samples(predictor, args.image, args.text)
+    answers = answer(predictor, samples, args)
     if args.json:
         print(json.dumps(answers, indent=2))
     else:
         print("\n\n".join(map(readable, answers)))
         print(best_pictures(answers), end="")
-    return 0
-
-
-def command_line() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = model_flags("madtp.look.predict", __doc__)
-    flag = parser.add_argument
-    flag("--image", nargs="+", required=True, metavar="PATH", help="pictures and folders of them; NLVR2: pairs in turn")
-    flag("--text", nargs="+", default=[], help="VQA: question; NLVR2: statement; retrieval: texts to choose from")
-    flag("--batch_size", type=int, default=1, help="samples that go through the model together")
-    flag(
-        "--compare", nargs="?", const="", metavar="CHECKPOINT", help="answer densely too, by the same model or another"
-    )
-    flag("--visualize", metavar="PNG", help="draw what every layer kept; several samples: PNG-1.png, PNG-2.png, ...")
-    flag("--json", action="store_true", help="print a JSON list instead")
-    return parser
-
-
-def model_flags(module: str, about: str) -> argparse.ArgumentParser:
-    """The flags that say which model is asked, and how it prunes."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=about.partition("\n")[0], allow_abbrev=False
-    )
-    flag = parser.add_argument
-    flag("--checkpoint", required=True, help="file of the model")
-    flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
-    flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
-    how.add_argument("--p", type=float, help="share of the GFLOPs to remove from these samples, by a T found for them")
-    flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
-    flag(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
-    )
-    return parser
 
 
 def load_from(args: argparse.Namespace, checkpoint: str = "") -> Predictor:
@@ -205,8 +164,3 @@ def visualize(
 def numbered(path: str, number: int) -> str:
     """A file name with a number before its ending."""
     return str(Path(path).with_stem(f"{Path(path).stem}-{number}"))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

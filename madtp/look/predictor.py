@@ -1,6 +1,5 @@
 """A checkpoint that answers, whatever the task: which task it is for, its model, and forward passes with their cost."""
 
-import importlib
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,21 +14,15 @@ from madtp.cost.measure import CostMeter, to_device
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
 from madtp.look.recording import Tower, recording
+from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
+from madtp.run.clone import own_file
 from madtp.run.flags import check_device
 from madtp.run.optimization import autocast, precision
 from madtp.run.task import Task
 from madtp.shared.weights.checkpoint import Stored
 from utils import set_seed
-
-SCRIPTS = {
-    "nlvr": ("compress_nlvr_dtp", "NLVR"),
-    "caption": ("compress_caption_dtp", "Caption"),
-    "vqa": ("compress_vqa_dtp", "VQA"),
-    "retrieval": ("compress_retrieval_dtp", "RetrievalCOCO"),
-    "retrieval_clip": ("compress_retrieval_clip_dtp", "RetrievalClip"),
-}
 
 
 class Forward(NamedTuple):
@@ -143,7 +136,7 @@ def load(
 
     Args:
         checkpoint: dense or compressed, BLIP's, CLIP's, MADTP's or ours.
-        task: a key of `SCRIPTS`; the configuration's if empty.
+        task: as `task_named` takes it; the configuration's if empty.
         config: a YAML file; by default the one beside the checkpoint, or else the task's own.
         device: by default the GPU, if there is one.
         assignments: KEY=VALUE, keys of the configuration to override.
@@ -158,7 +151,7 @@ def load(
     if not (task or config):
         raise UserError(f"{checkpoint}: no config.yaml beside it; say what it is with --task or --config")
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
-    chosen.config = configuration.resolve(config or chosen.default_config, chosen.name, assignments)
+    chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
     stored = chosen.stored(checkpoint)
     chosen.config |= {"pretrained": str(checkpoint), "keep": stored.keep}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -183,9 +176,3 @@ def exact_name(task: str, checkpoint: str) -> str:
     from clip.clip import locate, read
 
     return "retrieval_clip" if "visual.conv1.weight" in read(locate(checkpoint))["model"] else task
-
-
-def task_named(name: str) -> Task:
-    """A task by its name."""
-    module, kind = SCRIPTS[name]
-    return getattr(importlib.import_module(module), kind)()

@@ -1,16 +1,15 @@
 """One static page about one or several runs: scores, cost, temperature, tokens, pictures. No server, no network.
 
-    python -m madtp.look.report output/demo
-    python -m madtp.look.report output/nlvr_nlvr2_compression_p0.5 output/nlvr_nlvr2_compression_p0.7 --out nlvr.html
+    python -m madtp report output/demo
+    python -m madtp report output/nlvr_nlvr2_compression_p0.5 output/nlvr_nlvr2_compression_p0.7 --out nlvr.html
 
 A folder may hold a run or, right below it, several. Pictures are those in the folders and in their `pictures`, which
-`python -m madtp.look.visualize` writes; for a run that has none they are drawn, if its checkpoint and data are there.
+`python -m madtp visualize` writes; for a run that has none they are drawn, if its checkpoint and data are there.
 """
 
 import argparse
 import base64
 import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -35,25 +34,15 @@ details { margin: 1em 0; } summary { cursor: pointer; } pre { background: #f5f5f
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Writes the page; the exit status, 2 after one line about what the user has to mend."""
-    parser = argparse.ArgumentParser(prog="python -m madtp.look.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="folder of a run, or of several")
-    parser.add_argument("--out", help="the page; by default report.html in the first folder")
-    parser.add_argument("--no_drawing", action="store_true", help="show only the pictures that are there already")
-    args = parser.parse_args(argv)
-    try:
-        found = runs.read(args.folders)
-        if not args.no_drawing:
-            for run in found:
-                draw_pictures(run)
-        path = Path(args.out or Path(args.folders[0]) / "report.html")
-        write_atomic(path, page(found, list(map(Path, args.folders))))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Writes the page."""
+    found = runs.read(args.folders)
+    if not args.no_drawing:
+        for one in found:
+            draw_pictures(one)
+    path = Path(args.out or Path(args.folders[0]) / "report.html")
+    write_atomic(path, page(found, list(map(Path, args.folders))))
     print(path)
-    return 0
 
 
 def page(found: Sequence[Run], folders: Sequence[Path]) -> str:
@@ -143,10 +132,12 @@ def draw_pictures(run: Run) -> None:
     checkpoint = run.folder / "checkpoint_best.pth"
     if any(picture_files(run.folder)) or not checkpoint.is_file() or not run.best.get("temperature"):
         return
-    from madtp.look import visualize  # models and data are needed only where something is drawn
+    from madtp.look import predictor, visualize  # models and data are needed only where something is drawn
 
-    if visualize.main(["--checkpoint", str(checkpoint), "--number", "3"]):
-        print(f"note: no pictures of {run.folder}, for the reason above", file=sys.stderr)
+    try:
+        visualize.draw_split(predictor.load(str(checkpoint)), "test", 3)
+    except UserError as error:
+        print(f"note: no pictures of {run.folder}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -174,8 +165,3 @@ def figure(chart: charts.Figure, caption: str) -> str:
     charts.plt.close(chart)
     source = f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue().encode()).decode()}"
     return f'<figure><img src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

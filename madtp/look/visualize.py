@@ -1,20 +1,19 @@
 """Draws what a model keeps of the first samples of a data set, layer by layer, and why.
 
-    python -m madtp.look.visualize --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth --number 4
+    python -m madtp visualize --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth --number 4
 
 Writes `pictures/SPLIT.png`, all samples at a glance, and `pictures/SPLIT-1.png`, ..., each with the importance of its
 tokens and the parts that it is made of, into the checkpoint's folder. The samples go through the model in the batch
 that they are in when the model is scored.
 """
 
-import logging
-import sys
+import argparse
 from pathlib import Path
 
 from data import create_dataset, create_loader
 from madtp.look.closeup import Closeup, draw
 from madtp.look.pictures import Example, draw_tokens
-from madtp.look.predict import chosen_temperature, load_from, model_flags, numbered
+from madtp.look.predict import chosen_temperature, load_from, numbered
 from madtp.look.predictor import Predictor
 from madtp.look.views import closeups
 from madtp.method.errors import UserError
@@ -23,24 +22,37 @@ from madtp.shared.files import prepare_output
 ACROSS = 6  # layers in the overview
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draws from the command line; the exit status, 2 after one line about what the user has to mend."""
-    parser = model_flags("madtp.look.visualize", __doc__)
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="of the data set")
-    parser.add_argument("--number", type=int, default=4, help="of samples; at most one batch of the evaluation")
-    parser.add_argument("--out", help="folder for the pictures; by default `pictures` beside the checkpoint")
-    args = parser.parse_args(argv)
-    try:
-        predictor = load_from(args)
-        batch = first_batch(predictor, args.split)
-        temperature = chosen_temperature(predictor, [batch], args.temperature, args.p)
-        folder = prepare_output(args.out or Path(args.checkpoint).parent / "pictures")
-        for path in visualize(predictor, batch, temperature, args.number, folder / f"{args.split}.png"):
-            print(path)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+def run(args: argparse.Namespace) -> None:
+    """Draws what the command line asks for."""
+    for path in draw_split(load_from(args), args.split, args.number, args.out, args.temperature, args.p):
+        print(path)
+
+
+def draw_split(
+    predictor: Predictor,
+    split: str,
+    number: int,
+    out: str | None = None,
+    temperature: float | None = None,
+    p: float | None = None,
+) -> list[Path]:
+    """Draws the first samples of a split; returns the files.
+
+    Args:
+        predictor: the model.
+        split: "val" or "test".
+        number: of samples.
+        out: folder, by default `pictures` beside the checkpoint.
+        temperature: instead of the checkpoint's.
+        p: share of the GFLOPs to remove, instead of a temperature.
+
+    Raises:
+        UserError: nothing is pruned, or the data or the folder are not as they should be.
+    """
+    batch = first_batch(predictor, split)
+    temperature = chosen_temperature(predictor, [batch], temperature, p)
+    folder = prepare_output(out or Path(predictor.task.config["pretrained"]).parent / "pictures")
+    return visualize(predictor, batch, temperature, number, folder / f"{split}.png")
 
 
 def first_batch(predictor: Predictor, split: str) -> dict:
@@ -80,8 +92,3 @@ def example(closeup: Closeup) -> Example:
     side = round(len(closeup.pictures[0][1].steps[0].entered) ** 0.5)
     pictures = [picture for picture, _ in closeup.pictures]
     return Example([closeup.title], pictures, kept, side, [layer + 1 for layer in layers])
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

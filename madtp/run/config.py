@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from madtp.method.errors import UserError, excerpt
+from madtp.run.clone import own_file
 from madtp.run.keys import TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
 
@@ -29,6 +30,8 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
         name, *inner = keypath.split(".")
         value = _put(config.get(name, {}), name, inner, _yaml(text, f"--set {assignment}"))
         config |= checked(_split_batch_size({name: value}), keys, "--set")
+    if isinstance(config["med_config"], str):
+        config["med_config"] = own_file(config["med_config"])
     return config
 
 

@@ -1,6 +1,6 @@
 """The list of answers to rank, `answer_list.json`, built from the training questions.
 
-    python -m madtp.scoring.answers --config configs/vqa.yaml
+    python -m madtp answers --config configs/vqa.yaml
 
 The answer to a question is the one that most people gave, in the form in which the challenge compares answers; what is
 the answer to more than eight questions is listed (Teney et al., 2018, section 3.2). Of VQAv2's training and validation
@@ -10,7 +10,6 @@ one person's answer each, are left out.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,10 +20,8 @@ from madtp.run import config as configuration
 from madtp.scoring.vqa_accuracy import normalise
 from madtp.shared.files import prepare_output, write_atomic
 
-LEAST = 9
 
-
-def frequent_answers(questions: Iterable[Sequence[str]], least: int = LEAST) -> list[str]:
+def frequent_answers(questions: Iterable[Sequence[str]], least: int) -> list[str]:
     """The answers to at least `least` questions, the most frequent first, equally frequent ones by the alphabet.
 
     Args:
@@ -36,32 +33,22 @@ def frequent_answers(questions: Iterable[Sequence[str]], least: int = LEAST) -> 
     return sorted((answer for answer in counts if counts[answer] >= least), key=lambda one: (-counts[one], one))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Writes the list, unless there is one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/vqa.yaml", help="names ann_root and train_files")
-    parser.add_argument("--out", help="file to write, instead of answer_list.json in ann_root")
-    parser.add_argument("--least", type=int, default=LEAST, help=f"questions that an answer needs ({LEAST})")
-    args = parser.parse_args(argv)
-    try:
-        config = configuration.resolve(args.config, "vqa")
-        root = Path(config["ann_root"])
-        path = Path(args.out or root / "answer_list.json")
-        if path.exists():
-            raise UserError(f"{path} is there already; remove it or name another with --out")
-        entries = [entry for name in config["train_files"] for entry in VQATrain.read(root / f"{name}.json")]
-        asked = [entry["answer"] for entry in entries if entry["dataset"] == "vqa"]
-        answers = frequent_answers(asked, args.least)
-        if not answers:
-            raise UserError(f"no answer of {len(asked)} questions is that of {args.least} of them; lower --least")
-        prepare_output(path.parent)
-        write_atomic(path, json.dumps(answers))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Writes the list.
+
+    Raises:
+        UserError: there is one already, or no answer is frequent enough.
+    """
+    config = configuration.resolve(args.config, "vqa")
+    root = Path(config["ann_root"])
+    path = Path(args.out or root / "answer_list.json")
+    if path.exists():
+        raise UserError(f"{path} is there already; remove it or name another with --out")
+    entries = [entry for name in config["train_files"] for entry in VQATrain.read(root / f"{name}.json")]
+    asked = [entry["answer"] for entry in entries if entry["dataset"] == "vqa"]
+    answers = frequent_answers(asked, args.least)
+    if not answers:
+        raise UserError(f"no answer of {len(asked)} questions is that of {args.least} of them; lower --least")
+    prepare_output(path.parent)
+    write_atomic(path, json.dumps(answers))
     print(f"{len(answers)} answers, each to {args.least} of {len(asked)} questions or more: {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

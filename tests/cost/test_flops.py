@@ -176,8 +176,8 @@ def test_clip(count, temperature):
 
 
 def test_the_paper_s_dense_models_are_printed_at_once_and_without_torch():
-    code = "import runpy, sys; runpy.run_module('madtp.cost.flops', run_name='__main__')"
-    code += "; assert 'torch' not in sys.modules"
+    code = "import sys; from madtp.__main__ import main"
+    code += "; assert main(['flops']) == 0 and 'torch' not in sys.modules"
     before = getrusage(RUSAGE_CHILDREN)
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     after = getrusage(RUSAGE_CHILDREN)

@@ -281,7 +281,7 @@ def test_a_wrong_ground_truth_is_named(config, truth, fault):
 
 def test_a_missing_answer_list_is_made_or_not_needed(config, tmp_path):
     (tmp_path / "annotation/answer_list.json").unlink()
-    with pytest.raises(UserError, match=r"answer_list\.json: .*; .*python -m data\.answers --config CONFIG"):
+    with pytest.raises(UserError, match=r"answer_list\.json: .*; .*python -m madtp answers --config CONFIG"):
         create_dataset("vqa", config)
     _, val, _ = create_dataset("vqa", {**config, "inference": "generate"})
     assert val.answer_list == []

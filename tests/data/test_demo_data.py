@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from data import create_dataset, demo, shapes
+from madtp.__main__ import main
 from utils import UserError
 
 SIZES = {"seed": 3, "train": 150, "val": 60, "test": 70, "pairs": 240}
@@ -245,17 +246,19 @@ def test_everything_follows_from_the_seed(tmp_path):
 
 def test_the_command_keeps_what_is_there(tmp_path, capsys):
     out = tmp_path / "demo"
-    command = ["--out", str(out), "--train", "50", "--val", "50", "--test", "50", "--pairs", "12"]
-    assert demo.main(command) == 0
+    command = ["demo_data", "--out", str(out), "--train", "50", "--val", "50", "--test", "50", "--pairs", "12"]
+    assert main(command) == 0
     assert re.search(r"150 images, \d+ annotations in [\d.]+ s: ", capsys.readouterr().out)
+    arguments = json.loads((out / "demo.json").read_text())["arguments"]
+    assert (arguments["objects"], arguments["grid"]) == (shapes.OBJECTS, shapes.GRID)
     image = out / "images/train/000001.png"
     written = image.stat().st_mtime_ns
-    assert demo.main(command) == 0 and image.stat().st_mtime_ns == written
+    assert main(command) == 0 and image.stat().st_mtime_ns == written
     assert "kept" in capsys.readouterr().out
-    assert demo.main([*command, "--seed", "1"]) == 2
+    assert main([*command, "--seed", "1"]) == 2
     assert str(out) in capsys.readouterr().err
     (out / "demo.json").unlink()  # as after an interruption
-    assert demo.main(command) == 0 and image.stat().st_mtime_ns > written
+    assert main(command) == 0 and image.stat().st_mtime_ns > written
 
 
 @pytest.mark.parametrize("wrong", [{"train": 10}, {"pairs": 0}, {"objects": 0}, {"objects": 9}, {"grid": 3}])

@@ -14,7 +14,8 @@ from data import create_dataset
 from data.forms import form_of
 from data.official import FORMS, stream
 from data.official.questions import DAQUAR_PICTURE
-from madtp.look import convert
+from madtp.__main__ import main
+from madtp.look import command_line
 from utils import UserError
 
 # The forms, as their authors publish them.
@@ -105,7 +106,7 @@ def converted(tmp_path, capsys):
 
     def run(form, files, *flags):
         out = tmp_path / "annotation"
-        assert convert.main([form, *map(str, files), "--out", str(out), *map(str, flags)]) == 0
+        assert main(["convert", form, *map(str, files), "--out", str(out), *map(str, flags)]) == 0
         written = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
         return written, capsys.readouterr().out
 
@@ -396,7 +397,7 @@ def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted)
 def test_other_files_are_refused_by_name(tmp_path, capsys, form, content, complaint):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(content))
-    assert convert.main([form, str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["convert", form, str(path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {path}") and complaint in said and said.count("\n") == 1
     assert not list((tmp_path / "out").iterdir())
@@ -405,13 +406,13 @@ def test_other_files_are_refused_by_name(tmp_path, capsys, form, content, compla
 def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
     source = nlvr2_file(tmp_path, "train", STATEMENTS)
     flags = ["nlvr2", str(source[0]), "--out", str(tmp_path / "out")]
-    assert convert.main(flags) == 0
+    assert main(["convert", *flags]) == 0
     before = (tmp_path / "out/nlvr_dev.json").read_bytes()
-    assert convert.main(flags) == 2
+    assert main(["convert", *flags]) == 2
     assert "is there already; remove it or name another folder with --out" in capsys.readouterr().err
     assert (tmp_path / "out/nlvr_dev.json").read_bytes() == before
     source[0].write_text(source[0].read_text() + "{")
-    assert convert.main([*flags[:-1], str(tmp_path / "other")]) == 2
+    assert main(["convert", *flags[:-1], str(tmp_path / "other")]) == 2
     assert "train.json, line 5: not JSON" in capsys.readouterr().err and not list((tmp_path / "other").iterdir())
 
 
@@ -427,7 +428,7 @@ def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
     (path,) = nlvr2_file(tmp_path, "dev", STATEMENTS)
-    assert convert.main([*(flag.format(path) for flag in flags), "--out", str(tmp_path / "out")]) == 2
+    assert main(["convert", *(flag.format(path) for flag in flags), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1
 
@@ -490,3 +491,7 @@ def test_a_large_file_is_never_held(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seen == {400: count} and path.stat().st_size > 16 * 2**20 and peak < 8 * 2**20
+
+
+def test_every_form_is_named_with_its_files():
+    assert list(command_line.FORMS) == list(FORMS)

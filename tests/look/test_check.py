@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import check
+from madtp.__main__ import main
 from madtp.run.config import task_of
 from tests.miniature import make_data, write_config
 
@@ -34,7 +34,7 @@ def examine(tmp_path, capsys):
 
     def examine(data, task, *flags):
         config = write_config(data, tmp_path / f"{task}.yaml", task, **TASKS[task])
-        status = check.main(["--config", str(config), "--num_workers", "2", *flags])
+        status = main(["check", "--config", str(config), "--num_workers", "2", *flags])
         captured = capsys.readouterr()
         assert captured.err == "" or status == 2
         return status, captured.out + captured.err

@@ -9,7 +9,7 @@ import torch
 from matplotlib.image import imread
 
 from madtp.look import pictures
-from madtp.look.demo import DEMOS, command
+from madtp.look.stages import DEMOS, command
 from madtp.run.flags import parse
 from madtp.run.keys import keys_of
 

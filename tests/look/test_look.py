@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from madtp.__main__ import main
 from madtp.cost.trace import LayerTrace, Trace
-from madtp.look import app, closeup, paper, predict, report, runs, visualize
+from madtp.look import app, closeup, paper, predict, runs
 from madtp.look.pictures import patches_left
 from madtp.look.predictor import load, task_named
 from madtp.look.recording import _importance
@@ -82,7 +83,7 @@ def checkpoint(data):
 
 def asked(capsys, *flags):
     """The records that --json prints."""
-    assert predict.main([*flags, "--json"]) == 0
+    assert main(["predict", *flags, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -111,10 +112,10 @@ def test_own_pictures_are_answered_alone_as_in_any_company(name, checkpoint, pic
 
 def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
     flags = ["--image", *pictures[:2], "--text", "a red circle"]
-    assert predict.main(["--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
+    assert main(["predict", "--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
     note = capsys.readouterr().err
     assert note.startswith("note: ") and "batches of 25" in note and "batches of 1" in note and note.count("\n") == 1
-    assert predict.main(["--checkpoint", checkpoint("nlvr"), *flags]) == 0
+    assert main(["predict", "--checkpoint", checkpoint("nlvr"), *flags]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -137,7 +138,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
     for record in records:
         scores = record["compressed"]["scores"]
         assert record["compressed"]["answer"] == max(scores, key=scores.get) and len(scores) == 2
-    assert predict.main(flags) == 0
+    assert main(["predict", *flags]) == 0
     last = capsys.readouterr().out.rstrip().splitlines()[-2:]
     for line, text in zip(last, TEXTS["retrieval"], strict=True):
         best = max(records, key=lambda record: record["compressed"]["scores"][text])
@@ -164,7 +165,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
 )
 def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsys):
     flags = [flag.format(*pictures) for flag in flags]
-    assert predict.main(["--checkpoint", checkpoint(name), *flags]) == 2
+    assert main(["predict", "--checkpoint", checkpoint(name), *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -172,10 +173,10 @@ def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsy
 def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):
     shutil.copy(checkpoint("caption"), tmp_path / "alone.pth")
     flags = ["--checkpoint", str(tmp_path / "alone.pth"), "--image", pictures[0]]
-    assert predict.main(flags) == 2
+    assert main(["predict", *flags]) == 2
     assert "no config.yaml beside it; say what it is with --task or --config" in capsys.readouterr().err
     config = str(Path(checkpoint("caption")).parent / "config.yaml")
-    assert predict.main([*flags, "--config", config]) == 0
+    assert main(["predict", *flags, "--config", config]) == 0
 
 
 # What the layers kept, and why.
@@ -228,7 +229,7 @@ def test_importance_is_the_mean_of_its_parts(checkpoint, pictures):
 def test_closeups_are_drawn(name, samples, checkpoint, pictures, tmp_path):
     own = pictures[: samples * (2 if name == "nlvr" else 1)]
     flags = ["--checkpoint", checkpoint(name), "--image", *own, "--text", *TEXTS[name]]
-    assert predict.main([*flags, "--visualize", str(tmp_path / "a.png")]) == 0
+    assert main(["predict", *flags, "--visualize", str(tmp_path / "a.png")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == (["a.png"] if samples == 1 else ["a-1.png", "a-2.png"])
     orange = np.array([int(closeup.OUTLINE[at : at + 2], 16) for at in (1, 3, 5)])
     for path in tmp_path.iterdir():
@@ -257,9 +258,9 @@ def test_words_stand_on_lines_that_fit():
 def test_samples_of_a_data_set_are_drawn(checkpoint, data, capsys):
     folder = data / "drawn"
     flags = ["--checkpoint", checkpoint("nlvr"), "--number", "2", "--out", str(folder)]
-    assert visualize.main(flags) == 0
+    assert main(["visualize", *flags]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["test-1.png", "test-2.png", "test.png"]
-    assert visualize.main([*flags, "--temperature", "0"]) == 2
+    assert main(["visualize", *flags, "--temperature", "0"]) == 2
     assert "drops nothing" in capsys.readouterr().err
 
 
@@ -291,7 +292,7 @@ def test_runs_are_read(run_folder):
 
 def test_the_page_says_what_the_log_says_and_needs_no_network(run_folder, tmp_path):
     path = tmp_path / "report.html"
-    assert report.main([str(run_folder), "--out", str(path)]) == 0
+    assert main(["report", str(run_folder), "--out", str(path)]) == 0
     page = path.read_text()
     for cell in ("77.25", "50.0", "12.5", "321"):
         assert f"<td>{cell}</td>" in page
@@ -307,7 +308,7 @@ def browser():
 def test_the_page_opens_in_a_browser(run_folder, tmp_path):
     """All pictures are decoded: a script, added for the test, writes their widths into the page."""
     path = tmp_path / "report.html"
-    assert report.main([str(run_folder), "--out", str(path), "--no_drawing"]) == 0
+    assert main(["report", str(run_folder), "--out", str(path), "--no_drawing"]) == 0
     script = "<script>onload = () => document.title = [...document.images].map(i => i.naturalWidth)</script>"
     path.write_text(path.read_text().replace("</body>", f"{script}</body>"))
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"

@@ -2,7 +2,10 @@
 
 import json
 import re
+import shlex
+from argparse import ArgumentParser
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import timm
@@ -10,7 +13,7 @@ import torch
 from PIL import Image
 
 from data import create_dataset
-from madtp.look import predict
+from madtp.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,8 +91,20 @@ def test_the_example_of_another_backbone():
     assert lengths[1] == 197
 
 
-def test_commands_of_predict_have_the_flags_it_has():
-    commands = re.findall(r"python -m madtp\.predict ((?:[^\n`]*\\\n)*[^\n`]*)", "\n".join(blocks("README.md", "bash")))
-    for command in commands:
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|[^\s\\]+', command.partition("#")[0])]
-        predict.command_line().parse_args(words)
+SOURCES = [path for room in ("madtp", "data", "scripts") for path in (ROOT / room).rglob("*.[ps][yh]")]
+BLOCKS = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
+
+
+def test_every_command_that_is_named_exists():
+    for path in [*PAGES, *SOURCES]:
+        text = path.read_text()
+        assert re.findall(r"-m (?:madtp|data|models|clip)\.\w+", text) == [], path
+        assert {*re.findall(r"-m madtp ([a-z]\w*)", text)} <= {*COMMANDS}, path
+
+
+@pytest.mark.parametrize("words", re.findall(r"python -m madtp ((?:[^\n`]*\\\n)*[^\n`]*)", BLOCKS))
+def test_commands_have_the_flags_that_the_pages_give_them(words):
+    name, *flags = shlex.split(words.replace("\\\n", " "), comments=True)
+    parser = ArgumentParser(allow_abbrev=False)
+    resolve_name(COMMANDS[name].flags)(parser)
+    parser.parse_args(flags)

@@ -1,0 +1,96 @@
+"""One command: what it lists, how soon it answers, how it says what is wrong, and the names that `madtp` lends."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from resource import RUSAGE_CHILDREN, getrusage
+
+import pytest
+
+import madtp
+from madtp import __main__ as command
+from madtp.__main__ import COMMANDS, Command, main
+
+SLOW = ("torch", "torchvision", "transformers", "timm", "matplotlib", "PIL")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_the_list_has_a_line_for_each(words, capsys):
+    assert main(words) == 0
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(COMMANDS) and all(len(line.split()) > 3 for line in lines)
+
+
+def test_help_is_answered_at_once():
+    """That of all commands together, in one process, within a second of the processor: nothing slow is imported."""
+    code = f"""
+import sys
+from madtp.__main__ import COMMANDS, main
+for name in COMMANDS:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+assert main([]) == 0
+assert {{*{SLOW}}}.isdisjoint(sys.modules)
+"""
+    before = getrusage(RUSAGE_CHILDREN)
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    after = getrusage(RUSAGE_CHILDREN)
+    for name, entry in COMMANDS.items():
+        assert f"usage: python -m madtp {name} [-h]" in said and entry.about.split()[0] in said
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_stands_behind_a_name_is_there(name):
+    module, _, function = COMMANDS[name].run.partition(":")
+    assert find_spec(module) is not None and function == "run"
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert main(["predikt", "--image", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no command 'predikt', but predict, ") and said.count("\n") == 1
+
+
+def test_an_error_of_the_user_is_one_line_and_its_status_is_passed_on(monkeypatch, capsys, tmp_path):
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and str(tmp_path) in said and said.count("\n") == 1
+    monkeypatch.setattr(sys.modules[__name__], "run", lambda args: 7, raising=False)
+    monkeypatch.setitem(COMMANDS, "seven", Command("returns seven", f"{__name__}:run"))
+    assert main(["seven"]) == 7
+
+
+def test_a_missing_package_is_one_line_and_a_missing_part_of_ours_is_not(monkeypatch, capsys):
+    for name, module in {"theirs": "no_such_package.part", "ours": "models.no_such_part"}.items():
+        monkeypatch.setitem(COMMANDS, name, Command("imports it", f"{module}:run"))
+    assert main(["theirs"]) == 2
+    said = capsys.readouterr().err
+    assert "needs the package no_such_package, which is not installed" in said and "requirements.txt" in said
+    with pytest.raises(ModuleNotFoundError):
+        main(["ours"])
+
+
+def test_names_are_lent_when_they_are_asked_for():
+    code = (
+        "import sys, madtp; assert 'torch' not in sys.modules; from madtp import attend; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in madtp.__all__:
+        assert getattr(madtp, name).__module__ == f"madtp.{madtp.HOMES[name]}" and name in dir(madtp)
+    with pytest.raises(AttributeError, match="no attribute 'atend'"):
+        _ = madtp.atend
+
+
+def test_files_of_the_project_are_found_from_anywhere(monkeypatch, tmp_path):
+    from madtp.run.clone import own_file
+
+    assert own_file("configs/nlvr.yaml") == "configs/nlvr.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert own_file("configs/nlvr.yaml") == str(command.CLONE / "configs/nlvr.yaml")
+    assert own_file("nowhere.yaml") == "nowhere.yaml"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/nlvr.yaml").touch()
+    assert own_file("configs/nlvr.yaml") == "configs/nlvr.yaml"
