@@ -68,6 +68,11 @@ COMMANDS = {
         "madtp.look.convert:run",
         "madtp.look.command_line:convert",
     ),
+    "towers": Command(
+        "makes a vision transformer and a BERT in transformers' form the start of BLIP's tasks",
+        "madtp.look.towers:run",
+        "madtp.look.command_line:towers",
+    ),
     "check": Command(
         "looks at all data of a configuration, so that no run of hours stumbles over it",
         "madtp.look.check:run",

@@ -8,6 +8,8 @@ from madtp.look.stages import DEMOS
 from madtp.run.clone import own_file
 from madtp.run.keys import TASK_KEYS
 
+# What `towers` writes anew: BLIP's tasks.
+CONFIGS = [own_file(f"configs/{name}.yaml") for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split()]
 # What `convert` reads, and what the files are called.
 FORMS = {
     "vqav2": "v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json",
@@ -111,6 +113,19 @@ def convert(parser: ArgumentParser) -> None:
         choices=("coco_karpathy", "flickr30k"),
         help="of the files with captions: captioning reads the first, retrieval both",
     )
+
+
+def towers(parser: ArgumentParser) -> None:
+    """Which towers, and where they go."""
+    flag = parser.add_argument
+    flag("--image", required=True, metavar="FOLDER", help="config.json and weights of a Dinov2Model or a ViTModel")
+    flag("--text", required=True, metavar="FOLDER", help="config.json and weights of a BertModel, with its vocabulary")
+    flag("--tokenizer", metavar="FOLDER", help="of the text tower, where its own folder has no vocabulary")
+    flag("--mean", nargs=3, type=float, help="that the image tower's pixels had; its preprocessor_config.json says it")
+    flag("--std", nargs=3, type=float, help="likewise")
+    flag("--image_size", type=int, help="pixels on a side, instead of the image tower's own")
+    flag("--config", nargs="+", default=CONFIGS, metavar="YAML", help="configurations to write anew for these towers")
+    flag("--output_dir", default="pretrained/towers", metavar="FOLDER", help="where the files go")
 
 
 def check(parser: ArgumentParser) -> None:

@@ -9,7 +9,6 @@ towers keep what they computed: what ours lack is folded into their weights. Cro
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from madtp.method.errors import UserError
@@ -20,36 +19,10 @@ from madtp.shared.weights.towers import Normalisation, image_tower, text_tower
 from models.blip import check_vit, init_tokenizer
 from transform.pictures import MEAN, STD
 
-CONFIGS = tuple(f"configs/{name}.yaml" for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split())
 CHECKPOINT = "towers.pth"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Writes the files; the exit status, 2 after one line about what the user has to mend."""
-    try:
-        convert(command_line().parse_args(argv))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def command_line() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(prog="python -m madtp towers", description=__doc__.partition("\n")[0])
-    flag = parser.add_argument
-    flag("--image", required=True, metavar="FOLDER", help="config.json and weights of a Dinov2Model or a ViTModel")
-    flag("--text", required=True, metavar="FOLDER", help="config.json and weights of a BertModel, with its vocabulary")
-    flag("--tokenizer", metavar="FOLDER", help="of the text tower, where its own folder has no vocabulary")
-    flag("--mean", nargs=3, type=float, help="that the image tower's pixels had; its preprocessor_config.json says it")
-    flag("--std", nargs=3, type=float, help="likewise")
-    flag("--image_size", type=int, help="pixels on a side, instead of the image tower's own")
-    flag("--config", nargs="+", default=CONFIGS, metavar="YAML", help="configurations to write anew for these towers")
-    flag("--output_dir", default="pretrained/towers", metavar="FOLDER", help="where the files go")
-    return parser
-
-
-def convert(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Reads both towers, then writes the checkpoint and the configurations and says what was done."""
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
@@ -77,7 +50,3 @@ def adapted(path: str, sizes: dict) -> dict:
     if task == "retrieval_clip":
         raise UserError(f"{path} is for CLIP, which has its own two towers; name a configuration of BLIP's")
     return configuration.resolve(path, task) | sizes
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ import logging
 import pytest
 import transformers
 
-from madtp.look import towers
+from madtp.__main__ import main
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from models.blip import blip_decoder
@@ -31,7 +31,7 @@ def flags(tmp_path):
 
 
 def test_every_task_of_blip_starts_from_it(tmp_path, flags, capsys, caplog):
-    assert towers.main([*flags, "--image_size", "56"]) == 0
+    assert main(["towers", *flags, "--image_size", "56"]) == 0
     told = capsys.readouterr().out
     assert "Dinov2Model, 3 layers, width 48, patches of 14 pixels, 5 x 5 positions; folded: mean 0.485" in told
     assert "layer scale" in told and "202 words with [DEC] and [ENC]" in told and "its prediction head" in told
@@ -59,7 +59,7 @@ def test_every_task_of_blip_starts_from_it(tmp_path, flags, capsys, caplog):
 
 
 def test_they_are_no_model_to_evaluate(tmp_path, flags):
-    assert towers.main(flags) == 0
+    assert main(["towers", *flags]) == 0
     path = str(tmp_path / "towers" / "vqa.yaml")
     config = configuration.resolve(path, "vqa")
     sizes = {key: config[key] for key in ("image_size", "vit", "med_config")}
@@ -77,7 +77,7 @@ def test_they_are_no_model_to_evaluate(tmp_path, flags):
     ],
 )
 def test_mistakes_end_in_one_line_and_write_nothing(tmp_path, flags, capsys, more, said):
-    assert towers.main([*flags, *more]) == 2
+    assert main(["towers", *flags, *more]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "towers").exists()
