@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from madtp.method.errors import UserError
 
@@ -34,11 +33,15 @@ def read_file(path: str | Path) -> object:
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import safe_open  # only now: PyTorch's own files need no more than PyTorch
+
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
 
 
 def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"can be read by the package {error.name} alone: python -m pip install {error.name}"
     wanted = re.search(r"GLOBAL (\S+)", str(error))
     if wanted:
         return f"refused, because reading it would run code ({wanted[1]}); save its state dict alone, as tensors"
