@@ -53,13 +53,15 @@ assert abs(cost(calibrate(cost, 0.5, 1.0, tolerance=0.03)) - 0.5) < 0.03
 
 
 def made_at_import(tree):
-    """The imports that happen when a module is imported: those of functions are left out."""
+    """The imports that happen when a module is imported: not those of functions, nor those for annotations alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
-        elif not isinstance(node, ast.FunctionDef):
+        elif not (
+            isinstance(node, ast.FunctionDef) or isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
             yield from made_at_import(node)
 
 

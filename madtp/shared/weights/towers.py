@@ -6,19 +6,23 @@ the mean and standard deviation of the pixels into the patch embedding, the firs
 Shapes: D width, P pixels on a side of a patch, G patches on a side, V words, L positions.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.files import read_json
 from madtp.shared.weights import transformers_names as names
 from madtp.shared.weights.folders import CONFIG, PREPROCESSOR, read_config, read_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGE_TOWERS = {"dinov2": "Dinov2Model", "vit": "ViTModel"}
@@ -135,6 +139,8 @@ def read_sizes(folder: str | Path, known: dict[str, str]) -> PretrainedConfig:
         folder: with the file.
         known: the classes by the model_type that is wanted.
     """
+    from transformers import AutoConfig  # only now, since reading other weights needs no such package
+
     values = read_config(folder)
     if (kind := values["model_type"]) not in known:
         wanted = " or ".join(known.values())
