@@ -6,6 +6,7 @@ Shapes: B batch, L text tokens, K learnable tokens, C their width.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from madtp.method.errors import UserError
 from madtp.method.keep import KEEP
 from madtp.method.layout import Sequences
 from madtp.shared import generation
+from madtp.shared.layers import Guidance
 from madtp.shared.weights import checkpoint
-from models.bert import read_config
+from models.bert import TextOutput, read_config
 from models.med import Decoder, next_tokens, token_losses
 from models.vit import VisionTransformer
 
@@ -64,7 +66,22 @@ class BlipBase(nn.Module):
         self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None, together: int = 1
     ) -> tuple[Sequences, Tensor | None]:
         """Tokens of images [B, 3, H, W] by the model's own rule, and their aligned feature; see `VisionTransformer`."""
-        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep, together)
+        guidance = Guidance.by(self.space_dict, temperature, align)
+        return self.visual_encoder.encode(image, guidance, trace, self.keep, together)
+
+    def read(
+        self,
+        text: BatchEncoding,
+        states: Any,
+        temperature: float,
+        align: bool = False,
+        trace: Trace | None = None,
+    ) -> TextOutput:
+        """What the text encoder makes of a text [B, L] over the tokens of its images; see `BertModel.forward`."""
+        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
+        return self.text_encoder(
+            text.input_ids, text.attention_mask, states=states, **guidance, trace=trace, keep=self.keep
+        )
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""

@@ -58,17 +58,7 @@ class BlipVQA(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace)
-        text = self.tokenize(question, "[ENC]", max_length=35)
-        output = self.text_encoder(
-            text.input_ids,
-            text.attention_mask,
-            states=states,
-            space_dict=self.space_dict,
-            temperature=temperature,
-            align=align,
-            trace=trace,
-            keep=self.keep,
-        )
+        output = self.read(self.tokenize(question, "[ENC]", max_length=35), states, temperature, align, trace)
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
             if align:

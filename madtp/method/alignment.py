@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.method.layout import Rectangle
+from madtp.method.precision import at_least_single
 
 
 class QueryModel(nn.Module):
@@ -67,6 +68,5 @@ def aligned_feature(query: Tensor, alignment: Tensor, own: Tensor | None = None)
 
 def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
     """L_sim: mean over B and K of 1 - cos(image, text) of the aligned features, each [B, K, C]."""
-    image = F.normalize(image.float() if image.dtype.itemsize < 4 else image, dim=-1, eps=1e-10)
-    text = F.normalize(text.float() if text.dtype.itemsize < 4 else text, dim=-1, eps=1e-10)
+    image, text = (F.normalize(at_least_single(feature), dim=-1, eps=1e-10) for feature in (image, text))
     return (1 - (image * text).sum(dim=-1)).mean()

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.method.attention_blocks import BlockwiseAttention, accumulator, attention_map, sum_of_largest
+from madtp.method.attention_blocks import BlockwiseAttention, attention_map, sum_of_largest
+from madtp.method.precision import accumulator
 
 logger = logging.getLogger(__name__)
 

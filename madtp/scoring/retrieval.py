@@ -42,7 +42,10 @@ class Judged(NamedTuple):
 
 
 class Retrieval(Task):
-    """Finds the texts of an image and the image of a text; COCO and Flickr30k differ in their configuration."""
+    """Finds the texts of an image and the image of a text.
+
+    COCO and Flickr30k differ in their configuration; with CLIP there are no pairs to be judged.
+    """
 
     recipe = "retrieval"
     loss_weights = {"loss_ita": 1.0, "loss_itm": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
