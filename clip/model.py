@@ -16,7 +16,7 @@ from madtp.cost.flops import TextShape, VisionShape
 from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores
-from madtp.method.keep import Keep, keep_batch
+from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import Rectangle
 from madtp.method.pruning import Kept
 from madtp.shared.layers import Guidance, run_layers
@@ -241,7 +241,8 @@ class CLIP(nn.Module):
         transformer, embedding, positions, norm, projection = (getattr(self, name + twin) for name in TEXT_TOWER)
         end = text.argmax(dim=-1)  # the end of text has the largest id
         x = embedding(text) + positions[: text.shape[1]]
-        last, aligned = transformer(x, Guidance.by(self.space_dict, temperature, align), trace, self.keep, end)
+        keep, temperature = for_texts(self.keep, temperature)
+        last, aligned = transformer(x, Guidance.by(self.space_dict, temperature, align), trace, keep, end)
         return norm(last) @ projection, aligned
 
 

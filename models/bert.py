@@ -20,7 +20,7 @@ from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.errors import UserError, excerpt
-from madtp.method.keep import Keep, keep_batch
+from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.packed import Packed
 from madtp.shared.files import read_json
@@ -303,6 +303,7 @@ class BertModel(nn.Module):
         """
         start = 0 if past is None else past[0].key.shape[2]
         hidden, mask = self.embeddings(input_ids, start), mask.bool()
+        keep, temperature = for_texts(keep, temperature)
         guidance = Guidance.by(space_dict, 0.0 if causal else temperature, align)
         keep = keep if guidance.prunes or align else keep_batch
         sequences = keep(hidden, None if fixed_length else mask, align)

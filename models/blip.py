@@ -15,7 +15,7 @@ from transformers import BatchEncoding, BertTokenizer
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.errors import UserError
-from madtp.method.keep import KEEP
+from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
 from madtp.shared import generation
 from madtp.shared.layers import Guidance
@@ -54,7 +54,7 @@ class BlipBase(nn.Module):
         self.config = config
         self.visual_encoder = create_vit(vit, image_size, config, drop_path)
         self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
-        self.keep = KEEP[config.get("keep", "batch")]
+        self.keep = rule_of(config, self.visual_encoder.shape.depth)
         self.tokenizer = init_tokenizer(config["tokenizer"])
 
     @property

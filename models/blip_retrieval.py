@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from madtp.cost.processes import all_gather, rank
 from madtp.cost.trace import Trace
 from madtp.method.layout import RECTANGLE, Masked, Sequences
+from madtp.method.merged import Merged
 from madtp.method.precision import at_least_single
 from madtp.method.pruning import own_tokens
 from madtp.shared.layers import Guidance
@@ -184,10 +185,13 @@ def gather_states(states: Sequences, everyone: Callable[[Tensor], Tensor]) -> Se
     """Image tokens of several processes, which may have kept different numbers of them: [W * B, longest S, D].
 
     Args:
-        states: [B, S, D], a rectangle or a masked one.
+        states: [B, S, D], a rectangle, a masked one or one with sizes.
         everyone: joins the tensors of the processes.
     """
     tokens, layout = states
+    if isinstance(layout, Merged):  # as many tokens everywhere
+        sizes = layout.sizes_of_tokens
+        return Sequences(everyone(tokens), layout.with_sizes(None if sizes is None else everyone(sizes)))
     own = torch.ones_like(tokens[..., 0], dtype=torch.bool) if layout.own is None else layout.own
     lengths = everyone(own.sum(dim=1))  # [W * B]
     longest = int(lengths.max())

@@ -93,7 +93,7 @@ def run_layers(
         along = tuple(_shortened(values, kept) for values in along)
         others.append(other)
         if trace is not None:
-            trace.add(tower, entered, layout.lengths(tokens), guidance.prunes, kept)
+            trace.add(tower, entered, layout.lengths(tokens), guidance.prunes, kept, layout.rule)
     return Passed(Sequences(tokens, layout), aligned, along, others)
 
 
