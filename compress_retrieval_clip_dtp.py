@@ -62,6 +62,9 @@ class RetrievalClip(Retrieval):
         text = F.normalize(model.encode_text(model.encode_captions(batch["caption"]), temperature, trace), dim=-1)
         return image @ text.T
 
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        return F.normalize(model.encode_image(batch["image"], temperature), dim=-1)
+
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         dataset, size = loader.dataset.dataset, self.config["batch_size_test"]
         image_meter, text_meter = self.meters(model)

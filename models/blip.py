@@ -17,6 +17,7 @@ from madtp.method.alignment import similarity_loss
 from madtp.method.errors import UserError
 from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
+from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from madtp.shared.layers import Guidance
 from madtp.shared.weights import checkpoint
@@ -255,6 +256,13 @@ class BlipDecoder(BlipBase):
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result
+
+    def next_words(self, image: Tensor, caption: list[str], temperature: float = 0.0) -> Tensor:
+        """Probabilities [B, L, V] of the token behind each of a caption, the prompt included; 0 behind its end."""
+        states, _ = self.encode(image, temperature)
+        text = self.tokenize(caption, "[DEC]", max_length=40)
+        logits, _ = self.text_decoder(text.input_ids, text.attention_mask, states=states)
+        return at_least_single(logits).softmax(dim=-1) * text.attention_mask.unsqueeze(-1)
 
     @torch.no_grad()
     def generate(

@@ -11,6 +11,7 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from models.answer_ranking import rank_answers
 from models.bert import TextOutput
@@ -67,6 +68,14 @@ class BlipVQA(BlipBase):
         if inference == "rank":
             return rank_answers(self.text_decoder, output, answer, k_test)
         return self._generate(output)
+
+    def first_word(self, image: Tensor, question: list[str], temperature: float = 0.0) -> Tensor:
+        """Probabilities [B, V] of the first token of the answer."""
+        states, _ = self.encode(image, temperature)
+        output = self.read(self.tokenize(question, "[ENC]", max_length=35), states, temperature)
+        start = self.tokenize([""] * len(question), "[DEC]").input_ids[:, :1]
+        logits, _ = self.text_decoder(start, torch.ones_like(start), states=output.sequences, states_mask=output.mask)
+        return at_least_single(logits[:, 0]).softmax(dim=-1)
 
     def encode_answers(self, answers: Sequence[str]) -> BatchEncoding:
         """Token ids and mask [A, L] of a list of answers to rank, [DEC] first."""

@@ -21,8 +21,7 @@ from torch import Tensor
 from madtp.method.layout import RECTANGLE, Masked, Sequences
 from madtp.method.merged import Merged, Schedule
 from madtp.method.packed import Packed
-
-COVERAGE = "coverage"
+from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 
 
 def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
@@ -63,13 +62,12 @@ class Coverage:
 
 
 Keep = Callable[..., Sequences]
-KEEP: dict[str, Keep] = {"batch": keep_batch, "sample": keep_sample}
-RULES = (*KEEP, COVERAGE)
+KEEP: dict[str, Keep] = {BATCH: keep_batch, SAMPLE: keep_sample}
 
 
 def rule_of(config: dict, depth: int) -> Keep:
     """The rule that a configuration names by `keep`, with its `shape`, for an image tower of some depth."""
-    name = config.get("keep", "batch")
+    name = config.get("keep", BATCH)
     return Coverage(depth, config.get("shape") or 1.0) if name == COVERAGE else KEEP[name]
 
 

@@ -80,6 +80,10 @@ class Retrieval(Task):
         scores = likeliest.values + logits[:, 1].view_as(likeliest.values)
         return torch.full_like(similarity, -torch.inf).scatter(1, likeliest.indices, scores.to(similarity.dtype))
 
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        """Features of the images; texts stay as they are."""
+        return model.encode_image(batch["image"], temperature)[1]
+
     def asked(self, batch: dict, row: int) -> str:
         return batch["caption"][row]
 
