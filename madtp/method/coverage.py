@@ -70,7 +70,8 @@ def uncovered(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
 
 def peaks(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
     """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: boolean [B, N]."""
-    lesser = significance.unsqueeze(2) >= significance.unsqueeze(1)  # of every pair, the second is not more important
+    rank = significance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # copies of a token have one each
+    lesser = rank.unsqueeze(2) <= rank.unsqueeze(1)  # of every pair, the second is not more important
     distance = 1 - cosine.masked_fill(lesser, 1 - NEVER).amax(dim=2)
     return largest(significance * distance, keep)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from madtp.method import coverage
 from madtp.method.attention import AttentionScores, attend, class_attention
 from madtp.method.layout import Rectangle, Sequences
+from madtp.method.precision import accumulator
 from madtp.method.pruning import Kept
 
 
@@ -77,7 +78,7 @@ class Merged(Rectangle):
             return x, Merged(after, self.sizes_of_tokens), None
         kept, owner = self._cover(x[:, 1:].detach(), scores.cls_attention.detach(), keep)
         sizes = self.sizes_of_tokens
-        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if sizes is None else sizes
+        sizes = torch.ones_like(x[..., 0], dtype=accumulator(x.dtype)) if sizes is None else sizes
         merged, own = coverage.absorb(x[:, 1:], sizes[:, 1:], owner, keep)
         rows = F.pad(kept + 1, (1, 0))
         sizes = torch.cat([sizes[:, :1], own], dim=1)

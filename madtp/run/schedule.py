@@ -17,7 +17,7 @@ from madtp.method.keep import Coverage
 from madtp.method.rules import COVERAGE
 from madtp.run.preparation import Run
 
-SHAPES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+SHAPES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def find_shape(run: Run, sample: CalibrationSample, share: float) -> float:
                 moved[shape] += squared_distance(dense, run.task.outputs(model, batch, amount))
     total = {shape: all_reduce_sum(value) for shape, value in moved.items()}
     best = min(total, key=total.get)
-    table = ", ".join(f"{shape:g} {value / total[best]:.2f}" for shape, value in total.items())
+    table = ", ".join(f"{shape:g}: {value / total[best]:.2f}" for shape, value in total.items())
     logger.info(
         "schedule of shape %g at %.4g %% of dense; how far each moves the outputs: %s", best, 100 * share, table
     )

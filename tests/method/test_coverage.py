@@ -109,6 +109,15 @@ def test_medoids_are_the_best_of_their_groups():
         assert after.nonzero().flatten().tolist() == sorted(best)
 
 
+def test_of_copies_one_stays_before_a_second_does():
+    x = seeded(0, 6, 9, 16).repeat_interleave(4, dim=1)[
+        :, torch.randperm(36, generator=torch.Generator().manual_seed(1))
+    ]
+    cosine = similarity(x.double())
+    kept = choose(cosine, torch.full((6, 36), 1 / 36).double(), 9)
+    assert uncovered(cosine, torch.ones(6, 36).double(), as_mask(kept, 36)).abs().max() < 1e-9
+
+
 @pytest.mark.parametrize("keep", [1, 5, 39])
 def test_as_many_stay_as_asked_even_of_equal_tokens(keep):
     x = seeded(0, 2, 8, 16).repeat_interleave(5, dim=1)
