@@ -1,16 +1,19 @@
 """What all data sets share: the entries of annotation files, each checked, and the images that they name."""
 
+import logging
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate, chain
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.files import image_folder, leaves_folder, read_entries, read_image, wrong_field
+from data.files import correction, image_folder, leaves_folder, on_disk, read_entries, read_image, wrong_field
 from data.loading import collate
 from utils import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class AnnotatedDataset(Dataset):
@@ -38,8 +41,13 @@ class AnnotatedDataset(Dataset):
         read = [self.read(file) for file in files]
         self.ends = list(accumulate(len(entries) for entries in read))
         self.entries = list(chain.from_iterable(read))
-        keys = {key for entry in self.entries for key, _ in self.images_of(entry)}
-        self.folders = {key: image_folder(config[key], key) for key in sorted(keys)}
+        named = {image: None for entry in self.entries for image in self.images_of(entry)}
+        self.folders = {key: image_folder(config[key], key) for key in sorted({key for key, _ in named})}
+        self.respelled = respelled(named, self.folders)
+        if self.respelled:
+            (_, name), spelling = next(iter(self.respelled.items()))
+            count = f"{len(self.respelled)} of {len(named)} images"
+            logger.info("%s: %s are spelled otherwise on the disk, like %r: %r", files[0], count, name, spelling)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -50,7 +58,7 @@ class AnnotatedDataset(Dataset):
         entries = read_entries(file)
         for number, entry in enumerate(entries):
             if fault := cls.wrong_form(entry) or cls.wrong_label(entry):
-                raise UserError(f"{file}, entry {number}: {fault}; correct it or take the file of BLIP's release")
+                raise UserError(f"{file}, entry {number}: {fault}; {correction(file)}")
         return entries
 
     @classmethod
@@ -76,12 +84,26 @@ class AnnotatedDataset(Dataset):
         """The images of an entry: their folder's key in the configuration, and their name in that folder."""
         return [("image_root", entry["image"])]
 
+    def texts_of(self, index: int) -> dict[str, list[str]]:
+        """The texts of an entry as the model reads them, by what the model calls them."""
+        return {}
+
     def image(self, index: int, number: int = 0) -> Tensor:
         """Reads an image of an entry and transforms it: [3, S, S]."""
         key, name = self.images_of(self.entries[index])[number]
+        name = self.respelled.get((key, name), name)
         return self.transform(read_image(self.folders[key], name, self.where(index), self.image_size))
 
     def where(self, index: int) -> str:
         """Names the file and the entry in it, for errors."""
         file = bisect_right(self.ends, index)
         return f"{self.files[file]}, entry {index - (self.ends[file - 1] if file else 0)}"
+
+
+def respelled(images: Iterable[tuple[str, str]], folders: dict[str, Path]) -> dict[tuple[str, str], str]:
+    """Those of some images whose file is there, but under another spelling: that spelling."""
+    return {
+        (key, name): spelling
+        for key, name in images
+        if folders.get(key) and (spelling := on_disk(folders[key], name)) != name
+    }

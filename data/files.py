@@ -1,19 +1,17 @@
 """Reading what users bring, trusted or not: annotation files and images, each error saying where and the way out."""
 
 import re
-import warnings
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from data.decoding import UnfitImage, decode_image
+from data.forms import form_of, is_json_lines
 from utils import UserError, excerpt, read_json
 
-# What pictures come in. Pillow would also hand PostScript to an interpreter.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-
+CONVERT = "make it of the published files: python -m madtp convert"
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses, with the name
 
 
 class BadImage(UserError):
@@ -34,12 +32,19 @@ def read_entries(path: Path) -> list:
     Raises:
         UserError: no such file, no JSON, or something else in it.
     """
-    entries = read_json(path, "put the annotations there or set ann_root in the config")
+    entries = read_json(path, correction(path) if path.is_file() else f"put it there, set ann_root, or {CONVERT}")
     if not isinstance(entries, list) or not entries:
-        raise UserError(
-            f"{path}: expected a list of entries, found {excerpt(entries)}; take the file of BLIP's release"
-        )
+        raise UserError(f"{path}: expected a list of entries, found {excerpt(entries)}; {correction(path)}")
     return entries
+
+
+def correction(path: Path) -> str:
+    """What to do about an annotation file that is not as it should be."""
+    if form := form_of(path):
+        return f"{form} is published so, convert it: python -m madtp convert {form} {path} --out FOLDER"
+    if is_json_lines(path):
+        return "these are JSON lines, make a list of them: [ENTRY, ENTRY, ...]"
+    return "correct it, docs/own_data.md shows its form"
 
 
 def wrong_field(entry: object, fields: dict[str, type | tuple[type, ...]]) -> str:
@@ -75,7 +80,28 @@ def image_folder(root: str | Path, key: str) -> Path:
 
 def leaves_folder(name: str) -> bool:
     """Whether the path of an image leads out of its folder. Links that were put into the folder are not looked at."""
-    return name.startswith("/") or ".." in name.split("/")
+    slashed = name.replace("\\", "/")
+    return slashed.startswith("/") or ".." in slashed.split("/")
+
+
+def on_disk(folder: Path, name: str) -> str:
+    """The name of an image as it is spelled in its folder; as it was given if it is not there.
+
+    Backslashes may stand for slashes, and accents may be joined to their letters or apart from them, which look alike.
+    """
+    if name.isascii() and "\\" not in name:
+        return name
+    slashed = name.replace("\\", "/")
+    spellings = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    return next((spelling for spelling in spellings if is_file(folder / spelling)), name)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no path that cannot be is one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Image:
@@ -100,33 +126,8 @@ def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Im
         raise BadImage(f"{fault} ({where}); complete the images or correct the image folder", fault) from error
     except ValueError as error:
         fault = f"{path}: unreadable image"
-        raise BadImage(f"{fault} ({where}): {error}; fetch it again", fault) from error
-
-
-def decode_image(path: Path, wanted: int = 0) -> Image.Image:
-    """Decodes an image as RGB.
-
-    Args:
-        wanted: pixels on a side that it will be resized to. A JPEG so large that it would still have twice as many on
-            both sides is decoded at a half, a quarter or an eighth of its size, which is several times faster and
-            leaves the resized image as good as the same. 0 decodes all pixels.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it cannot be decoded or has more pixels than Pillow takes for safe; says why.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                limit = f"more than the {Image.MAX_IMAGE_PIXELS} that Pillow allows"
-                raise ValueError(f"it has {image.width} x {image.height} pixels, {limit}")
-            if wanted:
-                image.draft(None, (2 * wanted, 2 * wanted))
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # there is no telling what a decoder raises over broken bytes
-        raise ValueError(str(error) or type(error).__name__) from error
+        way_out = "" if isinstance(error, UnfitImage) else "; fetch it again"
+        raise BadImage(f"{fault} ({where}): {error}{way_out}", fault) from error
 
 
 def _name(kind: type | tuple[type, ...]) -> str:

@@ -1,5 +1,6 @@
-"""Which official form a file is of, told by its beginning; `data/official` converts them."""
+"""Which form a file is of, told by its beginning; `data/official` converts the official ones."""
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,22 @@ SIGNS = {
 
 def form_of(path: Path) -> str:
     """The official form that a file seems to be of, a name that `convert` knows; an empty string if it is none."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        head = file.read(HEAD)
-    return next((form for form, sign in SIGNS.items() if sign.search(head)), "")
+    return next((form for form, sign in SIGNS.items() if sign.search(head(path))), "")
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether the first line of a file is an entry by itself, and another follows."""
+    first, _, rest = head(path).lstrip().partition("\n")
+    try:
+        return isinstance(json.loads(first), dict) and rest.lstrip().startswith("{")
+    except (ValueError, RecursionError):
+        return False
+
+
+def head(path: Path) -> str:
+    """The beginning of a text file; of one that cannot be read nothing."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return file.read(HEAD)
+    except OSError:
+        return ""

@@ -108,11 +108,23 @@ class SeededDataset(Dataset):
                 if not self.train:
                     raise
                 if not self.replace:
-                    raise BadImage(f"{error}, or train without it: --bad_images skip") from error
+                    raise BadImage(f"{error}{self._way_out()}") from error
                 if len(bad_images) == REPLACEMENTS:
                     raise UserError(f"{error}; and so with {REPLACEMENTS} others drawn in its place") from error
                 bad_images.append(error.fault)
                 index = random.randrange(len(self))
+
+    def _way_out(self) -> str:
+        """Whether training could do without an image: only if most others can be read."""
+        others, bad = range(REPLACEMENTS), 0
+        for _ in others:
+            try:
+                self.dataset[random.randrange(len(self))]
+            except BadImage:
+                bad += 1
+        if bad > len(others) / 2:
+            return f"; nor can {bad} of {len(others)} others be read"
+        return ", or train without it: --bad_images skip"
 
 
 class Loader(DataLoader):

@@ -2,102 +2,19 @@
 
 import json
 import re
-import tracemalloc
-from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from data import create_dataset
 from data.forms import form_of
-from data.official import FORMS, stream
+from data.official import FORMS
 from data.official.questions import DAQUAR_PICTURE
 from madtp.__main__ import main
 from madtp.look import command_line
-from utils import UserError
-
-# The forms, as their authors publish them.
+from tests.data.official_files import coco_file, flickr_files, karpathy_file, nlvr2_file, vqa_files, write
 
 SIDE = 16
-
-
-def vqa_files(folder, subset, asked, answered=True):
-    """VQAv2: questions, and annotations in another order; `asked` are (question_id, image_id, question, answers)."""
-    about = {"info": {"year": 2017, "version": "2.0"}, "license": {"name": "CC"}, "data_subtype": subset}
-    questions = [{"image_id": image, "question": text, "question_id": one} for one, image, text, _ in asked]
-    annotations = [
-        {
-            "question_type": "what is", "multiple_choice_answer": answers[0], "answer_type": "other",
-            "answers": [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": number}
-                for number, answer in enumerate(answers, start=1)
-            ],
-            "image_id": image, "question_id": one,
-        }
-        for one, image, _, answers in reversed(asked)
-    ]  # fmt: skip
-    files = {f"v2_OpenEnded_mscoco_{subset}_questions": {**about, "task_type": "Open-Ended", "questions": questions}}
-    if answered:
-        files[f"v2_mscoco_{subset}_annotations"] = {**about, "annotations": annotations, "data_type": "mscoco"}
-    return write(folder, files)
-
-
-def karpathy_file(folder, dataset, images):
-    """Karpathy's; `images` are (filename, split, captions)."""
-    numbers = iter(range(1000))
-    entries = []
-    for number, (name, split, captions) in enumerate(images):
-        sentences = [
-            {"tokens": text.lower().split(), "raw": text, "imgid": number, "sentid": next(numbers)} for text in captions
-        ]
-        entry = {"filename": name, "imgid": number, "split": split, "sentences": sentences}
-        if dataset == "coco":
-            entry |= {"filepath": name.split("_")[1], "cocoid": int(name[-10:-4])}
-        entries.append({"sentids": [one["sentid"] for one in sentences], **entry})
-    return write(folder, {f"dataset_{dataset}": {"images": entries, "dataset": dataset}})
-
-
-def coco_file(folder, subset, images):
-    """COCO's captions, not in the order of the pictures; `images` are (file_name, id, captions)."""
-    listed = [
-        {"license": 3, "file_name": name, "coco_url": "http://x", "height": 4, "width": 4, "id": one}
-        for name, one, _ in images
-    ]
-    said = [(text, one) for place in range(5) for _, one, texts in images for text in texts[place : place + 1]]
-    annotations = [{"image_id": one, "id": number, "caption": text} for number, (text, one) in enumerate(said)]
-    content = {"info": {"description": "COCO"}, "images": listed, "licenses": [{"id": 1}], "annotations": annotations}
-    return write(folder, {f"captions_{subset}": content})
-
-
-def flickr_files(folder, images, lists):
-    """Flickr8k's; `images` are (name, captions), `lists` names by the middle of the list's file name."""
-    tokens = [f"{name}#{place}\t{text}" for name, captions in images for place, text in enumerate(captions)]
-    texts = {"Flickr8k.token": tokens, **{f"Flickr_8k.{split}Images": names for split, names in lists.items()}}
-    for name, lines in texts.items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return [folder / f"{name}.txt" for name in texts]
-
-
-def nlvr2_file(folder, name, statements):
-    """NLVR2's lines; `statements` are (identifier, directory or None, sentence, label)."""
-    lines = []
-    for identifier, directory, sentence, label in statements:
-        entry = {
-            "validation": {"1": label}, "sentence": sentence, "left_url": "http://x/l.jpg", "writer": "7",
-            "label": label, "right_url": "http://x/r.jpg", "synset": "dog", "query": "dog1", "identifier": identifier,
-            "extra_validations": {},
-        }  # fmt: skip
-        lines.append(json.dumps(entry | ({} if directory is None else {"directory": directory})))
-    (folder / f"{name}.json").write_text("\n".join(lines) + "\n")
-    return [folder / f"{name}.json"]
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return [folder / f"{name}.json" for name in files]
 
 
 @pytest.fixture
@@ -445,52 +362,6 @@ def test_files_tell_their_form(tmp_path):
         assert form in FORMS and {form_of(path) for path in paths} == {form}
     (own,) = write(tmp_path, {"vqa_train": [{"question_id": 1, "question": "?", "image": "a", "dataset": "vqa"}]})
     assert form_of(own) == ""
-
-
-# Reading an entry at a time.
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(
-    values=st.lists(VALUES, max_size=5), others=st.dictionaries(st.text(max_size=3), VALUES), window=st.integers(1, 9)
-)
-def test_a_window_of_any_size_reads_what_the_whole_holds(tmp_path_factory, values, others, window):
-    path = tmp_path_factory.mktemp("stream") / "file.json"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "WINDOW", window)
-        path.write_text(json.dumps(values, indent=1))
-        assert list(stream.entries(path)) == values
-        path.write_text(json.dumps({**others, "wanted": values, "after": 1}))
-        assert list(stream.entries(path, "wanted")) == values and stream.value(path, "after") == 1
-        for key, value in others.items():
-            if not isinstance(value, list):
-                assert stream.value(path, key) == value
-
-
-@pytest.mark.parametrize("text", ['[{"a": 1}, {"b"', "[1 2]", '{"wanted": [1}', '{"wanted" [1]}', "", "[1,]"])
-def test_what_is_cut_or_no_json_is_refused_by_name(tmp_path, text):
-    path = tmp_path / "cut.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"cut\.json: "):
-        list(stream.entries(path, "wanted" if text.startswith("{") else None))
-
-
-def test_a_large_file_is_never_held(tmp_path):
-    path, count = tmp_path / "large.json", 40_000
-    with open(path, "w") as file:
-        file.write('{"info": [], "annotations": [')
-        file.write(",\n".join(json.dumps({"image_id": n, "caption": "x" * 400}) for n in range(count)))
-        file.write("]}")
-    tracemalloc.start()
-    seen = Counter(len(entry["caption"]) for entry in stream.entries(path, "annotations"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert seen == {400: count} and path.stat().st_size > 16 * 2**20 and peak < 8 * 2**20
 
 
 def test_every_form_is_named_with_its_files():
