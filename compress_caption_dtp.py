@@ -15,6 +15,7 @@ prunes.
 """
 
 import sys
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -55,15 +56,19 @@ class Caption(Task):
     def answered(self, result: dict) -> str:
         return result["caption"]
 
-    def answered_by(self, model: nn.Module, batch: dict) -> dict:
-        said = model.generate(batch["image"], num_beams=1, max_length=self.config["max_length"])
-        return {**batch, "caption": [f"{self.config['prompt']}{caption}" for caption in said]}
-
-    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
-        return model.next_words(batch["image"], batch["caption"], temperature)
-
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         model.encode(batch["image"], temperature, trace=trace)
+
+    def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
+        if split == "train":
+            return
+        if not dataset.truth.exists():
+            yield f"captions are scored against the annotations, there is no {dataset.truth}"
+        if isinstance(dataset.ids[0], str):
+            yield "not every image has a number of its own at the end of its name: results are filed by whole names"
+        silent = sum(not any(map(clean_caption, those)) for those in dataset.references)
+        if silent:
+            yield f"{silent} of {len(dataset)} images have no reference with a word in it; the scores leave them out"
 
     def metrics(self, predictions: list, dataset: Dataset) -> dict:
         results = [result for _, result in predictions]

@@ -12,6 +12,7 @@ too. --evaluate also answers the test split, for the server: `result/vqa_result.
 """
 
 import sys
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from madtp.cost import flops
 from madtp.cost.trace import Trace, dense_layers
 from madtp.run.engine import Task, main
-from madtp.scoring.vqa_accuracy import vqa_accuracy
+from madtp.scoring.vqa_accuracy import FEW, attainable, vqa_accuracy
 
 COUNTED_TOKENS = 5  # of an answer; the cost is that of the decoder run once over them, the question's is the traced one
 
@@ -42,6 +43,18 @@ class VQA(Task):
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
         answers = {name: batch[name] for name in ("answer", "n", "weights")}
         return model(batch["image"], batch["question"], **answers, temperature=temperature)
+
+    def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
+        if split == "train":
+            return
+        given = [answers for entry in dataset.entries if (answers := entry.get("answer"))]
+        if 0 < len(given) < len(dataset):
+            yield f"{len(dataset) - len(given)} of {len(dataset)} questions lack an answer, so there is no accuracy"
+        if few := sum(len(people) <= FEW for people in given):
+            yield f"{few} questions have at most {FEW} answers, of which accuracy counts the share that agrees"
+        if given and dataset.answer_list:
+            questions, best = attainable(dataset.answer_list, given)
+            yield f"answer_list.json can answer {questions:.1f} % of the questions, for an accuracy of {best:.1f}"
 
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         self.answer_list = loader.dataset.dataset.answer_list
@@ -66,9 +79,6 @@ class VQA(Task):
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         one_answer = model.encode_answers(["yes"])
         model(batch["image"], batch["question"], one_answer, temperature, train=False, k_test=1, trace=trace)
-
-    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
-        return model.first_word(batch["image"], batch["question"], temperature)
 
     def asked(self, batch: dict, row: int) -> str:
         return batch["question"][row]

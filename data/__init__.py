@@ -7,7 +7,7 @@ from data.caption_dataset import CaptionEvaluation, CaptionTrain
 from data.loading import create_loader
 from data.nlvr_dataset import NLVREvaluation, NLVRTrain
 from data.retrieval_dataset import FILES, RetrievalEvaluation, RetrievalTrain
-from data.vqa_dataset import VQAEvaluation, VQATrain
+from data.vqa_dataset import VQAEvaluation, VQATrain, VQAValidation
 from transform.pictures import evaluation_transform, training_transform
 from utils import UserError
 
@@ -50,15 +50,15 @@ def splits(task: str, config: dict) -> dict[str, tuple[type[AnnotatedDataset], l
     """
     names = {"train": ["nlvr_train"], "val": ["nlvr_dev"], "test": ["nlvr_test"]}
     if task == "nlvr":
-        train, evaluation = NLVRTrain, NLVREvaluation
+        classes = NLVRTrain, NLVREvaluation, NLVREvaluation
     elif task == "vqa":
-        train, evaluation = VQATrain, VQAEvaluation
+        classes = VQATrain, VQAValidation, VQAEvaluation
         names = {"train": config["train_files"], "val": ["vqa_val"], "test": ["vqa_test"]}
     elif task == "caption":
-        train, evaluation = CaptionTrain, CaptionEvaluation
+        classes = CaptionTrain, CaptionEvaluation, CaptionEvaluation
         names = {split: [f"coco_karpathy_{split}"] for split in names}
     elif task.startswith("retrieval"):
-        train, evaluation = RetrievalTrain, RetrievalEvaluation
+        classes = RetrievalTrain, RetrievalEvaluation, RetrievalEvaluation
         if config["dataset"] not in FILES:
             raise UserError(f"dataset: {config['dataset']!r} should be one of {list(FILES)}; set it in the config")
         names = {split: [f"{FILES[config['dataset']]}_{split}"] for split in names}
@@ -66,6 +66,6 @@ def splits(task: str, config: dict) -> dict[str, tuple[type[AnnotatedDataset], l
         raise ValueError(f"unknown task {task!r}")
     root = Path(config["ann_root"])
     return {
-        split: (train if split == "train" else evaluation, [root / f"{name}.json" for name in files])
-        for split, files in names.items()
+        split: (dataset, [root / f"{name}.json" for name in files])
+        for dataset, (split, files) in zip(classes, names.items(), strict=True)
     }

@@ -34,9 +34,12 @@ class NLVREvaluation(AnnotatedDataset):
     def images_of(entry: dict) -> list[tuple[str, str]]:
         return [("image_root", name) for name in entry["images"]]
 
+    def texts_of(self, index: int) -> dict[str, list[str]]:
+        return {"text": [clean_caption(self.entries[index]["sentence"], MAX_WORDS)]}
+
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
-        text, order = clean_caption(entry["sentence"], MAX_WORDS), (0, 1)
+        (text,), order = self.texts_of(index)["text"], (0, 1)
         if self.swap and torch.rand(()) < 0.5:
             text, order = mirror(text), (1, 0)
         image0, image1 = (self.image(index, number) for number in order)

@@ -30,9 +30,12 @@ class _Questions(AnnotatedDataset):
     def images_of(entry: dict) -> list[tuple[str, str]]:
         return [(ROOTS[entry["dataset"]], entry["image"])]
 
+    def texts_of(self, index: int) -> dict[str, list[str]]:
+        return {"question": [clean_question(self.entries[index]["question"])]}
+
     def sample(self, index: int) -> dict:
         """What every sample has: {"image" [3, S, S], "question", "index"}."""
-        question = clean_question(self.entries[index]["question"])
+        (question,) = self.texts_of(index)["question"]
         return {"image": self.image(index), "question": question, "index": torch.tensor(index)}
 
 
@@ -48,6 +51,10 @@ class VQATrain(_Questions):
         if isinstance(answer, str) == (dataset == "vg"):
             return ""
         return f"dataset {dataset!r} with answer {excerpt(answer)}: vqa has a list of those given, vg a single string"
+
+    def texts_of(self, index: int) -> dict[str, list[str]]:
+        entry = self.entries[index]
+        return {**super().texts_of(index), "answer": weigh_answers(entry["answer"], entry["dataset"])[0]}
 
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
@@ -68,7 +75,7 @@ class VQATrain(_Questions):
 
 
 class VQAEvaluation(_Questions):
-    """Samples with "question_id" and "answers": the ten given, or None where the file keeps them back (test).
+    """Samples with "question_id" and "answers": those given, or None where the file keeps them back (test).
 
     Attributes:
         answer_list: the answers to rank; empty where answers are generated.
@@ -97,6 +104,16 @@ class VQAEvaluation(_Questions):
         """Returns the columns; "answers" is None where any question lacks them."""
         batch = collate(samples)
         return {**batch, "answers": None if None in batch["answers"] else batch["answers"]}
+
+
+class VQAValidation(VQAEvaluation):
+    """The same of questions that all have answers, since they choose the checkpoint."""
+
+    @classmethod
+    def wrong_label(cls, entry: dict) -> str:
+        if entry.get("answer") is None:
+            return "no 'answer', and without it no checkpoint can be chosen"
+        return super().wrong_label(entry)
 
 
 def read_answer_list(ann_root: str | Path) -> list[str]:

@@ -6,7 +6,6 @@ Shapes: B batch, L text tokens, K learnable tokens, C their width.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,11 @@ from transformers import BatchEncoding, BertTokenizer
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.errors import UserError
-from madtp.method.keep import rule_of
+from madtp.method.keep import KEEP
 from madtp.method.layout import Sequences
-from madtp.method.precision import at_least_single
 from madtp.shared import generation
-from madtp.shared.layers import Guidance
 from madtp.shared.weights import checkpoint
-from models.bert import TextOutput, read_config
+from models.bert import Embeddings, read_config
 from models.med import Decoder, next_tokens, token_losses
 from models.vit import VisionTransformer
 
@@ -48,14 +45,17 @@ class BlipBase(nn.Module):
 
     Attributes:
         keep: the rule by which all towers keep tokens.
+        text_limits: for each kind of text that it reads, the tokens after which one is cut; None for never.
     """
+
+    text_limits: dict[str, int | None]
 
     def __init__(self, image_size: int, vit: str | dict, config: dict, drop_path: float = 0.0):
         super().__init__()
         self.config = config
         self.visual_encoder = create_vit(vit, image_size, config, drop_path)
         self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
-        self.keep = rule_of(config, self.visual_encoder.shape.depth)
+        self.keep = KEEP[config.get("keep", "batch")]
         self.tokenizer = init_tokenizer(config["tokenizer"])
 
     @property
@@ -67,22 +67,7 @@ class BlipBase(nn.Module):
         self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None, together: int = 1
     ) -> tuple[Sequences, Tensor | None]:
         """Tokens of images [B, 3, H, W] by the model's own rule, and their aligned feature; see `VisionTransformer`."""
-        guidance = Guidance.by(self.space_dict, temperature, align)
-        return self.visual_encoder.encode(image, guidance, trace, self.keep, together)
-
-    def read(
-        self,
-        text: BatchEncoding,
-        states: Any,
-        temperature: float,
-        align: bool = False,
-        trace: Trace | None = None,
-    ) -> TextOutput:
-        """What the text encoder makes of a text [B, L] over the tokens of its images; see `BertModel.forward`."""
-        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
-        return self.text_encoder(
-            text.input_ids, text.attention_mask, states=states, **guidance, trace=trace, keep=self.keep
-        )
+        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep, together)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""
@@ -96,6 +81,15 @@ class BlipBase(nn.Module):
                 f"{self.config['tokenizer']} ([DEC] and [ENC] included); set vocab_size to {len(self.tokenizer)}"
             )
         return sizes
+
+    @property
+    def most_tokens(self) -> int:
+        """What the position embeddings of its text towers allow."""
+        return min(module.position_ids.shape[1] for module in self.modules() if isinstance(module, Embeddings))
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens texts have before they are cut."""
+        return [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
 
     def tokenize(self, texts: Sequence[str], first_token: str, padding: str = "longest", max_length: int | None = None):
         """Token ids and mask [B, L] on the model's device, the first token replaced by the mode's own."""
@@ -221,6 +215,8 @@ class BlipDecoder(BlipBase):
         prompt: text that every caption starts with and that costs no loss.
     """
 
+    text_limits = {"caption": 40}
+
     def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, prompt: str, config: dict):
         super().__init__(image_size, vit, config)
         self.text_decoder = Decoder(self.text_config(med_config, self.visual_encoder.embed_dim))
@@ -246,7 +242,7 @@ class BlipDecoder(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace)
-        text = self.tokenize(caption, "[DEC]", max_length=40)
+        text = self.tokenize(caption, "[DEC]", max_length=self.text_limits["caption"])
         targets = next_tokens(text.input_ids, text.attention_mask)
         targets[:, : self.prompt_length - 1] = -100
         guidance = {"space_dict": self.space_dict, "align": align, "trace": trace, "keep": self.keep}
@@ -256,13 +252,6 @@ class BlipDecoder(BlipBase):
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result
-
-    def next_words(self, image: Tensor, caption: list[str], temperature: float = 0.0) -> Tensor:
-        """Probabilities [B, L, V] of the token behind each of a caption, the prompt included; 0 behind its end."""
-        states, _ = self.encode(image, temperature)
-        text = self.tokenize(caption, "[DEC]", max_length=40)
-        logits, _ = self.text_decoder(text.input_ids, text.attention_mask, states=states)
-        return at_least_single(logits).softmax(dim=-1) * text.attention_mask.unsqueeze(-1)
 
     @torch.no_grad()
     def generate(

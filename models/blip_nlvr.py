@@ -16,6 +16,8 @@ from models.nlvr_encoder import nlvr_encoder
 class BlipNLVR(BlipBase):
     """Image encoder, twin text encoder and a classifier on the first token."""
 
+    text_limits = {"text": None}
+
     def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, config: dict):
         super().__init__(image_size, vit, config, drop_path=0.1)
         sizes = self.text_config(med_config, self.visual_encoder.embed_dim)
@@ -44,7 +46,17 @@ class BlipNLVR(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace, together=2)
-        output = self.read(self.tokenize(text, "[ENC]"), states.chunk(2), temperature, align, trace)
+        statement = self.tokenize(text, "[ENC]")
+        output = self.text_encoder(
+            statement.input_ids,
+            statement.attention_mask,
+            states=states.chunk(2),
+            space_dict=self.space_dict,
+            temperature=temperature,
+            align=align,
+            trace=trace,
+            keep=self.keep,
+        )
         logits = self.cls_head(output.first)
         if not train:
             return logits

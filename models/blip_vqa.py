@@ -11,7 +11,6 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
-from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from models.answer_ranking import rank_answers
 from models.bert import TextOutput
@@ -21,6 +20,8 @@ from models.med import Decoder, med_encoder, next_tokens, token_losses
 
 class BlipVQA(BlipBase):
     """Image encoder, question encoder and answer decoder."""
+
+    text_limits = {"question": 35, "answer": None}
 
     def __init__(self, med_config: str | dict, image_size: int, vit: str | dict, config: dict):
         super().__init__(image_size, vit, config, drop_path=0.1)
@@ -59,7 +60,17 @@ class BlipVQA(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace)
-        output = self.read(self.tokenize(question, "[ENC]", max_length=35), states, temperature, align, trace)
+        text = self.tokenize(question, "[ENC]", max_length=self.text_limits["question"])
+        output = self.text_encoder(
+            text.input_ids,
+            text.attention_mask,
+            states=states,
+            space_dict=self.space_dict,
+            temperature=temperature,
+            align=align,
+            trace=trace,
+            keep=self.keep,
+        )
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
             if align:
@@ -68,14 +79,6 @@ class BlipVQA(BlipBase):
         if inference == "rank":
             return rank_answers(self.text_decoder, output, answer, k_test)
         return self._generate(output)
-
-    def first_word(self, image: Tensor, question: list[str], temperature: float = 0.0) -> Tensor:
-        """Probabilities [B, V] of the first token of the answer."""
-        states, _ = self.encode(image, temperature)
-        output = self.read(self.tokenize(question, "[ENC]", max_length=35), states, temperature)
-        start = self.tokenize([""] * len(question), "[DEC]").input_ids[:, :1]
-        logits, _ = self.text_decoder(start, torch.ones_like(start), states=output.sequences, states_mask=output.mask)
-        return at_least_single(logits[:, 0]).softmax(dim=-1)
 
     def encode_answers(self, answers: Sequence[str]) -> BatchEncoding:
         """Token ids and mask [A, L] of a list of answers to rank, [DEC] first."""

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from madtp.cost.measure import CalibrationSample, device_of
+from madtp.cost.measure import device_of
 from madtp.cost.processes import barrier, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.errors import UserError
-from madtp.method.rules import COVERAGE
 from madtp.run import output, scalars
 from madtp.run.interruption import Interruption
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization, autocast, precision
 from madtp.run.resume import Progress, State, settings
 from madtp.run.task import Task
+from madtp.run.texts import refuse_long_texts
 from madtp.shared.weights.checkpoint import Stored
 from utils import set_seed
 
@@ -70,16 +70,6 @@ class Run:
         with torch.inference_mode(), autocast(self.dtype, device_of(self.model)):
             yield self.model
 
-    def calibration_sample(self) -> CalibrationSample:
-        """What temperatures and schedules are tried on."""
-        return CalibrationSample(self.loaders[self.selection], self.config["calibration_batches"])
-
-    @property
-    def rule(self) -> dict:
-        """By which rule the model prunes, as logs and checkpoints say it."""
-        keep = self.model.keep if self.config["keep"] == COVERAGE else None
-        return {"keep": self.config["keep"], **({} if keep is None else {"shape": keep.shape})}
-
     @property
     def scored_splits(self) -> list[str]:
         """What is evaluated after every epoch."""
@@ -110,10 +100,20 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
     barrier()  # all wait for what is being downloaded
     stored = task.stored(config["pretrained"]) if args.evaluate else Stored()
     if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
-        config |= stored.rule(args.keep, config["shape"], args.temperature)
+        config["keep"] = args.keep or stored.keep
     model = task.build_model(config, args.evaluate).to(device)
+    for split, loader in loaders.items():
+        look_through(task, model, split, loader.dataset.dataset)
     set_seed(args.seed + rank())  # the weights are drawn alike, dropout is not
     return Run(task, args, config, folder, model, loaders, precision(args.amp, device), stored)
+
+
+def look_through(task: Task, model: nn.Module, split: str, dataset: Dataset) -> None:
+    """Refuses texts that are too long for the model, and says what is remarkable about a split."""
+    if hasattr(dataset, "texts_of"):
+        refuse_long_texts(model, dataset)
+    for remark in task.remarks(split, dataset):
+        logger.info("%s: %s", split, remark)
 
 
 def begin(run: Run) -> tuple[Controller, State]:
@@ -131,15 +131,7 @@ def begin(run: Run) -> tuple[Controller, State]:
 
 
 def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
-    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop.
-
-    Raises:
-        UserError: a rule without a temperature is to be steered by one.
-    """
-    if config["keep"] == COVERAGE and args.temperature and config["shape"] is None:
-        raise UserError(f"--temperature {args.temperature:g} is an amount by coverage and needs a shape: --set shape=1")
-    if config["keep"] == COVERAGE and args.controller == "ladder":
-        raise UserError("--controller ladder moves MADTP's temperature, which --keep coverage has not; leave one out")
+    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop."""
     if args.temperature is not None:
         return Fixed(args.temperature)
     if args.p == 0:

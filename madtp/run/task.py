@@ -1,6 +1,7 @@
 """What a task says, so that the engine can train, prune and score it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -41,6 +42,10 @@ class Task(ABC):
 
         return create_dataset(self.name, self.config, evaluate)
 
+    def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
+        """What about a split makes a score mean something else than one would think, a line for each."""
+        return iter(())
+
     def download(self, name: str) -> None:
         """Fetches the published model that --pretrained names, where there is such a thing."""
         raise UserError(f"--download fetches CLIP's published models, not {name!r}; the README lists the downloads")
@@ -64,17 +69,6 @@ class Task(ABC):
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         """The cheapest forward whose trace tells the cost; by default the inference itself."""
         self.predict(model, batch, temperature, trace)
-
-    def answered_by(self, model: nn.Module, batch: dict) -> dict:
-        """The batch with what the dense model itself answers, where `outputs` needs an answer; no label is read."""
-        return batch
-
-    @abstractmethod
-    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
-        """What the model's answers are decided by, to see how far pruning moves it: [B, ...].
-
-        Features of length 1, or probabilities; see `madtp.run.schedule`.
-        """
 
     @abstractmethod
     def metrics(self, predictions: list[tuple[int, object]], dataset: Dataset) -> dict:

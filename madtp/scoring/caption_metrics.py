@@ -32,7 +32,7 @@ def caption_metrics(
 
     Args:
         captions: one per image.
-        references: what people wrote, several per image.
+        references: what people wrote, several per image. Those without a word do not count.
         wanted: which scores, keys of `SCORERS`.
     """
     if not wanted:
@@ -45,7 +45,13 @@ def caption_metrics(
         tokens = iter(plain_tokens(texts))
         missing[reason(error)].append("Stanford's tokenizer")
     said = {image: [next(tokens)] for image in range(len(captions))}
-    given = {image: [next(tokens) for _ in those] for image, those in enumerate(references)}
+    given = {image: list(filter(None, [next(tokens) for _ in those])) for image, those in enumerate(references)}
+    if silent := [image for image, those in given.items() if not those]:
+        warn_once(f"caption scores: without {len(silent)} of {len(given)} images, whose references have no words")
+        for image in silent:
+            del said[image], given[image]
+    if not given:
+        return {}
     for name in (name for name in SCORERS if name in wanted):
         try:
             values = [float(value) for value in SCORERS[name](given, said)]

@@ -1,10 +1,12 @@
 """How predictions are scored: pure functions, arrays or lists in, a dict of percentages out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+RANKS = (1, 5, 10)
 
 
 def accuracy(predicted: Sequence, targets: Sequence) -> dict[str, float]:
@@ -21,42 +23,75 @@ def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     return {"exact_match": _percent(hits)}
 
 
-def retrieval_recall(image_to_text: Tensor, text_to_image: Tensor, owners: Sequence[int]) -> dict[str, float]:
+class Matches:
+    """Which texts belong to which images, where several images may be the same, and several texts.
+
+    Args:
+        owners: [T], the image that each text came with.
+        images: [I], a number for each image, equal for the same ones; by default all differ.
+        texts: [T], likewise.
+    """
+
+    def __init__(self, owners: Sequence[int], images: Sequence[int] | None = None, texts: Sequence[int] | None = None):
+        owners = torch.as_tensor(owners)
+        self.texts = torch.arange(len(owners)) if texts is None else torch.as_tensor(texts)
+        self.images = torch.arange(int(owners.max()) + 1) if images is None else torch.as_tensor(images)
+        self.pairs = torch.stack([self.images[owners], self.texts])  # [2, T]
+
+    def of_images(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Which texts are right for some images: boolean [stop - start, T]."""
+        return self._rows(self.pairs, self.images[start:stop], self.texts)
+
+    def of_texts(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Which images are right for some texts: boolean [stop - start, I]."""
+        return self._rows(self.pairs.flip(0), self.texts[start:stop], self.images)
+
+    @staticmethod
+    def _rows(pairs: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Marks what is paired with each query, and then the candidates that are the same."""
+        wanted, row = queries.unique(return_inverse=True)
+        place = torch.searchsorted(wanted, pairs[0]).clamp(max=len(wanted) - 1)
+        mine = wanted[place] == pairs[0]
+        marked = torch.zeros(len(wanted), int(candidates.max()) + 1, dtype=torch.bool)
+        marked[place[mine], pairs[1][mine]] = True
+        return marked[row][:, candidates]
+
+
+def retrieval_recall(image_to_text: Tensor, text_to_image: Tensor, matches: Matches) -> dict[str, float]:
     """Recall in both directions, by the names of BLIP's logs.
 
     Args:
         image_to_text: [I, T], scores of the texts for each image; -inf where one is not even a candidate.
         text_to_image: [T, I], scores of the images for each text.
-        owners: [T], the image that each text belongs to.
+        matches: which belong together.
 
     Returns:
         R@1, R@5, R@10 and their mean, of images that look for texts (`txt_r1`, ..., `txt_r_mean`) and of texts that
         look for images (`img_r1`, ...), and the mean of both means (`r_mean`).
     """
-    belongs = torch.arange(len(image_to_text)).unsqueeze(1) == torch.as_tensor(owners)  # [I, T]
-    return _both_ways(recall(image_to_text, belongs), recall(text_to_image, belongs.T))
+    return _both_ways(recall(image_to_text, matches.of_images()), recall(text_to_image, matches.of_texts()))
 
 
-def similarity_recall(image: Tensor, text: Tensor, owners: Sequence[int], block: int = 1024) -> dict[str, float]:
+def similarity_recall(image: Tensor, text: Tensor, matches: Matches, block: int = 1024) -> dict[str, float]:
     """The same, where the score is the inner product of features; a block of queries is compared at a time.
 
     Args:
         image: [I, E].
         text: [T, E].
-        owners: [T], the image that each text belongs to.
+        matches: which belong together.
         block: how many queries.
     """
-    numbers, owners = torch.arange(len(image), device=image.device), torch.as_tensor(owners, device=image.device)
 
-    def blockwise(queries: Tensor, own: Tensor, others: Tensor, their: Tensor) -> dict[int, float]:
+    def blockwise(queries: Tensor, others: Tensor, right: Callable[[int, int], Tensor]) -> dict[int, float]:
         totals = Counter()
-        for some, number in zip(queries.split(block), own.split(block), strict=True):
-            recalls = recall(some @ others.T, number.unsqueeze(1) == their)
+        for start in range(0, len(queries), block):
+            some = queries[start : start + block]
+            recalls = recall(some @ others.T, right(start, start + block).to(some.device))
             totals.update({k: len(some) * share for k, share in recalls.items()})
         return {k: total / len(queries) for k, total in totals.items()}
 
     with torch.autocast(image.device.type, enabled=False):
-        return _both_ways(blockwise(image, numbers, text, owners), blockwise(text, owners, image, numbers))
+        return _both_ways(blockwise(image, text, matches.of_images), blockwise(text, image, matches.of_texts))
 
 
 def _both_ways(texts: dict[int, float], images: dict[int, float]) -> dict[str, float]:
@@ -68,7 +103,7 @@ def _both_ways(texts: dict[int, float], images: dict[int, float]) -> dict[str, f
     return {**result, "r_mean": (result["txt_r_mean"] + result["img_r_mean"]) / 2}
 
 
-def recall(scores: Tensor, relevant: Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+def recall(scores: Tensor, relevant: Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
     """R@k: how many queries find something relevant among their k best candidates.
 
     Of equal scores the irrelevant come first, so that a model which cannot tell candidates apart finds nothing.

@@ -7,6 +7,7 @@ both is judged once.
 Shapes: I images, T texts, L tokens of a text, E width of the features.
 """
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import or_
 from typing import NamedTuple
@@ -42,10 +43,7 @@ class Judged(NamedTuple):
 
 
 class Retrieval(Task):
-    """Finds the texts of an image and the image of a text.
-
-    COCO and Flickr30k differ in their configuration; with CLIP there are no pairs to be judged.
-    """
+    """Finds the texts of an image and the image of a text; COCO and Flickr30k differ in their configuration."""
 
     recipe = "retrieval"
     loss_weights = {"loss_ita": 1.0, "loss_itm": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
@@ -58,6 +56,11 @@ class Retrieval(Task):
         return blip_retrieval(
             config["pretrained"], **sizes, negative_all_rank=all_rank, evaluate=evaluate, config=config
         )
+
+    def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
+        yield from retrieval_remarks(split, dataset, self.config)
+        if split != "train" and (k := self.config["k_test"]) < max(metrics.RANKS):
+            yield f"k_test {k}: only that many candidates are judged, and R@{max(metrics.RANKS)} is no more than R@{k}"
 
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
         alpha = ramped_alpha(self.config["alpha"], progress)
@@ -79,10 +82,6 @@ class Retrieval(Task):
         logits = model.match(*pairs, states, temperature=temperature, trace=trace)
         scores = likeliest.values + logits[:, 1].view_as(likeliest.values)
         return torch.full_like(similarity, -torch.inf).scatter(1, likeliest.indices, scores.to(similarity.dtype))
-
-    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
-        """Features of the images; texts stay as they are."""
-        return model.encode_image(batch["image"], temperature)[1]
 
     def asked(self, batch: dict, row: int) -> str:
         return batch["caption"][row]
@@ -116,7 +115,7 @@ class Retrieval(Task):
         for image, (texts, scores, for_image, for_text) in predictions:
             image_to_text[image, texts[for_image]] = scores[for_image]
             text_to_image[image, texts[for_text]] = scores[for_text]
-        return metrics.retrieval_recall(image_to_text, text_to_image.T, dataset.text_to_image)
+        return metrics.retrieval_recall(image_to_text, text_to_image.T, matches_of(dataset))
 
     def score(self, metrics: dict) -> float:
         return metrics["r_mean"]
@@ -169,6 +168,23 @@ def gather_features(parts: list[tuple[int, Tensor]]) -> Tensor:
     """Features of all processes' batches, in order; each batch comes with the number of its first row."""
     everyone = sorted(sum(all_gather_objects(parts), []), key=lambda part: part[0])
     return torch.cat([features for _, features in everyone])
+
+
+def retrieval_remarks(split: str, dataset: Dataset, config: dict) -> Iterator[str]:
+    """What every retrieval says about a split."""
+    if split == "train":
+        if (size := config["queue_size"]) > len(dataset):
+            way_out = f"set queue_size to {len(dataset)} or less"
+            yield f"the queue holds {size} features, the split only {len(dataset)} captions: {way_out}"
+        return
+    for kind, numbers in (("images", dataset.same_images), ("texts", dataset.same_texts)):
+        if same := len(numbers) - len(set(numbers)):
+            yield f"{same} of {len(numbers)} {kind} repeat others; whichever of them is found, it is right"
+
+
+def matches_of(dataset: Dataset) -> metrics.Matches:
+    """Which texts of a data set belong to which of its images."""
+    return metrics.Matches(dataset.text_to_image, dataset.same_images, dataset.same_texts)
 
 
 def candidates(similarity: Tensor, k: int) -> Tensor:

@@ -1,8 +1,11 @@
 """VQA's accuracy (Goyal et al., 2017): how many of the people asked gave an answer, by the rules of the challenge."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from statistics import fmean
+
+FEW = 3  # answers to a question, for which the challenge's rule makes no sense
 
 SMALL_NUMBERS = "zero one two three four five six seven eight nine ten".split()
 NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(SMALL_NUMBERS)}}
@@ -30,12 +33,31 @@ def vqa_accuracy(answers: Sequence[str], given: Sequence[Sequence[str]]) -> dict
 
 
 def agreement(answer: str, people: Sequence[str]) -> float:
-    """min(n / 3, 1) for n people who agree, averaged over the sets that leave out one of them."""
+    """min(n / 3, 1) for n people who agree, averaged over the sets that leave out one of them.
+
+    The rule is made for ten people. Of one to three it is the share that agrees: of one, whether it is the same answer.
+    """
     answer = normalise(answer)
     agree = [normalise(person) == answer for person in people]
+    if len(people) <= FEW:
+        return fmean(agree)
     return fmean(min((sum(agree) - left_out) / 3, 1) for left_out in agree)
 
 
+def attainable(answers: Iterable[str], given: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """What a list of answers allows: the share of questions with some right answer in it, and the best accuracy.
+
+    Both are in percent. Right is what at least one person gave.
+    """
+    listed = {normalise(answer) for answer in answers}
+    best = [
+        max((agreement(answer, people) for answer in {normalise(person) for person in people} & listed), default=0.0)
+        for people in given
+    ]
+    return 100 * fmean(score > 0 for score in best), 100 * fmean(best)
+
+
+@lru_cache(maxsize=2**16)
 def normalise(answer: str) -> str:
     """An answer as the server compares it: lower case, digits for small numbers, no articles, no punctuation."""
     words = _without_punctuation(" ".join(answer.split())).lower().split()

@@ -17,7 +17,7 @@ from madtp.cost.measure import CalibrationSample
 from madtp.cost.trace import Trace
 from madtp.run.engine import evaluate, main, prepare
 from madtp.run.flags import parse
-from madtp.scoring.metrics import retrieval_recall, similarity_recall
+from madtp.scoring.metrics import Matches, retrieval_recall, similarity_recall
 from tests.golden.fill import fill
 from tests.miniature import make_data, write_config
 from tests.run.test_distributed import assert_same_scores, common, launch
@@ -229,9 +229,9 @@ def test_recall_by_blocks_equals_recall_of_the_whole(block):
     torch.manual_seed(0)
     image, text = torch.randn(10, 4), torch.randn(25, 4)
     owners = torch.arange(10).repeat_interleave(torch.tensor([1, 4] * 5)).tolist()
-    whole = retrieval_recall(image @ text.T, text @ image.T, owners)
-    assert similarity_recall(image, text, owners, block) == pytest.approx(whole)
-    assert similarity_recall(torch.eye(4), torch.eye(4), range(4), block)["txt_r1"] == 100
+    whole = retrieval_recall(image @ text.T, text @ image.T, Matches(owners))
+    assert similarity_recall(image, text, Matches(owners), block) == pytest.approx(whole)
+    assert similarity_recall(torch.eye(4), torch.eye(4), Matches(range(4)), block)["txt_r1"] == 100
 
 
 @pytest.fixture(scope="module")

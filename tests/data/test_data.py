@@ -199,7 +199,7 @@ def test_retrieval_knows_whose_text_is_whose(config, dataset):
     train, val, _ = create_dataset("retrieval", {**config, "dataset": dataset})
     batch = train.collate([train[n] for n in range(8)])
     assert batch["idx"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and batch["caption"][2] == "picture 2"
-    assert len(val.images) == len(val) == 8 and len(val.texts) == 1 + 2 + 3 + 1 + 2 + 3 + 1 + 2
+    assert len(val) == 8 and len(val.texts) == 1 + 2 + 3 + 1 + 2 + 3 + 1 + 2
     for image, texts in enumerate(val.image_to_texts):
         assert len(texts) == 1 + image % 3 and all(val.text_to_image[text] == image for text in texts)
     assert sorted(sum(val.image_to_texts, [])) == list(range(len(val.texts)))
@@ -249,7 +249,7 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
         ("vqa", "vg_qa", {**asked, "answer": ["yes"], "dataset": "vg"}),
         ("vqa", "vqa_val", {**asked, "dataset": "gqa"}),
         ("vqa", "vqa_test", {**asked, "question_id": "one"}),
-        ("caption", "coco_karpathy_val", {"image": "cat.png", "caption": ["a"]}),
+        ("vqa", "vqa_val", asked),
         ("caption", "coco_karpathy_test", {"image": "1.png", "caption": "a"}),
         ("retrieval", "coco_karpathy_train", {"image": "1.png", "caption": "a"}),
     ]
@@ -266,7 +266,10 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
     "truth, fault",
     [
         ([], "expected {'annotations': [...]}, found []"),
-        ({"annotations": [{"image_id": "0", "caption": "a"}]}, ", annotation 0: 'image_id' should be a number"),
+        (
+            {"annotations": [{"image_id": 0.5, "caption": "a"}]},
+            ", annotation 0: 'image_id' should be a number or a string",
+        ),
         ({"annotations": [{"image_id": n, "caption": "a"} for n in range(6)]}, "no caption of 2 images, the first is "),
     ],
 )

@@ -158,3 +158,17 @@ def test_plain_tokens_of_plain_captions_are_stanfords():
 
 def test_plain_tokens_drop_punctuation_and_case():
     assert plain_tokens(["  A MAN; two-dogs?! ", "...", ""]) == ["a man two-dogs", "", ""]
+
+
+@pytest.mark.parametrize("tokenize", [pytest.param(stanford_tokens, marks=needs_java), plain_tokens])
+def test_references_without_a_word_do_not_count(tokenize, monkeypatch, caplog):
+    """Neither beside others nor where an image has no other: the scores are those of what is left."""
+    monkeypatch.setattr(scoring, "stanford_tokens", tokenize)
+    names = ["Bleu", "ROUGE_L", "CIDEr"]
+    expected = caption_metrics(CAPTIONS[:3], REFERENCES[:3], names)
+    assert "CIDEr" in expected and not caplog.text
+    padded = [["", *REFERENCES[0], " . "], *REFERENCES[1:3]]
+    assert caption_metrics(CAPTIONS[:3], padded, names) == pytest.approx(expected) and not caplog.text
+    assert caption_metrics(CAPTIONS, [*padded, ["", "!"]], names) == pytest.approx(expected)
+    assert "without 1 of 4 images, whose references have no words" in caplog.text
+    assert caption_metrics(["a"], [[""]], names) == {}

@@ -1,8 +1,11 @@
 """Scores on hand-written predictions."""
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from madtp.scoring.metrics import accuracy, exact_match
+from madtp.scoring.metrics import Matches, accuracy, exact_match, retrieval_recall, similarity_recall
 
 
 def test_accuracy_counts_hits():
@@ -19,3 +22,37 @@ def test_exact_match_takes_any_reference_and_ignores_spacing_only():
     texts = ["a red square ", "a  blue cross", "a cross", ""]
     references = [["a cross", "a red square"], ["a blue cross"], ["a crosses", "cross"], ["a"]]
     assert exact_match(texts, references) == {"exact_match": 50}
+
+
+@given(st.data())
+def test_matches_against_every_pair(data):
+    """A text is right for an image if it, or the same one, came with it, or with the same one."""
+    images = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))
+    owners = data.draw(st.lists(st.integers(0, len(images) - 1), min_size=1, max_size=8))
+    texts = data.draw(st.lists(st.integers(0, 4), min_size=len(owners), max_size=len(owners)))
+    pairs = {(images[owner], text) for owner, text in zip(owners, texts, strict=True)}
+    slow = torch.tensor([[(image, text) in pairs for text in texts] for image in images])
+    matches = Matches(owners, images, texts)
+    assert torch.equal(matches.of_images(), slow) and torch.equal(matches.of_texts(), slow.T)
+    start, stop = data.draw(st.integers(0, len(images) - 1)), data.draw(st.integers(1, 7))
+    assert torch.equal(matches.of_images(start, start + stop), slow[start : start + stop])
+
+
+@pytest.mark.parametrize(
+    "owners, images, texts",
+    [
+        ([0, 1], [0, 0], [0, 1]),  # one image with two texts, listed twice
+        ([0, 1], [0, 1], [0, 0]),  # two images with one text
+        ([0, 0, 1, 2], [0, 1, 1], [0, 1, 2, 2]),
+    ],
+)
+def test_perfect_features_find_everything_although_some_are_the_same(owners, images, texts):
+    """Same images have same features, same texts as well, and what belongs together is most similar."""
+    basis = torch.eye(8, dtype=torch.float64)
+    image = torch.zeros(len(images), 8, dtype=torch.float64)
+    for owner, text in zip(owners, texts, strict=True):
+        image[[one == images[owner] for one in images], text] = 1
+    text = torch.stack([basis[one] for one in texts])
+    matches = Matches(owners, images, texts)
+    for scores in (similarity_recall(image, text, matches), retrieval_recall(image @ text.T, text @ image.T, matches)):
+        assert set(scores.values()) == {100.0}

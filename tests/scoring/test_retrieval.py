@@ -15,7 +15,7 @@ from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.scoring import reranking
-from madtp.scoring.metrics import recall, retrieval_recall
+from madtp.scoring.metrics import Matches, recall, retrieval_recall
 from madtp.scoring.reranking import PAIRS, pack
 from madtp.scoring.retrieval import Retrieval
 from madtp.shared.momentum import EMPTY
@@ -59,6 +59,7 @@ class Pictures(Dataset):
         random = Random(0)
         self.pixels = seeded(1, size, 3, 64, 64).double()
         self.text_to_image = [image for image in range(size) for _ in range(1 + image % 4)]
+        self.same_images, self.same_texts = range(size), range(len(self.text_to_image))
         self.texts = [" ".join(random.choices(WORDS, k=random.randint(1, 12))) for _ in self.text_to_image]
 
     def __len__(self):
@@ -130,7 +131,7 @@ def test_retrieval_recall_by_hand():
     owners = [0, 0, 1, 2]
     image_to_text = torch.tensor([[1.0, 5.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 7.0]])
     text_to_image = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 5.0, 2.0], [9.0, 8.0, 10.0]])
-    scores = retrieval_recall(image_to_text, text_to_image, owners)
+    scores = retrieval_recall(image_to_text, text_to_image, Matches(owners))
     third = 100 / 3
     expected = {"txt_r1": 2 * third, "txt_r5": 100, "txt_r10": 100, "txt_r_mean": (2 * third + 200) / 3}
     expected |= {"img_r1": 75, "img_r5": 100, "img_r10": 100, "img_r_mean": 275 / 3}
@@ -193,7 +194,7 @@ def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, temperature
     for image, found in task.judged.items():
         for text, score in found.items():
             close(score, either[image, text])
-    expected = retrieval_recall(image_to_text, text_to_image, pictures.text_to_image)
+    expected = retrieval_recall(image_to_text, text_to_image, Matches(pictures.text_to_image))
     assert {name: metrics[name] for name in expected} == expected
     assert metrics["percent"] == pytest.approx(100) if temperature == 0 else metrics["percent"] < 90
 

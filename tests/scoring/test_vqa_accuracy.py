@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from madtp.scoring.vqa_accuracy import agreement, normalise, vqa_accuracy
+from madtp.scoring.vqa_accuracy import agreement, attainable, normalise, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,19 @@ def test_three_of_nine_others_make_it_certain(agreeing, expected):
     assert agreement("red", people) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("number", range(1, 13))
+def test_everybodys_answer_is_right_however_many_were_asked(number):
+    assert vqa_accuracy(["yes"] * 10, [["yes"] * number] * 10) == {"accuracy": 100}
+    assert vqa_accuracy(["no"] * 10, [["yes"] * number] * 10) == {"accuracy": 0}
+
+
+@pytest.mark.parametrize(
+    "people, expected", [(["red"], 1), (["red", "blue"], 1 / 2), (["a red", "Red.", "blue"], 2 / 3), (["blue"], 0)]
+)
+def test_of_one_to_three_the_share_that_agrees(people, expected):
+    assert agreement("red", people) == pytest.approx(expected)
+
+
 def test_people_agree_in_whatever_spelling():
     people = ["2", "two", "Two.", "the two", "3", "4", "5", "6", "7", "8"]
     assert agreement("2", people) == agreement(" TWO!", people) == 1
@@ -71,7 +84,9 @@ def test_as_many_answers_as_questions():
 
 
 def slow_agreement(answer, people):
-    """The rule as it is stated: for each person, the others who gave the answer."""
+    """The rule as it is stated: for each person, the others who gave the answer. Of up to three people their share."""
+    if len(people) < 4:
+        return sum(normalise(person) == normalise(answer) for person in people) / len(people)
     scores = []
     for left_out in range(len(people)):
         others = [person for index, person in enumerate(people) if index != left_out]
@@ -105,3 +120,15 @@ def test_against_slow_marks():
     for _ in range(2000):
         text = "".join(draw.choices("xy  12,.-/?![]\"\\_'", k=draw.randint(1, 12)))
         assert normalise(text).split() == slow_marks(" ".join(text.split()))
+
+
+def test_what_a_list_of_answers_allows():
+    """Against ranking the whole list for every question."""
+    draw = random.Random(2)
+    words = ["yes", "no", "2", "two", "A dog", "dog", "red"]
+    given = [draw.choices(words, k=draw.choice([1, 2, 3, 4, 10])) for _ in range(60)]
+    for size in range(len(words)):
+        listed = draw.sample(words, size)
+        best = [max((slow_agreement(answer, people) for answer in listed), default=0) for people in given]
+        share = 100 * sum(score > 0 for score in best) / len(given)
+        assert attainable(listed, given) == pytest.approx((share, 100 * sum(best) / len(given)))
