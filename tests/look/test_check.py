@@ -82,6 +82,92 @@ def test_what_training_could_skip_is_said(data, examine):
     assert status == 1 and said.endswith("training would fail, but not with --bad_images skip\n")
 
 
+def test_nothing_is_promised_where_all_images_are_missing(data, examine):
+    shutil.rmtree(data / "images/train")
+    status, said = examine(data, "nlvr")
+    assert status == 1
+    assert said.endswith(
+        "training would fail, also with --bad_images skip: 100% of the entries are without their images\n"
+    )
+
+
+@pytest.mark.parametrize("task, name, field", [("nlvr", "nlvr_test", "sentence"), ("vqa", "vqa_train", "answer")])
+def test_texts_too_long_for_the_model_are_named(data, examine, task, name, field):
+    words = "1," * 40  # one word, so nothing is cut before it is tokenized
+    change(data, name, **{field: words if field == "sentence" else [words]})
+    status, said = examine(data, task)
+    assert status == 1
+    assert re.search(
+        rf"texts too long: 1\n    {data}/annotation/{name}.json, entry 0: the \w+ has \d+ tokens, the position "
+        r"embeddings allow 64 \(max_position_embeddings of med_config\); shorten it",
+        said,
+    )
+
+
+def test_texts_that_are_cut_are_counted(data, examine):
+    change(data, "vqa_val", question="is there a red circle " * 9)
+    status, said = examine(data, "vqa")
+    assert status == 0 and "question: at most 47 tokens, 1 are cut after 35\n" in said
+
+
+def test_what_the_answers_allow_is_said(data, examine):
+    (data / "annotation/answer_list.json").write_text('["yes", "no"]')
+    entries = json.loads((data / "annotation/vqa_val.json").read_text())
+    change(
+        data, "vqa_val", entries=[{**entry, "answer": ["yes", "no"][: 1 + n % 2]} for n, entry in enumerate(entries)]
+    )
+    status, said = examine(data, "vqa")
+    assert (
+        status == 0 and f"{len(entries)} questions have at most 3 answers, of which accuracy counts the share" in said
+    )
+    assert "answer_list.json can answer 100.0 % of the questions, for an accuracy of " in said
+
+
+def test_test_questions_some_of_which_have_answers(data, examine):
+    change(data, "vqa_test", answer=["yes"] * 10)
+    status, said = examine(data, "vqa")
+    assert status == 0 and re.search(r"\d+ of \d+ questions lack an answer, so there is no accuracy", said)
+
+
+def test_remarks_on_retrieval(data, examine):
+    entries = json.loads((data / "annotation/flickr30k_val.json").read_text())
+    twice = [{**entries[0], "caption": ["A red circle."]}, {**entries[0], "caption": ["a red circle"]}, *entries[2:]]
+    change(data, "flickr30k_val", entries=twice)
+    status, said = examine(data, "retrieval", "--set", "k_test=4")
+    assert status == 0 and f"1 of {len(twice)} images repeat others; whichever of them is found, it is" in said
+    assert (
+        re.search(r"\d+ of \d+ texts repeat others", said) and "k_test 4: only that many candidates are judged" in said
+    )
+    assert re.search(
+        r"the queue holds 57600 features, the split only \d+ captions: set queue_size to \d+ or less", said
+    )
+
+
+def test_names_that_are_spelled_otherwise_are_found(data, examine):
+    name, other = json.loads((data / "annotation/nlvr_dev.json").read_text())[0]["images"]
+    shutil.copy(data / "images" / name, data / "images/cafe\u0301.png")
+    change(data, "nlvr_dev", images=["caf\u00e9.png", other.replace("/", "\\")])
+    status, said = examine(data, "nlvr")
+    assert status == 0 and "images of another spelling: 2\n" in said and "is read as 'cafe\u0301.png'" in said
+
+
+def test_published_files_are_recognised(data, examine):
+    line = {"identifier": "dev-1-0-0", "sentence": "Two dogs.", "label": "True", "left_url": "", "right_url": ""}
+    (data / "annotation/nlvr_dev.json").write_text("\n".join(json.dumps(line) for _ in range(3)))
+    status, said = examine(data, "nlvr")
+    assert status == 1 and "nlvr2 is published so, convert it: python -m madtp convert nlvr2 " in said
+    change(data, "nlvr_train", entries=[{"id": 1, "qas": []}] * 30)
+    status, said = examine(data, "nlvr")
+    assert "visual_genome is published so, convert it: python -m madtp convert visual_genome " in said
+
+
+def test_a_model_that_cannot_be_built_is_found(data, examine):
+    status, said = examine(data, "nlvr", "--set", "pretrained=nowhere.pth", "image_size=50")
+    assert status == 1 and "image_size 50 is no multiple of patch_size 12" in said
+    status, said = examine(data, "nlvr", "--set", "pretrained=nowhere.pth")
+    assert status == 1 and "nowhere.pth" in said
+
+
 @pytest.mark.parametrize(
     "task, name, values, complaint",
     [
@@ -90,7 +176,7 @@ def test_what_training_could_skip_is_said(data, examine):
         ("nlvr", "nlvr_train", {"images": ["../x", "y"]}, "entries of a wrong form: 1\n    {}: image '../x' lies out"),
         ("vqa", "vg_qa", {"answer": ["yes"]}, "wrong labels: 1\n    {}: dataset 'vg' with answer"),
         ("vqa", "vqa_test", {"dataset": "gqa"}, "entries of a wrong form: 1\n    {}: 'dataset' should be one of"),
-        ("caption", "coco_karpathy_test", {"image": "cat.png"}, "entries of a wrong form: 1\n    {}: image 'cat.png'"),
+        ("vqa", "vqa_val", {"answer": None}, "wrong labels: 1\n    {}: no 'answer', and without it no checkpoint"),
         ("retrieval", "flickr30k_val", {"caption": "one"}, "entries of a wrong form: 1\n    {}: 'caption' should be a"),
     ],
 )
@@ -138,10 +224,10 @@ def test_the_truth_for_captions_is_looked_at(data, examine):
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] != lost]
     path.write_text(json.dumps(truth))
     status, said = examine(data, "caption")
-    assert status == 1 and re.search(rf"_test_gt.json has no caption of 1 images, the first is 0*{lost}.png", said)
+    assert status == 1 and re.search(rf"_test_gt.json has no caption of 1 images, the first is test/0*{lost}.png", said)
     path.unlink()
     status, said = examine(data, "caption")
-    assert status == 0 and f"no ground truth: 1\n    {path}: captions are scored against the annotations" in said
+    assert status == 0 and f"captions are scored against the annotations, there is no {path}" in said
 
 
 def test_a_wrong_configuration_is_an_error_of_its_own(examine, data):
