@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import utils
+from madtp.cost import processes
 from utils import UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -77,12 +78,12 @@ class TestProcesses:
 
     def test_torchrun_comes_before_slurm(self, environment):
         environment(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="9")
-        assert utils._announced(1) == (3, 4, 1)
+        assert processes._announced(1) == (3, 4, 1)
 
     def test_slurm(self, environment):
         environment(SLURM_PROCID="5", SLURM_STEP_NUM_TASKS="8", SLURM_LOCALID="1", SLURM_JOB_ID="123456")
         environment(SLURM_STEP_NODELIST="gpu-[07-09,12]")
-        assert utils._announced(1) == (5, 8, 1)
+        assert processes._announced(1) == (5, 8, 1)
         assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu-07", str(20000 + 3456))
 
     @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ class TestProcesses:
     )
     def test_slurms_first_node(self, environment, nodes, first):
         environment(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="2", SLURM_STEP_NODELIST=nodes)
-        utils._announced(1)
+        processes._announced(1)
         assert os.environ["MASTER_ADDR"] == first
 
     def test_a_batch_script_without_srun_is_one_process(self, environment):
         environment(SLURM_PROCID="0")
-        assert utils._announced(1) == (0, 1, 0)
-        assert utils._announced(4) == (0, 4, 0)  # the reference's way: --world_size says how many
+        assert processes._announced(1) == (0, 1, 0)
+        assert processes._announced(4) == (0, 4, 0)  # the reference's way: --world_size says how many
 
     def test_more_processes_than_gpus(self, environment, monkeypatch):
         environment(RANK="2", WORLD_SIZE="3", LOCAL_RANK="2")
