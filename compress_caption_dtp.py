@@ -56,6 +56,13 @@ class Caption(Task):
     def answered(self, result: dict) -> str:
         return result["caption"]
 
+    def answered_by(self, model: nn.Module, batch: dict) -> dict:
+        said = model.generate(batch["image"], num_beams=1, max_length=self.config["max_length"])
+        return {**batch, "caption": [f"{self.config['prompt']}{caption}" for caption in said]}
+
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        return model.next_words(batch["image"], batch["caption"], temperature)
+
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         model.encode(batch["image"], temperature, trace=trace)
 

@@ -43,6 +43,9 @@ class NLVR(Task):
         logits = model(stacked_images(batch), batch["text"], temperature=temperature, train=False, trace=trace)
         return list(zip(logits.argmax(dim=1).tolist(), batch["target"].tolist(), strict=True))
 
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        return model(stacked_images(batch), batch["text"], temperature=temperature, train=False).softmax(dim=-1)
+
     def asked(self, batch: dict, row: int) -> str:
         return f"{batch['text'][row]} ({bool(batch['target'][row])})".lower()
 

@@ -24,17 +24,16 @@ from torch.utils.data import DataLoader, Dataset
 from madtp.cost import flops
 from madtp.cost.measure import CostMeter, device_of
 from madtp.cost.trace import Trace
-from madtp.run.engine import Task, main
+from madtp.run.engine import main
 from madtp.run.output import progress_bar
 from madtp.scoring import metrics
-from madtp.scoring.retrieval import gather_features, matches_of, retrieval_remarks, summary
-from madtp.shared.momentum import ramped_alpha
+from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, retrieval_remarks, summary
 from madtp.shared.weights.checkpoint import Stored
 from utils import rank, world_size
 
 
-class RetrievalClip(Task):
-    """Finds the texts of an image and the image of a text by the similarity of their features."""
+class RetrievalClip(Retrieval):
+    """Finds them by the similarity of their features alone."""
 
     name = "retrieval_clip"
     default_config = "configs/retrieval_coco_clip.yaml"
@@ -60,26 +59,14 @@ class RetrievalClip(Task):
     def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
         return retrieval_remarks(split, dataset, self.config)
 
-    def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
-        alpha = ramped_alpha(self.config["alpha"], progress)
-        return model(batch["image"], batch["caption"], alpha, batch["idx"], temperature)
-
-    def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[str]:
-        """For each image the most similar of the batch's captions."""
-        best = self.scores(model, batch, temperature, trace).argmax(dim=1)
-        return [batch["caption"][index] for index in best.tolist()]
-
     def scores(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> Tensor:
         """Similarity of every image to every caption of the batch, [I, T]."""
         image = F.normalize(model.encode_image(batch["image"], temperature, trace), dim=-1)
         text = F.normalize(model.encode_text(model.encode_captions(batch["caption"]), temperature, trace), dim=-1)
         return image @ text.T
 
-    def asked(self, batch: dict, row: int) -> str:
-        return batch["caption"][row]
-
-    def answered(self, result: str) -> str:
-        return result
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        return F.normalize(model.encode_image(batch["image"], temperature), dim=-1)
 
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         dataset, size = loader.dataset.dataset, self.config["batch_size_test"]
@@ -94,9 +81,6 @@ class RetrievalClip(Task):
     def metrics(self, predictions: tuple[Tensor, Tensor], dataset: Dataset) -> dict[str, float]:
         """Recall of the features [I, F] of all images and [T, F] of all texts."""
         return metrics.similarity_recall(*predictions, matches_of(dataset))
-
-    def score(self, metrics: dict) -> float:
-        return metrics["r_mean"]
 
     def cost(self, model: nn.Module, trace: Trace) -> float:
         image, text = model.visual.shape, model.text_shape

@@ -80,6 +80,9 @@ class VQA(Task):
         one_answer = model.encode_answers(["yes"])
         model(batch["image"], batch["question"], one_answer, temperature, train=False, k_test=1, trace=trace)
 
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        return model.first_word(batch["image"], batch["question"], temperature)
+
     def asked(self, batch: dict, row: int) -> str:
         return batch["question"][row]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_attention import plain_attend
-from benchmarks.timing import ratio, report, spread, take_turns
+from benchmarks.timing import arguments, ratio, report, spread, take_turns
 from madtp.method.attention import attend
 
 
@@ -37,14 +37,8 @@ def rows(times: dict[str, list[float]], **setting) -> list[dict]:
 def main() -> None:
     """Prints a table and one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"batch": 8, "heads": 12, "tokens": 577, "width": 64, "rounds": 15, "threads": 2}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = arguments(parser, batch=8, heads=12, tokens=577, width=64, rounds=15, threads=2)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         projected = torch.randn(args.batch, args.tokens, 3, args.heads, args.width, dtype=dtype, device=args.device)

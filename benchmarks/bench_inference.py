@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import ratio, timed
+from benchmarks.timing import arguments, ratio, timed
 from madtp.cost.measure import CostMeter
 from madtp.cost.trace import dense_layers
 from madtp.method.layout import Sequences
@@ -205,12 +205,7 @@ def main() -> None:
     """Prints the medians, the factors and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
-    for name, default in {"batch": 4, "rounds": 3, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = arguments(parser, batch=4, rounds=3, threads=2)
     with tempfile.TemporaryDirectory() as folder:
         times = rounds(TASKS[args.task](args.batch, args.device, folder), args.rounds, args.device)
     medians = {name: statistics.median(values) for name, values in times.items()}

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.plain_attention import MAXIMA, plain_attention
-from benchmarks.timing import peak_memory, ratio, report, spread, take_turns
+from benchmarks.timing import arguments, peak_memory, ratio, report, spread, take_turns
 from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_retrieval_clip_dtp import RetrievalClip
@@ -246,13 +246,8 @@ def main() -> None:
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
     parser.add_argument("--plain", choices=MAXIMA, default="amax", help="how plain finds the largest weight of a head")
     parser.add_argument("--train", action="store_true", help="training steps instead of inference")
-    for name, default in {"batch": 8, "rounds": 5, "threads": 2}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = arguments(parser, batch=8, rounds=5, threads=2)
     dtype = precision(args.amp, torch.device(args.device))
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(args.task, args.batch, args.images, args.device, dtype, folder)

@@ -7,7 +7,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from madtp.method import layout, packed
 from madtp.method.attention import AttentionScores
@@ -15,17 +14,8 @@ from madtp.method.attention import AttentionScores
 MAXIMA = {"amax": lambda weights: weights.amax(dim=1), "max": lambda weights: weights.max(dim=1).values}  # over heads
 
 
-def plain_attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    scores: bool = False,
-    dropout: float = 0.0,
-    counted: Tensor | None = None,
-    maximum: str = "amax",
-) -> tuple[Tensor, AttentionScores | None]:
-    """The contract of `madtp.method.attention.attend`; `maximum` is a key of `MAXIMA`."""
+def plain_attend(query, key, value, mask=None, scores=False, dropout=0.0, counted=None, maximum="amax"):
+    """Takes and returns what `madtp.method.attention.attend` does; `maximum` is a key of `MAXIMA`."""
     if not scores:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
     with torch.autocast(query.device.type, enabled=False):

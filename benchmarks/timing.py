@@ -1,5 +1,6 @@
 """How the benchmarks measure: in turns, so that a busy machine disturbs all sides alike, warm-up left out."""
 
+import argparse
 import datetime
 import json
 import os
@@ -16,6 +17,17 @@ from typing import Any
 import torch
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says that there is no GPU; nobody asked
+
+
+def arguments(parser: argparse.ArgumentParser, **sizes: int) -> argparse.Namespace:
+    """Reads the command line with what most benchmarks ask for besides: sizes, `threads` among them, and the device."""
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return args
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:

@@ -20,7 +20,7 @@ from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
 from clip.tokenizer import CONTEXT_LENGTH, VOCABULARY
 from madtp.method.errors import UserError
-from madtp.method.keep import KEEP
+from madtp.method.keep import rule_of
 from madtp.shared.momentum import complete_momentum
 from madtp.shared.weights import checkpoint
 from transform.pictures import MEAN, STD
@@ -64,7 +64,7 @@ def load(
         config.get("sd_dim", 768),
         config.get("queue_size", 57600),
         config.get("vit_ckpt_layer", 0) if config.get("vit_grad_ckpt") else 0,
-        KEEP[config.get("keep", "batch")],
+        rule_of(config, sizes.vision_layers),
     )
     if content:
         convert = (without_archive_numbers, checkpoint.resize_positions, complete_momentum)

@@ -6,19 +6,20 @@ H heads, E = D / H, F width of the features, K tokens learned, C their width.
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from madtp.cost.flops import TextShape, VisionShape
 from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores
-from madtp.method.keep import Keep, keep_batch
+from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import Rectangle
 from madtp.method.pruning import Kept
+from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.recompute import through
 
 HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
@@ -85,16 +86,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         layout: Rectangle,
-        space_dict: Tensor | None,
-        temperature: float,
-        align: bool,
-        min_keep: int | Tensor,
+        guidance: Guidance,
         end: Tensor | None,
+        min_keep: int | Tensor,
     ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
         protected = None if end is None else end.unsqueeze(1) - 1  # counted without the first token
-        alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
-        attended, scores = self.attn(x, self.ln_1, layout, end is not None, scores=temperature > 0)
-        x, layout, kept = layout.prune(x + attended, scores, alignment, temperature, min_keep, protected)
+        alignment, aligned = self.query_model(x, layout, *guidance)
+        attended, scores = self.attn(x, self.ln_1, layout, end is not None, guidance.prunes)
+        x, layout, kept = layout.prune(x + attended, scores, alignment, guidance.temperature, min_keep, protected)
         hidden = through(x, self.ln_2, self.mlp.c_fc)
         return x + through(hidden, self.mlp.gelu, self.mlp.c_proj), layout, aligned, kept
 
@@ -113,16 +112,14 @@ class Transformer(nn.Module):
     def __init__(self, tower: str, width: int, depth: int, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
         self.tower, self.width = tower, width
-        self.first_checkpointed = depth - checkpointed_layers
+        self.checkpointed_layers = checkpointed_layers
         num_heads = max(1, width // HEAD_WIDTH)
         self.resblocks = nn.ModuleList(Block(width, num_heads, sd_dim) for _ in range(depth))
 
     def forward(
         self,
         x: Tensor,
-        space_dict: Tensor | None,
-        temperature: float,
-        align: bool,
+        guidance: Guidance,
         trace: Trace | None,
         keep: Keep,
         end: Tensor | None = None,
@@ -131,9 +128,7 @@ class Transformer(nn.Module):
 
         Args:
             x: [B, L, D].
-            space_dict: [K, C], the learnable tokens; without them nothing is pruned or aligned.
-            temperature: pruning temperature; 0 is the dense model.
-            align: whether the aligned feature of the similarity loss is wanted.
+            guidance: what the layers prune by.
             trace: where to write down what each layer did to its tokens.
             keep: the rule by which tokens are kept.
             end: [B], where the end-of-text token stands. Then attention is causal, this token is never dropped, and
@@ -144,25 +139,19 @@ class Transformer(nn.Module):
             The class token or, of a text, the end-of-text token [B, D]; and the aligned feature [B, K, C] summed over
             the layers, or None.
         """
-        temperature = temperature if space_dict is not None else 0.0
-        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align)
-        min_keep = 2 if end is None else layout.in_company(end) + 3
-        aligned_layers = []
-        for index, block in enumerate(self.resblocks):
-            before = layout.lengths(x) if trace is not None else None
-            x, layout, aligned, kept = self._run(index, block, x, layout, space_dict, temperature, align, min_keep, end)
-            aligned_layers.append(aligned)
-            if end is not None and kept is not None:
-                end = kept.place(end)
-            if trace is not None:
-                trace.add(self.tower, before, layout.lengths(x), temperature > 0, kept)
-        read = layout.first(x) if end is None else layout.at(x, end)
-        return read, None if aligned is None else sum(aligned_layers)
-
-    def _run(self, index: int, block: Block, *inputs):
-        if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        sequences = (keep if guidance.prunes else keep_batch)(x, None, guidance.align)
+        min_keep = 2 if end is None else sequences.layout.in_company(end) + 3
+        (x, layout), aligned, (end,), _ = run_layers(
+            self.resblocks,
+            sequences,
+            guidance,
+            self.tower,
+            trace,
+            self.checkpointed_layers,
+            along=(end,),
+            inputs=repeat((min_keep,)),
+        )
+        return layout.first(x) if end is None else layout.at(x, end), aligned
 
 
 class VisionTransformer(nn.Module):
@@ -192,7 +181,7 @@ class VisionTransformer(nn.Module):
         """Features [B, F] of images [B, 3, S, S], and the aligned feature [B, K, C] or None; see `Transformer`."""
         x = self.conv1(image).flatten(2).transpose(1, 2)  # [B, N, D]
         x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
-        first, aligned = self.transformer(self.ln_pre(x), space_dict, temperature, align, trace, keep)
+        first, aligned = self.transformer(self.ln_pre(x), Guidance.by(space_dict, temperature, align), trace, keep)
         return self.ln_post(first) @ self.proj, aligned
 
 
@@ -252,7 +241,8 @@ class CLIP(nn.Module):
         transformer, embedding, positions, norm, projection = (getattr(self, name + twin) for name in TEXT_TOWER)
         end = text.argmax(dim=-1)  # the end of text has the largest id
         x = embedding(text) + positions[: text.shape[1]]
-        last, aligned = transformer(x, self.space_dict, temperature, align, trace, self.keep, end)
+        keep, temperature = for_texts(self.keep, temperature)
+        last, aligned = transformer(x, Guidance.by(self.space_dict, temperature, align), trace, keep, end)
         return norm(last) @ projection, aligned
 
 

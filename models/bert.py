@@ -6,14 +6,13 @@ b * G ... b * G + G - 1 attend to states b, whose keys and values are then compu
 Shapes are those of the rule `batch`; by the rule `sample` tokens may lie otherwise, as their layout says.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from madtp.cost.flops import TextShape
@@ -21,10 +20,11 @@ from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.errors import UserError, excerpt
-from madtp.method.keep import Keep, keep_batch
+from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.packed import Packed
 from madtp.shared.files import read_json
+from madtp.shared.layers import Guidance, run_layers
 
 
 class KeysValues(NamedTuple):
@@ -223,15 +223,14 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config, config.intermediate_size)
 
-    def forward(self, hidden, layout, mask, causal, states, space_dict, temperature, align, past=None):
+    def forward(self, hidden, layout, guidance, mask, causal, states, past):
         """One layer; `states` is None or (keys and values, their mask), `mask` [B, L] covers the past too."""
-        alignment, aligned = self.query_model(hidden, layout, space_dict, temperature, align)
-        hidden, scores, present = self.attention(Sequences(hidden, layout), mask, causal, temperature > 0, past)
-        hidden, layout, kept = layout.prune(hidden, scores, alignment, temperature)
-        mask = mask if kept is None or mask is None else kept.gather(mask)
+        alignment, aligned = self.query_model(hidden, layout, *guidance)
+        hidden, scores, present = self.attention(Sequences(hidden, layout), mask, causal, guidance.prunes, past)
+        hidden, layout, kept = layout.prune(hidden, scores, alignment, guidance.temperature)
         if states is not None:
             hidden = self.crossattention(Sequences(hidden, layout), *states)
-        return self.output(self.intermediate(hidden), hidden), layout, mask, aligned, kept, present
+        return self.output(self.intermediate(hidden), hidden), layout, aligned, kept, present
 
 
 class Encoder(nn.Module):
@@ -240,7 +239,7 @@ class Encoder(nn.Module):
     def __init__(self, config: BertConfig, cross_attention: Callable[[int], nn.Module | None]):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config, cross_attention(index)) for index in range(config.num_hidden_layers))
-        self.first_checkpointed = config.num_hidden_layers - getattr(config, "checkpointed_layers", 0)
+        self.checkpointed_layers = getattr(config, "checkpointed_layers", 0)
 
 
 class BertModel(nn.Module):
@@ -304,35 +303,35 @@ class BertModel(nn.Module):
         """
         start = 0 if past is None else past[0].key.shape[2]
         hidden, mask = self.embeddings(input_ids, start), mask.bool()
-        temperature = temperature if space_dict is not None and not causal else 0.0
-        states_mask = None if states_mask is None else states_mask.bool()
-        keep = keep if temperature > 0 or align else keep_batch
-        hidden, layout = keep(hidden, None if fixed_length else mask, align)
-        if isinstance(layout, Packed) and not fixed_length:
+        keep, temperature = for_texts(keep, temperature)
+        guidance = Guidance.by(space_dict, 0.0 if causal else temperature, align)
+        keep = keep if guidance.prunes or align else keep_batch
+        sequences = keep(hidden, None if fixed_length else mask, align)
+        if isinstance(sequences.layout, Packed) and not fixed_length:
             mask = None  # no padding is left
-        aligned_layers, presents = [], []
+        (hidden, layout), aligned, (mask,), presents = run_layers(
+            self.encoder.layer,
+            sequences,
+            guidance,
+            self.tower,
+            trace,
+            self.encoder.checkpointed_layers,
+            along=(mask,),
+            inputs=self._inputs(states, states_mask, keys_values, causal, past),
+        )
+        past = None if guidance.prunes else [present for (present,) in presents]
+        return TextOutput(hidden, mask, aligned, past, layout)
+
+    def _inputs(self, states, states_mask, keys_values, causal, past) -> Iterator[tuple]:
+        """What each layer is given of its own; keys and values are made when its turn comes, since they are large."""
+        states_mask = None if states_mask is None else states_mask.bool()
         for index, layer in enumerate(self.encoder.layer):
-            before = layout.lengths(hidden) if trace is not None else None
-            cross = keys_values[index] if keys_values is not None else self._project(layer, states)
-            other = None if cross is None else (cross, states_mask)
-            earlier = None if past is None else past[index]
-            inputs = (hidden, layout, mask, causal, other, space_dict, temperature, align, earlier)
-            hidden, layout, mask, aligned, kept, present = self._run(index, layer, *inputs)
-            aligned_layers.append(aligned)
-            presents.append(present)
-            if trace is not None:
-                trace.add(self.tower, before, layout.lengths(hidden), temperature > 0, kept)
-        total = None if aligned is None else sum(aligned_layers)
-        return TextOutput(hidden, mask, total, presents if temperature == 0 else None, layout)
-
-    @staticmethod
-    def _project(layer: Layer, states: Any) -> Any:
-        return None if states is None else layer.crossattention.keys_values(states)
-
-    def _run(self, index: int, layer: Layer, *inputs):
-        if self.training and torch.is_grad_enabled() and index >= self.encoder.first_checkpointed:
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+            cross = None
+            if keys_values is not None:
+                cross = keys_values[index]
+            elif states is not None:
+                cross = layer.crossattention.keys_values(states)
+            yield causal, None if cross is None else (cross, states_mask), None if past is None else past[index]
 
 
 def _initialise(module: nn.Module, std: float) -> None:

@@ -6,6 +6,7 @@ Shapes: B batch, L text tokens, K learnable tokens, C their width.
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from transformers import BatchEncoding, BertTokenizer
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.errors import UserError
-from madtp.method.keep import KEEP
+from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
+from madtp.method.precision import at_least_single
 from madtp.shared import generation
+from madtp.shared.layers import Guidance
 from madtp.shared.weights import checkpoint
-from models.bert import Embeddings, read_config
+from models.bert import Embeddings, TextOutput, read_config
 from models.med import Decoder, next_tokens, token_losses
 from models.vit import VisionTransformer
 
@@ -55,7 +58,7 @@ class BlipBase(nn.Module):
         self.config = config
         self.visual_encoder = create_vit(vit, image_size, config, drop_path)
         self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
-        self.keep = KEEP[config.get("keep", "batch")]
+        self.keep = rule_of(config, self.visual_encoder.shape.depth)
         self.tokenizer = init_tokenizer(config["tokenizer"])
 
     @property
@@ -67,7 +70,22 @@ class BlipBase(nn.Module):
         self, image: Tensor, temperature: float, align: bool = False, trace: Trace | None = None, together: int = 1
     ) -> tuple[Sequences, Tensor | None]:
         """Tokens of images [B, 3, H, W] by the model's own rule, and their aligned feature; see `VisionTransformer`."""
-        return self.visual_encoder.encode(image, self.space_dict, temperature, align, trace, self.keep, together)
+        guidance = Guidance.by(self.space_dict, temperature, align)
+        return self.visual_encoder.encode(image, guidance, trace, self.keep, together)
+
+    def read(
+        self,
+        text: BatchEncoding,
+        states: Any,
+        temperature: float,
+        align: bool = False,
+        trace: Trace | None = None,
+    ) -> TextOutput:
+        """What the text encoder makes of a text [B, L] over the tokens of its images; see `BertModel.forward`."""
+        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
+        return self.text_encoder(
+            text.input_ids, text.attention_mask, states=states, **guidance, trace=trace, keep=self.keep
+        )
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""
@@ -252,6 +270,13 @@ class BlipDecoder(BlipBase):
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result
+
+    def next_words(self, image: Tensor, caption: list[str], temperature: float = 0.0) -> Tensor:
+        """Probabilities [B, L, V] of the token behind each of a caption, the prompt included; 0 behind its end."""
+        states, _ = self.encode(image, temperature)
+        text = self.tokenize(caption, "[DEC]", max_length=40)
+        logits, _ = self.text_decoder(text.input_ids, text.attention_mask, states=states)
+        return at_least_single(logits).softmax(dim=-1) * text.attention_mask.unsqueeze(-1)
 
     @torch.no_grad()
     def generate(

@@ -46,17 +46,7 @@ class BlipNLVR(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace, together=2)
-        statement = self.tokenize(text, "[ENC]")
-        output = self.text_encoder(
-            statement.input_ids,
-            statement.attention_mask,
-            states=states.chunk(2),
-            space_dict=self.space_dict,
-            temperature=temperature,
-            align=align,
-            trace=trace,
-            keep=self.keep,
-        )
+        output = self.read(self.tokenize(text, "[ENC]"), states.chunk(2), temperature, align, trace)
         logits = self.cls_head(output.first)
         if not train:
             return logits

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from madtp.cost.processes import all_gather, rank
 from madtp.cost.trace import Trace
-from madtp.method.alignment import similarity_loss
 from madtp.method.layout import RECTANGLE, Masked, Sequences
+from madtp.method.merged import Merged
+from madtp.method.precision import at_least_single
 from madtp.method.pruning import own_tokens
-from madtp.shared.momentum import MomentumContrast, complete_momentum
-from models.bert import BertModel
+from madtp.shared.layers import Guidance
+from madtp.shared.momentum import MomentumContrast, Views, complete_momentum
 from models.blip import BlipBase, finish
 from models.med import med_encoder
-from models.vit import VisionTransformer
 
 IGNORED = -100  # label that costs no loss
 
@@ -52,48 +52,10 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         self.negative_all_rank = negative_all_rank
         self.init_momentum(embed_dim, queue_size, momentum)
 
-    def forward(
-        self,
-        image: Tensor,
-        caption: Sequence[str],
-        alpha: float,
-        idx: Tensor,
-        temperature: float = 0.0,
-        trace: Trace | None = None,
-    ) -> dict[str, Tensor]:
-        """Losses of image-caption pairs; moves the momentum towers and the queue on.
-
-        Args:
-            image: [B, 3, H, W].
-            caption: B texts.
-            alpha: share of the momentum towers' opinion in the contrastive targets.
-            idx: [B], numbers of the images; samples of one number are no negatives of each other.
-            temperature: pruning temperature of all towers; 0 is the dense model.
-            trace: where to write down what each layer of the online towers did to its tokens.
-
-        Returns:
-            `loss_ita`, `loss_itm` and, where T > 0, `loss_sim` and `loss_sim_m`. The momentum towers get no gradients,
-            so the last one is a number to watch.
-        """
+    def bounded_scale(self) -> Tensor:
         with torch.no_grad():
             self.temp.clamp_(0.001, 0.5)
-        self.update_momentum()
-        text, pruning = self.encode_captions(caption), (temperature, temperature > 0)
-        states, image_feat, image_aligned = self._image(self.visual_encoder, self.vision_proj, image, *pruning, trace)
-        text_feat, text_aligned = self._text(self.text_encoder, self.text_proj, *text, *pruning, trace)
-        with torch.no_grad():
-            _, image_feat_m, image_aligned_m = self._image(self.visual_encoder_m, self.vision_proj_m, image, *pruning)
-            text_feat_m, text_aligned_m = self._text(self.text_encoder_m, self.text_proj_m, *text, *pruning)
-        features = image_feat, text_feat, image_feat_m, text_feat_m
-        losses = {
-            "loss_ita": self.contrastive_loss(*features, idx, alpha, 1 / self.temp),
-            "loss_itm": self._matching_loss(states, image_feat, text_feat, *text, idx, temperature, trace),
-        }
-        self.enqueue(image_feat_m, text_feat_m, idx)
-        if temperature > 0:
-            losses["loss_sim"] = similarity_loss(image_aligned, text_aligned)
-            losses["loss_sim_m"] = similarity_loss(image_aligned_m, text_aligned_m)
-        return losses
+        return 1 / self.temp
 
     def encode_captions(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask [B, L], padded to the limit."""
@@ -102,13 +64,50 @@ class BlipRetrieval(MomentumContrast, BlipBase):
 
     def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None):
         """Tokens of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
-        return self._image(self.visual_encoder, self.vision_proj, image, temperature, False, trace)[:2]
+        return self._image(image, Guidance.by(self.space_dict, temperature, False), trace)[:2]
 
     def encode_text(
         self, input_ids: Tensor, mask: Tensor, temperature: float = 0.0, trace: Trace | None = None
     ) -> Tensor:
         """Normalised features [B, E] of texts alone, from their token ids and mask [B, L]."""
-        return self._text(self.text_encoder, self.text_proj, input_ids, mask, temperature, False, trace)[0]
+        return self._text(input_ids, mask, Guidance.by(self.space_dict, temperature, False), trace)[0]
+
+    def views(
+        self,
+        image: Tensor,
+        text: tuple[Tensor, Tensor],
+        temperature: float,
+        trace: Trace | None = None,
+        twin: str = "",
+    ) -> Views:
+        guidance = Guidance.by(self.space_dict, temperature, temperature > 0)
+        states, image_feat, image_aligned = self._image(image, guidance, trace, twin)
+        text_feat, text_aligned = self._text(*text, guidance, trace, twin)
+        return Views(image_feat, text_feat, image_aligned, text_aligned, states)
+
+    def further_losses(
+        self, online: Views, text: tuple[Tensor, Tensor], idx: Tensor, temperature: float, trace: Trace | None
+    ) -> dict[str, Tensor]:
+        """ITM: each image with its text, each text with a hard wrong image, each image with a hard wrong text."""
+        (image_feat, text_feat, _, _, states), (input_ids, mask) = online, text
+        positive = self.match(input_ids, mask, states, temperature=temperature, trace=trace)
+
+        everyone = all_gather if self.negative_all_rank else _alone
+        same = idx.unsqueeze(1) == everyone(idx)  # [B, W * B]
+        wrong_image = draw_negatives(text_feat, everyone(image_feat.detach()), self.temp, same)  # [B]
+        wrong_text = draw_negatives(image_feat, everyone(text_feat.detach()), self.temp, same)
+        own = torch.arange(len(idx), device=idx.device) + (len(idx) * rank() if self.negative_all_rank else 0)
+        negative = self.match(
+            torch.cat([input_ids, everyone(input_ids)[wrong_text]]),
+            torch.cat([mask, everyone(mask)[wrong_text]]),
+            gather_states(states, everyone).take(torch.cat([wrong_image, own])),
+            temperature,
+        )
+        drawn = torch.stack([wrong_image, wrong_text], dim=1)
+        right = same.gather(1, drawn).T.flatten()  # where there was no wrong one to draw
+        labels = torch.cat([torch.ones_like(idx), IGNORED * right.to(idx.dtype)])
+        logits = at_least_single(torch.cat([positive, negative]))
+        return {"loss_itm": F.cross_entropy(logits, labels, ignore_index=IGNORED)}
 
     def match(
         self,
@@ -143,56 +142,22 @@ class BlipRetrieval(MomentumContrast, BlipBase):
             trace.layers["multimodal"] = pairs.layers["text"]
         return self.itm_head(output.first)
 
-    def _image(self, encoder: VisionTransformer, projection: nn.Linear, image, temperature, align, trace=None):
+    def _image(self, image: Tensor, guidance: Guidance, trace: Trace | None, twin: str = ""):
         """Tokens, normalised features and aligned feature of images by the online or the momentum tower."""
-        states, aligned = encoder.encode(image, self.space_dict, temperature, align, trace, self.keep)
+        encoder, projection = getattr(self, f"visual_encoder{twin}"), getattr(self, f"vision_proj{twin}")
+        states, aligned = encoder.encode(image, guidance, trace, self.keep)
         return states, unit(projection(states.first)), aligned
 
-    def _text(self, encoder: BertModel, projection: nn.Linear, input_ids, mask, temperature, align, trace=None):
+    def _text(self, input_ids: Tensor, mask: Tensor, guidance: Guidance, trace: Trace | None, twin: str = ""):
         """Normalised features and aligned feature of texts alone by the online or the momentum tower."""
-        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align, "keep": self.keep}
-        output = encoder(input_ids, mask, **guidance, trace=trace, fixed_length=True)
+        encoder, projection = getattr(self, f"text_encoder{twin}"), getattr(self, f"text_proj{twin}")
+        output = encoder(input_ids, mask, **guidance._asdict(), trace=trace, keep=self.keep, fixed_length=True)
         return unit(projection(output.first)), output.aligned
-
-    def _matching_loss(
-        self,
-        states: Sequences,
-        image_feat: Tensor,
-        text_feat: Tensor,
-        input_ids: Tensor,
-        mask: Tensor,
-        idx: Tensor,
-        temperature: float,
-        trace: Trace | None,
-    ) -> Tensor:
-        """ITM: each image with its text, each text with a hard wrong image, each image with a hard wrong text."""
-        positive = self.match(input_ids, mask, states, temperature=temperature, trace=trace)
-
-        everyone = all_gather if self.negative_all_rank else _alone
-        same = idx.unsqueeze(1) == everyone(idx)  # [B, W * B]
-        image = draw_negatives(text_feat, everyone(image_feat.detach()), self.temp, same)  # [B]
-        text = draw_negatives(image_feat, everyone(text_feat.detach()), self.temp, same)
-        own = torch.arange(len(idx), device=idx.device) + (len(idx) * rank() if self.negative_all_rank else 0)
-        negative = self.match(
-            torch.cat([input_ids, everyone(input_ids)[text]]),
-            torch.cat([mask, everyone(mask)[text]]),
-            gather_states(states, everyone).take(torch.cat([image, own])),
-            temperature,
-        )
-        right = same.gather(1, torch.stack([image, text], dim=1)).T.flatten()  # where there was no wrong one to draw
-        labels = torch.cat([torch.ones_like(idx), IGNORED * right.to(idx.dtype)])
-        logits = torch.cat([positive, negative])
-        return F.cross_entropy(at_least_single(logits), labels, ignore_index=IGNORED)
 
 
 def _alone(values: Tensor) -> Tensor:
     """The candidates for negatives where every process keeps to its own samples."""
     return values
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """Half precision as single."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def unit(x: Tensor) -> Tensor:
@@ -220,10 +185,13 @@ def gather_states(states: Sequences, everyone: Callable[[Tensor], Tensor]) -> Se
     """Image tokens of several processes, which may have kept different numbers of them: [W * B, longest S, D].
 
     Args:
-        states: [B, S, D], a rectangle or a masked one.
+        states: [B, S, D], a rectangle, a masked one or one with sizes.
         everyone: joins the tensors of the processes.
     """
     tokens, layout = states
+    if isinstance(layout, Merged):  # as many tokens everywhere
+        sizes = layout.sizes_of_tokens
+        return Sequences(everyone(tokens), layout.with_sizes(None if sizes is None else everyone(sizes)))
     own = torch.ones_like(tokens[..., 0], dtype=torch.bool) if layout.own is None else layout.own
     lengths = everyone(own.sum(dim=1))  # [W * B]
     longest = int(lengths.max())

@@ -11,6 +11,7 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from models.answer_ranking import rank_answers
 from models.bert import TextOutput
@@ -60,17 +61,7 @@ class BlipVQA(BlipBase):
         """
         align = train and temperature > 0
         states, image_aligned = self.encode(image, temperature, align, trace)
-        text = self.tokenize(question, "[ENC]", max_length=self.text_limits["question"])
-        output = self.text_encoder(
-            text.input_ids,
-            text.attention_mask,
-            states=states,
-            space_dict=self.space_dict,
-            temperature=temperature,
-            align=align,
-            trace=trace,
-            keep=self.keep,
-        )
+        output = self.read(self.tokenize_questions(question), states, temperature, align, trace)
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
             if align:
@@ -79,6 +70,18 @@ class BlipVQA(BlipBase):
         if inference == "rank":
             return rank_answers(self.text_decoder, output, answer, k_test)
         return self._generate(output)
+
+    def first_word(self, image: Tensor, question: list[str], temperature: float = 0.0) -> Tensor:
+        """Probabilities [B, V] of the first token of the answer."""
+        states, _ = self.encode(image, temperature)
+        output = self.read(self.tokenize_questions(question), states, temperature)
+        start = self.tokenize([""] * len(question), "[DEC]").input_ids[:, :1]
+        logits, _ = self.text_decoder(start, torch.ones_like(start), states=output.sequences, states_mask=output.mask)
+        return at_least_single(logits[:, 0]).softmax(dim=-1)
+
+    def tokenize_questions(self, questions: Sequence[str]) -> BatchEncoding:
+        """Token ids and mask [B, L] of questions, [ENC] first, long ones cut."""
+        return self.tokenize(questions, "[ENC]", max_length=self.text_limits["question"])
 
     def encode_answers(self, answers: Sequence[str]) -> BatchEncoding:
         """Token ids and mask [A, L] of a list of answers to rank, [DEC] first."""

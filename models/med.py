@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from madtp.method.layout import Sequences
+from madtp.method.precision import at_least_single
 from models.bert import Attention, BertModel, KeysValues, Output, TextOutput
 
 
@@ -82,8 +83,7 @@ LABEL_SMOOTHING = 0.1  # BLIP smooths in training and in ranking answers alike
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of several targets [..., T] of the same logits [..., V], labels smoothed: [..., T]."""
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    log_probabilities = logits.log_softmax(dim=-1)
+    log_probabilities = at_least_single(logits).log_softmax(dim=-1)
     likelihood = log_probabilities.gather(-1, targets)
     return (LABEL_SMOOTHING - 1) * likelihood - LABEL_SMOOTHING * log_probabilities.mean(dim=-1, keepdim=True)
 

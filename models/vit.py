@@ -6,7 +6,6 @@ Shapes: B batch, L tokens with the class token first, N = L - 1, D width, H head
 import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from madtp.cost.flops import VisionShape
 from madtp.cost.trace import Trace
@@ -15,6 +14,7 @@ from madtp.method.attention import AttentionScores
 from madtp.method.keep import Keep, keep_batch
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.pruning import Kept
+from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.recompute import through
 
 
@@ -49,11 +49,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(
-        self, x: Tensor, layout: Rectangle, space_dict: Tensor | None, temperature: float, align: bool
+        self, x: Tensor, layout: Rectangle, guidance: Guidance
     ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None]:
-        alignment, aligned = self.query_model(x, layout, space_dict, temperature, align)
-        attended, scores = self.attn(x, self.norm1, layout, scores=temperature > 0)
-        x, layout, kept = layout.prune(x + self.drop_path(attended), scores, alignment, temperature)
+        alignment, aligned = self.query_model(x, layout, *guidance)
+        attended, scores = self.attn(x, self.norm1, layout, guidance.prunes)
+        x, layout, kept = layout.prune(x + self.drop_path(attended), scores, alignment, guidance.temperature)
         hidden = through(x, self.norm2, self.mlp.fc1)
         return x + self.drop_path(through(hidden, self.mlp.act, self.mlp.fc2)), layout, aligned, kept
 
@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.shape = VisionShape(img_size, patch_size, embed_dim, depth, mlp_ratio, sd_dim)
         self.embed_dim = embed_dim
-        self.first_checkpointed = depth - checkpointed_layers
+        self.checkpointed_layers = checkpointed_layers
         self.patch_embed = PatchEmbed(img_size, patch_size, embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
@@ -123,18 +123,11 @@ class VisionTransformer(nn.Module):
             Normed tokens [B, L', D], class token first, kept tokens in image order, merged token last; and the aligned
             feature [B, K, C] summed over the layers, or None.
         """
-        states, aligned = self.encode(image, space_dict, temperature, align, trace)
+        states, aligned = self.encode(image, Guidance.by(space_dict, temperature, align), trace)
         return states.tokens, aligned
 
     def encode(
-        self,
-        image: Tensor,
-        space_dict: Tensor | None = None,
-        temperature: float = 0.0,
-        align: bool = True,
-        trace: Trace | None = None,
-        keep: Keep = keep_batch,
-        together: int = 1,
+        self, image: Tensor, guidance: Guidance, trace: Trace | None = None, keep: Keep = keep_batch, together: int = 1
     ) -> tuple[Sequences, Tensor | None]:
         """As `forward`, by any rule of keeping: the tokens may be masked or packed, and come with their layout.
 
@@ -142,21 +135,10 @@ class VisionTransformer(nn.Module):
         """
         x = self.patch_embed(image)  # [B, N, D]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-        temperature = temperature if space_dict is not None else 0.0
-        x, layout = (keep if temperature > 0 else keep_batch)(x, None, align, together)
-        aligned_layers = []
-        for index, block in enumerate(self.blocks):
-            before = layout.lengths(x) if trace is not None else None
-            x, layout, aligned, kept = self._run(index, block, x, layout, space_dict, temperature, align)
-            aligned_layers.append(aligned)
-            if trace is not None:
-                trace.add("image", before, layout.lengths(x), temperature > 0, kept)
-        return Sequences(self.norm(x), layout), None if aligned is None else sum(aligned_layers)
-
-    def _run(self, index: int, block: Block, *inputs):
-        if self.training and torch.is_grad_enabled() and index >= self.first_checkpointed:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        sequences = (keep if guidance.prunes else keep_batch)(x, None, guidance.align, together)
+        passed = run_layers(self.blocks, sequences, guidance, "image", trace, self.checkpointed_layers)
+        x, layout = passed.sequences
+        return Sequences(self.norm(x), layout), passed.aligned
 
 
 def _initialise(module: nn.Module) -> None:

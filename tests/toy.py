@@ -89,6 +89,9 @@ class Toy(Task):
         logits = model(batch["point"], temperature=temperature, trace=trace)
         return list(zip(logits.argmax(dim=1).tolist(), batch["target"].tolist(), strict=True))
 
+    def outputs(self, model, batch, temperature):
+        return model(batch["point"], temperature=temperature).softmax(dim=-1)
+
     def metrics(self, predictions, dataset):
         predicted, targets = zip(*(result for _, result in predictions), strict=True)
         return {**accuracy(predicted, targets), "results": list(predicted)}

@@ -115,8 +115,14 @@ def cross_attention(length: int, states: int, width: int, states_width: int) -> 
 
 
 def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> Cost:
-    """The method's own cost in a layer: alignment, threshold and, where tokens go, the merged token."""
+    """A rule's own cost in a layer.
+
+    MADTP's: alignment, threshold and, where tokens go, the merged token. Coverage's: the class token's attention and,
+    where tokens go, the similarities of all pairs and the means.
+    """
     tokens = layer.entered - 1
+    if layer.rule == "coverage":
+        return (tokens + (tokens + 1) * tokens * (layer.left < layer.entered)) * width * layer.scored
     alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped
     merged = tokens * width * (layer.left < layer.entered)
     return (alignment + tokens * num_learnable + merged) * layer.scored

@@ -1,5 +1,7 @@
 """The temperature controller: which T makes the model cost 1 - p of its dense GFLOPs.
 
+T also stands for the amount of a rule that has no temperature: both run from 0, dense, to infinity.
+
 Costs are shares of dense: 1.0 is the dense model. `cost(temperature)` measures one, on every process alike, so that all
 processes walk the same path. A controller is asked twice an epoch: before it, for the T to train with, and after it,
 when the weights have moved, for the T to evaluate and save with.
@@ -15,7 +17,7 @@ from madtp.method.errors import UserError
 
 TOLERANCE = 0.005  # of dense
 FIRST_TEMPERATURE = 1.0
-LOWEST, HIGHEST = 0.01, 1e9  # beyond these nothing changes any more
+LOWEST, HIGHEST = 1e-5, 1e9  # beyond these nothing changes any more
 RESOLUTION = 1.001  # closer than this, two temperatures stand on the two sides of a step of the cost
 
 Cost = Callable[[float], float]
@@ -100,8 +102,7 @@ def _reachable(ceiling: float, target: float, tolerance: float, slack: float) ->
     if ceiling > target + tolerance + slack:
         raise RatioOutOfReach(
             f"p {1 - target:.3g} is out of reach: without any bound on the temperature this model still costs "
-            f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; "
-            "lower --p, or evaluate in smaller batches (the neediest sample of a batch decides what is kept)"
+            f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; lower --p"
         )
     if ceiling <= target + tolerance:
         return target

@@ -25,22 +25,24 @@ class LayerTrace(NamedTuple):
         left: tokens after pruning, class token and merged token included.
         scored: whether importance and alignment were computed (T > 0).
         kept: what was kept, None where nothing was pruned.
+        rule: by which tokens went, "madtp" or "coverage".
     """
 
     entered: int | np.ndarray
     left: int | np.ndarray
     scored: bool = False
     kept: Kept | None = None
+    rule: str = "madtp"
 
     def take(self, samples: Sequence[int]) -> LayerTrace:
         """The counts of some samples, where each has its own."""
-        return LayerTrace(self.entered[samples], self.left[samples], self.scored)
+        return LayerTrace(self.entered[samples], self.left[samples], self.scored, rule=self.rule)
 
     @classmethod
     def join(cls, batches: Sequence[LayerTrace]) -> LayerTrace:
         """The counts of several batches' samples, where each has its own."""
         columns = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("entered", "left"))
-        return cls(*columns, batches[0].scored)
+        return cls(*columns, batches[0].scored, rule=batches[0].rule)
 
 
 @dataclass
@@ -50,10 +52,16 @@ class Trace:
     layers: dict[str, list[LayerTrace]] = field(default_factory=dict)
 
     def add(
-        self, tower: str, entered: int | np.ndarray, left: int | np.ndarray, scored: bool, kept: Kept | None = None
+        self,
+        tower: str,
+        entered: int | np.ndarray,
+        left: int | np.ndarray,
+        scored: bool,
+        kept: Kept | None = None,
+        rule: str = "madtp",
     ) -> None:
         """Appends the next layer of a tower."""
-        self.layers.setdefault(tower, []).append(LayerTrace(entered, left, scored, kept))
+        self.layers.setdefault(tower, []).append(LayerTrace(entered, left, scored, kept, rule))
 
     def dense(self) -> Trace:
         """The same input's trace at T = 0."""

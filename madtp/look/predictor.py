@@ -153,7 +153,8 @@ def load(
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
     stored = chosen.stored(checkpoint)
-    chosen.config |= {"pretrained": str(checkpoint), "keep": stored.keep}
+    own = None if stored.temperature else chosen.config["keep"]  # a dense model prunes as the configuration says
+    chosen.config |= {"pretrained": str(checkpoint), **stored.rule(own, chosen.config["shape"], None)}
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = chosen.build_model(chosen.config, evaluate=True).to(device)
     if chosen.name == "vqa":

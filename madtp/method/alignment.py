@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.method.layout import Rectangle
+from madtp.method.precision import at_least_single
 
 
 class QueryModel(nn.Module):
@@ -32,33 +33,40 @@ class QueryModel(nn.Module):
             x: [B, L, D], what enters the layer, class token first.
             layout: how its tokens lie.
             space_dict: [K, C], the learnable tokens; None switches MAG off.
-            temperature: pruning temperature; above 0 the alignment is needed.
+            temperature: pruning temperature; above 0 the alignment is needed, unless the layout does without.
             align: whether the aligned feature is wanted.
 
         Returns:
             alignment a = q E^T [B, N, K] and aligned feature [B, K, C], either may be None.
         """
-        if space_dict is None or not (align or temperature > 0):
+        if space_dict is None or not (align or temperature > 0 and layout.guided):
             return None, None
         query = self.q_map(layout.prunable(x))
         learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
         alignment = query @ learnable  # batched, since one flat product would copy the tokens, and keep them to train
-        own = None if layout.own is None else layout.own[:, 1:]
-        return alignment, aligned_feature(query, alignment, own) if align else None
+        if not align:
+            return alignment, None
+        own, log_sizes = (None if values is None else values[:, 1:] for values in (layout.own, layout.log_sizes))
+        return alignment, aligned_feature(query, alignment, own, log_sizes)
 
 
-def aligned_feature(query: Tensor, alignment: Tensor, own: Tensor | None = None) -> Tensor:
+def aligned_feature(
+    query: Tensor, alignment: Tensor, own: Tensor | None = None, log_sizes: Tensor | None = None
+) -> Tensor:
     """Each learnable token's view of the modality: softmax over N of (a^T / sqrt(C)), times q.
 
     Args:
         query: [B, N, C].
         alignment: [B, N, K].
         own: [B, N], True where there is a token; None is everywhere.
+        log_sizes: [B, N], logarithm of how many patches a token stands for; None counts each once.
 
     Returns:
         [B, K, C].
     """
     logits = alignment.transpose(1, 2) / query.shape[-1] ** 0.5
+    if log_sizes is not None:
+        logits = logits + log_sizes.unsqueeze(1)
     if own is not None:
         logits = logits.masked_fill(~own.unsqueeze(1), float("-inf"))
     weights = logits.softmax(dim=-1)
@@ -67,6 +75,5 @@ def aligned_feature(query: Tensor, alignment: Tensor, own: Tensor | None = None)
 
 def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
     """L_sim: mean over B and K of 1 - cos(image, text) of the aligned features, each [B, K, C]."""
-    image = F.normalize(image.float() if image.dtype.itemsize < 4 else image, dim=-1, eps=1e-10)
-    text = F.normalize(text.float() if text.dtype.itemsize < 4 else text, dim=-1, eps=1e-10)
+    image, text = (F.normalize(at_least_single(feature), dim=-1, eps=1e-10) for feature in (image, text))
     return (1 - (image * text).sum(dim=-1)).mean()

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.method.attention_blocks import BlockwiseAttention, accumulator, attention_map, sum_of_largest
+from madtp.method.attention_blocks import BlockwiseAttention, attention_map, sum_of_largest
+from madtp.method.precision import accumulator, at_least_single
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,12 @@ class AttentionScores(NamedTuple):
     """What self-attention says of every prunable token, not yet normalised.
 
     Attributes:
-        self_attention: [B, N], sum over the prunable queries of the largest attention any head pays to the token.
+        self_attention: [B, N], sum over the prunable queries of the largest attention any head pays to the token; None
+            of a rule that does without, for which attention stays one fused call.
         cls_attention: [B, N], attention of the class token, each head weighted by its share in the token's output norm.
     """
 
-    self_attention: Tensor
+    self_attention: Tensor | None
     cls_attention: Tensor
 
 
@@ -50,6 +52,7 @@ def attend(
         key: [B, H, L, E].
         value: [B, H, L, E].
         mask: boolean, broadcastable to [B, H, Q, L], True where attention may go; every query needs one such key.
+            Without scores also what is added to the logits, in the type of the query.
         scores: also return the scores; self-attention only, so Q = L.
         dropout: probability of dropping an attention weight; the scores use the weights before dropout.
         counted: boolean [B, L], the queries whose attention adds to `self_attention`; None counts all. The class
@@ -68,6 +71,21 @@ def attend(
             attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
             output, sums, cls_row = attended(query, key, value, mask, counted)
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
+
+
+def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the class token pays to every prunable token, the mean over the heads: [B, N].
+
+    Args:
+        query: [B, H, L, E], the class token's first.
+        key: [B, H, L, E].
+        bias: added to the logits, or boolean, broadcastable to [B, H, 1, L].
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        logits = at_least_single(query[:, :, :1] @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
+        if bias is not None:
+            logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+        return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
 
 
 @cache

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from madtp.method.precision import accumulator
+
 QUERY_BLOCK = 192  # queries of a sample at most whose attention map is held at a time
 CPU_ENTRIES, ENTRIES = 2**20, 2**26  # of a map over several samples: what caches hold, what keeps an accelerator busy
 
@@ -123,8 +125,3 @@ def _part(mask: Tensor | None, query: Tensor, some: slice, rows: slice) -> Tenso
         return None
     batch, heads, length, _ = query.shape
     return mask.expand(batch, heads, length, length)[some, :, rows]
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Half-precision sums are kept in float32."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

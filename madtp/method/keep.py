@@ -1,20 +1,27 @@
-"""The two rules by which a layer keeps tokens.
+"""The rules by which a layer keeps tokens.
 
 The released one, `batch`, keeps in every sample as many tokens as the neediest one of the batch needs, so that a batch
 stays a rectangle: cost and answer of a sample depend on its company. Under `sample` each keeps what passes its own
 threshold, and gets the same answer in any company. Its sequences then differ in length: for training they stand in a
 rectangle with a mask, for inference they are packed.
 
+The third, `coverage`, is not the paper's: every token that goes is merged into the one it resembles most of those that
+stay, which are chosen so that none is far from them; see `madtp.method.coverage`. It knows its number of tokens
+beforehand, the same for every sample, and leaves texts whole.
+
 A rule is what a tower calls on the tokens that enter it; the layout that they get prunes as the rule says.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from madtp.method.layout import RECTANGLE, Masked, Sequences
+from madtp.method.merged import Merged, Schedule
 from madtp.method.packed import Packed
+from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 
 
 def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
@@ -36,5 +43,34 @@ def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False, toget
     return Packed.of(x, own, together)
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """The rule `coverage`; its amount takes the place of the temperature.
+
+    Attributes:
+        depth: layers of the image tower.
+        shape: of the schedule; see `madtp.method.coverage.left_by`.
+    """
+
+    depth: int
+    shape: float = 1.0
+    texts = False
+
+    def __call__(self, x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
+        """x [B, L, D] with sizes of one patch each; without a mask, since pictures have no padding."""
+        return Sequences(x, Merged(Schedule(self.depth, self.shape, x.shape[1] - 1)))
+
+
 Keep = Callable[..., Sequences]
-KEEP: dict[str, Keep] = {"batch": keep_batch, "sample": keep_sample}
+KEEP: dict[str, Keep] = {BATCH: keep_batch, SAMPLE: keep_sample}
+
+
+def rule_of(config: dict, depth: int) -> Keep:
+    """The rule that a configuration names by `keep`, with its `shape`, for an image tower of some depth."""
+    name = config.get("keep", BATCH)
+    return Coverage(depth, config.get("shape") or 1.0) if name == COVERAGE else KEEP[name]
+
+
+def for_texts(keep: Keep, temperature: float) -> tuple[Keep, float]:
+    """The rule and the temperature for a text: nothing goes by a rule that leaves texts whole."""
+    return (keep, temperature) if getattr(keep, "texts", True) else (keep_batch, 0.0)

@@ -46,9 +46,18 @@ class Sequences(NamedTuple):
 
 
 class Rectangle:
-    """[B, L, D], every token a sample's own. Prunes by the rule `batch`."""
+    """[B, L, D], every token a sample's own. Prunes by the rule `batch`.
+
+    Attributes:
+        own: [B, L], True where there is a token; None is everywhere.
+        log_sizes: [B, L], logarithm of how many patches a token stands for; None where that is not counted.
+        rule: whose cost a layer has.
+        guided: whether pruning needs the alignment with the learnable tokens.
+    """
 
     own: Tensor | None = None
+    log_sizes: Tensor | None = None
+    rule, guided = "madtp", True
 
     def lengths(self, x: Tensor) -> int | np.ndarray:
         """Tokens of each sample, class token included; one number where all have the same."""

@@ -20,16 +20,19 @@ class Kept(NamedTuple):
             whose mask bit it inherits. Beyond a sequence's own end: 0.
         lengths: [B], tokens left of each sequence; None where all have L'.
         merges: [B], which sequences dropped tokens and end with a merged one; None where all do.
+        groups: [B, N], which of the kept tokens, from 0, each went into; None of a rule that merges what it drops into
+            one token. With groups no merged token stands at the end.
     """
 
     rows: Tensor
     lengths: Tensor | None = None
     merges: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def indices(self) -> Tensor:
         """[B, k], the kept ones among the N prunable tokens, where every sample keeps k of them."""
-        return self.rows[:, 1:-1] - 1
+        return (self.rows[:, 1:-1] if self.groups is None else self.rows[:, 1:]) - 1
 
     @property
     def own(self) -> Tensor | None:
@@ -47,7 +50,7 @@ class Kept(NamedTuple):
 
     def of(self, sample: int) -> list[int]:
         """The kept ones among the prunable tokens of a sample, ascending from 0."""
-        merged = self.merges is None or bool(self.merges[sample])
+        merged = self.groups is None and (self.merges is None or bool(self.merges[sample]))
         end = (self.rows.shape[1] if self.lengths is None else int(self.lengths[sample])) - merged
         return (self.rows[sample, 1:end] - 1).tolist()
 

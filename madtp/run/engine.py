@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections import Counter
 from dataclasses import astuple
 
-from madtp.cost.measure import CalibrationSample, device_of, to_device
+from madtp.cost.measure import device_of, to_device
 from madtp.cost.processes import (
     all_gather_objects,
     init_distributed,
@@ -18,8 +18,9 @@ from madtp.cost.processes import (
     on_any_process,
     rank,
 )
-from madtp.cost.temperature import RatioOutOfReach
+from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
 from madtp.method.errors import UserError
+from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.flags import parse
@@ -28,6 +29,7 @@ from madtp.run.losses import NonFinite
 from madtp.run.optimization import autocast
 from madtp.run.preparation import Run, begin, prepare
 from madtp.run.resume import Progress, State
+from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
 from madtp.shared.files import prepare_output, write_atomic
 from madtp.shared.weights import checkpoint
@@ -53,8 +55,10 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     except Interrupted as signal:
         status = signal.status
     except UserError as error:
-        if isinstance(error, RatioOutOfReach) and task.floor:
-            error = UserError(f"{error}; {task.floor}")
+        if isinstance(error, RatioOutOfReach):
+            company = "smaller batches help (the neediest sample of a batch decides what is kept)"
+            ways_out = [company] * (config["keep"] == BATCH) + [task.floor] * bool(task.floor)
+            error = UserError("; ".join([str(error), *ways_out]))
         who = f"error (process {rank()})" if rank() else "error"
         print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
@@ -79,7 +83,8 @@ def compress(run: Run) -> None:
     """The epoch loop: find the temperature, train, find it again for the weights that moved, evaluate, save."""
     epochs = run.config["max_epoch"]
     controller, state = begin(run)
-    sample = CalibrationSample(run.loaders[run.selection], run.config["calibration_batches"])
+    sample = run.calibration_sample()
+    state.progress.shape = settle_shape(run, sample, controller.target(epochs - 1), state.progress.shape)
 
     def cost(temperature: float) -> float:
         with run.inference() as inferring:
@@ -95,14 +100,16 @@ def compress(run: Run) -> None:
         metrics = {split: evaluate(run, split, temperature) for split in run.scored_splits}
         score = qualified_score(run, controller.target(epochs - 1), metrics[run.selection])
         best = -math.inf < score >= state.progress.best
-        state.progress = Progress(epoch + 1, 0, temperature, score if best else state.progress.best)
+        state.progress = Progress(
+            epoch + 1, 0, temperature, score if best else state.progress.best, state.progress.shape
+        )
         record = {
             "epoch": epoch,
             **{f"train_{name}": loss for name, loss in losses.items()},
             **output.flatten(metrics, run.selection),
             "target": output.percent(controller.target(epoch)),
             "temperature": temperature,
-            "keep": run.config["keep"],
+            **run.rule,
             "lr": state.optimization.rate,
             "skipped": state.losses.skipped,
             "bad_images": count_bad_images(state.bad_images),
@@ -123,7 +130,7 @@ def write_epoch(run: Run, record: dict) -> None:
     run.write_scalars(record)
     if record["best"]:
         entries = {"epoch": record["epoch"], "temperature": record["temperature"]}
-        entries |= {"keep": run.config["keep"], "batch_size": run.config["batch_size_test"]}
+        entries |= {**run.rule, "batch_size": run.config["batch_size_test"]}
         checkpoint.save(run.folder / BEST, model=run.model.state_dict(), **entries, metrics=record)
 
 
@@ -160,7 +167,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
 
 def look_up(run: Run, state: State, batches: int) -> None:
     """Between two steps: reads the losses, prints and saves when it is time, and leaves if a signal came."""
-    args, (epoch, step, temperature, _) = run.args, astuple(state.progress)
+    args, (epoch, step, temperature, *_) = run.args, astuple(state.progress)
     end, leaving = step == batches, on_any_process(run.interruption.status > 0)
     printing = end or step % run.config["print_freq"] < args.accum
     saving = end or leaving or (args.save_steps and step // args.accum % args.save_steps == 0)
@@ -206,16 +213,27 @@ def qualified_score(run: Run, final: float | None, metrics: dict) -> float:
     return run.task.score(metrics)
 
 
+def temperature_to_score(run: Run) -> float:
+    """The user's own temperature or the checkpoint's; that which removes p where coverage is tried on another model."""
+    args, stored = run.args, run.stored
+    if args.temperature is not None or args.p == 0:
+        return args.temperature or 0.0
+    if run.config["keep"] != COVERAGE or stored.prunes_by(COVERAGE):
+        return stored.temperature
+    sample = run.calibration_sample()
+    settle_shape(run, sample, 1 - args.p, None)
+    with run.inference() as model:
+        return calibrate(lambda amount: sample.cost(run.task, model, amount), 1 - args.p, FIRST_TEMPERATURE)
+
+
 def evaluate_only(run: Run) -> None:
     """What --evaluate does: scores the checkpoint at its own temperature and writes results and `evaluate.txt`."""
-    args, temperature = run.args, run.args.temperature
-    if temperature is None:
-        temperature = run.stored.temperature if args.p > 0 else 0.0
+    temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
     if note := prunes.other_company(run.config["batch_size_test"]):
         logger.warning(note)
     metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
-    record = {"checkpoint": run.config["pretrained"], "temperature": temperature, "keep": run.config["keep"]}
+    record = {"checkpoint": run.config["pretrained"], "temperature": temperature, **run.rule}
     record |= output.flatten(metrics, run.selection)
     if is_main():
         write_atomic(run.folder / "evaluate.txt", json.dumps(record) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from madtp.method.errors import UserError
+from madtp.method.rules import RULES
 from madtp.run import scalars
 from madtp.run.config import resolve
 from madtp.run.keys import checked, keys_of
@@ -61,9 +62,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
     flag("--bad_images", choices=("stop", "skip"), default="stop", help="what training does at an unreadable image")
     flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
-    flag(
-        "--keep", choices=("batch", "sample"), help="the rule of keeping tokens, instead of the config's or the model's"
-    )
+    flag("--keep", choices=RULES, help="the rule of keeping tokens, instead of the config's or the model's")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
     flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs")

@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass
 
 from madtp.method.errors import UserError, excerpt
+from madtp.method.rules import RULES
 
 CAPTION_SCORES = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
@@ -104,7 +105,8 @@ COMMON_KEYS = {
     # Alignment guidance and the temperature controller.
     "sd_num": Key(100, least=1),
     "sd_dim": Key(768, least=1),
-    "keep": Key("batch", choices=("batch", "sample")),
+    "keep": Key("batch", choices=RULES),
+    "shape": Key(None, float, least=0.05, most=20),
     "ramp": Key(0.5, least=0, most=1),
     "calibration_batches": Key(16, least=1),
     "cost_slack": Key(0.04, least=0),

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.cost.measure import device_of
+from madtp.cost.measure import CalibrationSample, device_of
 from madtp.cost.processes import barrier, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.errors import UserError
+from madtp.method.rules import COVERAGE
 from madtp.run import output, scalars
 from madtp.run.interruption import Interruption
 from madtp.run.losses import Losses
@@ -70,6 +71,16 @@ class Run:
         with torch.inference_mode(), autocast(self.dtype, device_of(self.model)):
             yield self.model
 
+    def calibration_sample(self) -> CalibrationSample:
+        """What temperatures and schedules are tried on."""
+        return CalibrationSample(self.loaders[self.selection], self.config["calibration_batches"])
+
+    @property
+    def rule(self) -> dict:
+        """By which rule the model prunes, as logs and checkpoints say it."""
+        keep = self.model.keep if self.config["keep"] == COVERAGE else None
+        return {"keep": self.config["keep"], **({} if keep is None else {"shape": keep.shape})}
+
     @property
     def scored_splits(self) -> list[str]:
         """What is evaluated after every epoch."""
@@ -100,7 +111,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
     barrier()  # all wait for what is being downloaded
     stored = task.stored(config["pretrained"]) if args.evaluate else Stored()
     if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
-        config["keep"] = args.keep or stored.keep
+        config |= stored.rule(args.keep, config["shape"], args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():
         look_through(task, model, split, loader.dataset.dataset)
@@ -131,7 +142,15 @@ def begin(run: Run) -> tuple[Controller, State]:
 
 
 def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
-    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop."""
+    """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop.
+
+    Raises:
+        UserError: a rule without a temperature is to be steered by one.
+    """
+    if config["keep"] == COVERAGE and args.temperature and config["shape"] is None:
+        raise UserError(f"--temperature {args.temperature:g} is an amount by coverage and needs a shape: --set shape=1")
+    if config["keep"] == COVERAGE and args.controller == "ladder":
+        raise UserError("--controller ladder moves MADTP's temperature, which --keep coverage has not; leave one out")
     if args.temperature is not None:
         return Fixed(args.temperature)
     if args.p == 0:

@@ -31,12 +31,14 @@ class Progress:
         step: batches of that epoch which are behind; 0 if its temperature is still to be found.
         temperature: the last one, None in a new run.
         best: the best score so far.
+        shape: of the schedule by which tokens go, where the rule has one.
     """
 
     epoch: int = 0
     step: int = 0
     temperature: float | None = None
     best: float = -math.inf
+    shape: float | None = None
 
 
 @dataclass
@@ -93,6 +95,7 @@ class State:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
             checkpoint.fit(self.model, content, path, evaluate=True)
             self.optimization.load_state_dict(content)
+            content.setdefault("shape", None)  # a run from before there was one
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
             if different:
                 samples = self.progress.step * batch_size(content["settings"])

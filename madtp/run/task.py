@@ -70,6 +70,17 @@ class Task(ABC):
         """The cheapest forward whose trace tells the cost; by default the inference itself."""
         self.predict(model, batch, temperature, trace)
 
+    def answered_by(self, model: nn.Module, batch: dict) -> dict:
+        """The batch with what the dense model itself answers, where `outputs` needs an answer; no label is read."""
+        return batch
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        """What the model's answers are decided by, to see how far pruning moves it: [B, ...].
+
+        Features of length 1, or probabilities; see `madtp.run.schedule`.
+        """
+
     @abstractmethod
     def metrics(self, predictions: list[tuple[int, object]], dataset: Dataset) -> dict:
         """Scores from the (index, result) of every sample, in order.

@@ -43,7 +43,10 @@ class Judged(NamedTuple):
 
 
 class Retrieval(Task):
-    """Finds the texts of an image and the image of a text; COCO and Flickr30k differ in their configuration."""
+    """Finds the texts of an image and the image of a text.
+
+    COCO and Flickr30k differ in their configuration; with CLIP there are no pairs to be judged.
+    """
 
     recipe = "retrieval"
     loss_weights = {"loss_ita": 1.0, "loss_itm": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
@@ -82,6 +85,10 @@ class Retrieval(Task):
         logits = model.match(*pairs, states, temperature=temperature, trace=trace)
         scores = likeliest.values + logits[:, 1].view_as(likeliest.values)
         return torch.full_like(similarity, -torch.inf).scatter(1, likeliest.indices, scores.to(similarity.dtype))
+
+    def outputs(self, model: nn.Module, batch: dict, temperature: float) -> Tensor:
+        """Features of the images; texts stay as they are."""
+        return model.encode_image(batch["image"], temperature)[1]
 
     def asked(self, batch: dict, row: int) -> str:
         return batch["caption"][row]

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from madtp.method.precision import at_least_single
+
 
 @dataclass
 class Hypotheses:
@@ -68,7 +70,7 @@ class CachedDecoder:
             rows = torch.arange(len(last), device=last.device).repeat_interleave(self.beams)
             last = last[rows]
             self._reorder(rows)
-        return last.float() if last.dtype.itemsize < 4 else last
+        return at_least_single(last)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> None:
         """Beam i becomes beam `parents[i]` followed by `tokens[i]`."""
@@ -86,10 +88,8 @@ def beam_search(
     states: Tensor,
     states_mask: Tensor | None = None,
     num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
-    eos: int = 102,
     length_penalty: float = 1.0,
+    **limits: int,
 ) -> list[Tensor]:
     """The best text of every row, prompt included and end token left out.
 
@@ -99,63 +99,11 @@ def beam_search(
         states: [B, S, D], what the text attends to.
         states_mask: [B, S], nonzero where it may, or None.
         num_beams: G; 1 is greedy decoding.
-        max_length: tokens at most, prompt included.
-        min_length: no end token before this many tokens.
-        eos: the end token.
         length_penalty: exponent of the length in a score.
+        limits: see `decode`.
     """
-    batch, device = len(prompt), prompt.device
-    beams = CachedDecoder(decoder, prompt, states, states_mask, num_beams)
-    sums = torch.full((batch, num_beams), -1e9, device=device, dtype=torch.float64)
-    sums[:, 0] = 0  # all beams start equal; only the first may branch
-    finished = [Hypotheses(num_beams, length_penalty) for _ in range(batch)]
-    done = [False] * batch
-    while beams.tokens.shape[1] < max_length and not all(done):
-        scores = beams.step().log_softmax(dim=-1)
-        if beams.tokens.shape[1] < min_length:
-            scores[:, eos] = -torch.inf
-        totals = (sums.view(-1, 1) + scores).view(batch, -1)  # [B, G * V]
-        candidates = totals.topk(2 * num_beams, dim=1)
-        parents = candidates.indices // scores.shape[1] + torch.arange(batch, device=device)[:, None] * num_beams
-        rows = zip(
-            candidates.values.tolist(), parents.tolist(), (candidates.indices % scores.shape[1]).tolist(), strict=True
-        )
-        chosen = []
-        for index, row in enumerate(rows):
-            chosen += _advance(list(zip(*row, strict=True)), finished[index], beams.tokens, eos, done[index])
-            done[index] = done[index] or finished[index].finished(row[0][0], beams.tokens.shape[1])
-        sums = torch.tensor([total for total, _, _ in chosen], device=device, dtype=torch.float64).view(batch, -1)
-        beams.extend(*(torch.tensor(values, device=device) for values in list(zip(*chosen, strict=True))[1:]))
-    return [
-        _best(hypotheses, totals, tokens, over)
-        for hypotheses, totals, tokens, over in zip(
-            finished, sums.tolist(), beams.tokens.view(batch, num_beams, -1), done, strict=True
-        )
-    ]
-
-
-def _advance(
-    candidates: list[tuple[float, int, int]], finished: Hypotheses, tokens: Tensor, eos: int, done: bool
-) -> list[tuple[float, int, int]]:
-    """The candidates (sum, parent, token) that stay open; those that end are added to the finished texts."""
-    beams = finished.beams
-    going_on = []
-    for rank, (total, parent, token) in enumerate(candidates):
-        if token != eos:
-            going_on.append((total, parent, token))
-        elif rank < beams and not done:
-            finished.add(tokens[parent], total)
-        if len(going_on) == beams:
-            break
-    return going_on
-
-
-def _best(finished: Hypotheses, totals: list[float], tokens: Tensor, done: bool) -> Tensor:
-    """The best text of a row; open beams count where the search was cut off."""
-    if not done:
-        for total, open_tokens in zip(totals, tokens, strict=True):
-            finished.add(open_tokens, total)
-    return finished.held[-1][1]
+    text = CachedDecoder(decoder, prompt, states, states_mask, num_beams)
+    return decode(text, Beams(len(prompt), num_beams, length_penalty, prompt.device), **limits)
 
 
 @torch.no_grad()
@@ -165,37 +113,146 @@ def nucleus_sampling(
     states: Tensor,
     states_mask: Tensor | None = None,
     top_p: float = 0.9,
-    max_length: int = 20,
-    min_length: int = 5,
-    eos: int = 102,
     repetition_penalty: float = 1.1,
     generator: torch.Generator | None = None,
+    **limits: int,
 ) -> list[Tensor]:
     """One text per row, each token drawn from the smallest set whose probability exceeds `top_p` (Holtzman, 2020).
 
     Args:
-        decoder: see `CachedDecoder`.
-        prompt: [B, P].
-        states: [B, S, D], what the text attends to.
-        states_mask: [B, S], nonzero where it may, or None.
+        decoder, prompt, states, states_mask: as for `beam_search`.
         top_p: probability of the nucleus.
+        repetition_penalty: how much the logits of tokens already there are divided by (Keskar et al., 2019).
+        generator: source of randomness, or None for torch's own.
+        limits: see `decode`.
+    """
+    text = CachedDecoder(decoder, prompt, states, states_mask, beams=1)
+    return decode(text, Draws(prompt, top_p, repetition_penalty, generator), **limits)
+
+
+def decode(
+    text: CachedDecoder, choice: "Beams | Draws", max_length: int = 20, min_length: int = 5, eos: int = 102
+) -> list[Tensor]:
+    """Adds tokens, one to every text at a time, until none of them goes on.
+
+    Args:
+        text: the texts so far.
+        choice: makes scores [B * G, V] of the logits and chooses by them; it knows when all is done, and what was best.
         max_length: tokens at most, prompt included.
         min_length: no end token before this many tokens.
         eos: the end token.
-        repetition_penalty: how much the logits of tokens already there are divided by (Keskar et al., 2019).
+    """
+    while text.tokens.shape[1] < max_length and not choice.done:
+        scores = choice.scores(text.step(), text.tokens)
+        if text.tokens.shape[1] < min_length:
+            scores[:, eos] = -torch.inf
+        text.extend(*choice.choose(scores, text.tokens, eos))
+    return choice.best(text.tokens)
+
+
+class Beams:
+    """The likeliest texts of every row, of which the open ones are extended.
+
+    Args:
+        rows: B.
+        num_beams: G.
+        length_penalty: exponent of the length in a score.
+        device: where the scores are.
+    """
+
+    def __init__(self, rows: int, num_beams: int, length_penalty: float, device: torch.device):
+        self.num_beams = num_beams
+        self.sums = torch.full((rows, num_beams), -1e9, device=device, dtype=torch.float64)
+        self.sums[:, 0] = 0  # all beams start equal; only the first may branch
+        self.finished = [Hypotheses(num_beams, length_penalty) for _ in range(rows)]
+        self.over = [False] * rows
+
+    @property
+    def done(self) -> bool:
+        """Whether no open beam of any row can become the best."""
+        return all(self.over)
+
+    def scores(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities."""
+        return logits.log_softmax(dim=-1)
+
+    def choose(self, scores: Tensor, tokens: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+        """For every open beam its parent and its next token; texts that end are put aside."""
+        rows, vocabulary = len(self.sums), scores.shape[1]
+        totals = (self.sums.view(-1, 1) + scores).view(rows, -1)  # [B, G * V]
+        likeliest = totals.topk(2 * self.num_beams, dim=1)
+        first = torch.arange(rows, device=scores.device).unsqueeze(1) * self.num_beams
+        parents, words = first + likeliest.indices // vocabulary, likeliest.indices % vocabulary
+        chosen = []
+        columns = (values.tolist() for values in (likeliest.values, parents, words))
+        for row, candidates in enumerate(zip(*columns, strict=True)):
+            chosen += self._go_on(row, list(zip(*candidates, strict=True)), tokens, eos)
+        totals, parents, words = zip(*chosen, strict=True)
+        self.sums = self.sums.new_tensor(totals).view(rows, -1)
+        return torch.tensor(parents, device=scores.device), torch.tensor(words, device=scores.device)
+
+    def _go_on(
+        self, row: int, candidates: list[tuple[float, int, int]], tokens: Tensor, eos: int
+    ) -> list[tuple[float, int, int]]:
+        """The candidates (sum, parent, token) of a row that stay open."""
+        open_ones, finished = [], self.finished[row]
+        for rank, (total, parent, token) in enumerate(candidates):
+            if token != eos:
+                open_ones.append((total, parent, token))
+            elif rank < self.num_beams and not self.over[row]:
+                finished.add(tokens[parent], total)
+            if len(open_ones) == self.num_beams:
+                break
+        self.over[row] = self.over[row] or finished.finished(candidates[0][0], tokens.shape[1])
+        return open_ones
+
+    def best(self, tokens: Tensor) -> list[Tensor]:
+        """The best text of every row; open beams count where the search was cut off."""
+        rows = zip(self.finished, self.over, self.sums.tolist(), tokens.view(*self.sums.shape, -1), strict=True)
+        for finished, over, totals, beams in rows:
+            for total, beam in zip(totals, beams, strict=True):
+                if not over:
+                    finished.add(beam, total)
+        return [finished.held[-1][1] for finished in self.finished]
+
+
+class Draws:
+    """One text per row, drawn token by token.
+
+    Args:
+        prompt: [B, P].
+        top_p: probability of the nucleus.
+        repetition_penalty: how much the logits of tokens already there are divided by.
         generator: source of randomness, or None for torch's own.
     """
-    text = CachedDecoder(decoder, prompt, states, states_mask, beams=1)
-    lengths = torch.full((len(prompt),), max_length, device=prompt.device)
-    while text.tokens.shape[1] < max_length and bool((lengths == max_length).any()):
-        length = text.tokens.shape[1]
-        logits = penalise(text.step(), text.tokens, repetition_penalty)
-        if length < min_length:
-            logits[:, eos] = -torch.inf
-        token = torch.multinomial(nucleus(logits, top_p), 1, generator=generator).squeeze(1)
-        lengths = torch.where((token == eos) & (lengths == max_length), length, lengths)
-        text.extend(torch.arange(len(prompt), device=prompt.device), token)
-    return [tokens[:length] for tokens, length in zip(text.tokens, lengths.tolist(), strict=True)]
+
+    def __init__(
+        self, prompt: Tensor, top_p: float, repetition_penalty: float, generator: torch.Generator | None = None
+    ):
+        self.top_p, self.repetition_penalty, self.generator = top_p, repetition_penalty, generator
+        self.rows = torch.arange(len(prompt), device=prompt.device)
+        self.goes_on = torch.ones_like(self.rows, dtype=torch.bool)
+        self.lengths = torch.full_like(self.rows, prompt.shape[1])
+
+    @property
+    def done(self) -> bool:
+        """Whether every text has its end token."""
+        return not self.goes_on.any()
+
+    def scores(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Logits, those of tokens already there smaller."""
+        return penalise(logits, tokens, self.repetition_penalty)
+
+    def choose(self, scores: Tensor, tokens: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+        """Every text is its own parent."""
+        token = torch.multinomial(nucleus(scores, self.top_p), 1, generator=self.generator).squeeze(1)
+        self.goes_on = self.goes_on & (token != eos)
+        self.lengths = self.lengths + self.goes_on
+        return self.rows, token
+
+    def best(self, tokens: Tensor) -> list[Tensor]:
+        """The texts up to their end tokens."""
+        return [text[:length] for text, length in zip(tokens, self.lengths.tolist(), strict=True)]
 
 
 def penalise(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:

@@ -2,23 +2,47 @@
 
 After He et al., 2020 (queue and momentum) and Li et al., 2021 (soft targets), as BLIP and CLIP are fine-tuned.
 
-Shapes: B samples of this process, Q length of the queue, E width of the features.
+Shapes: B samples of this process, Q length of the queue, E width of the features, K learnable tokens, C their width.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.cost.processes import all_gather
+from madtp.cost.trace import Trace
+from madtp.method.alignment import similarity_loss
 
 EMPTY = -100  # number of the image where the queue has not been filled yet
 QUEUES = ("image_queue", "text_queue", "idx_queue", "ptr_queue")
 
 
+class Views(NamedTuple):
+    """What the towers, online or momentum, make of a batch.
+
+    Attributes:
+        image: [B, E], normalised features.
+        text: [B, E].
+        image_aligned: [B, K, C], or None where nothing is pruned.
+        text_aligned: [B, K, C].
+        states: tokens of the images, for losses besides the contrastive one.
+    """
+
+    image: Tensor
+    text: Tensor
+    image_aligned: Tensor | None
+    text_aligned: Tensor | None
+    states: Any = None
+
+
 class MomentumContrast(nn.Module):
     """Adds to a model of two towers what contrastive training needs; `init_momentum` builds it.
+
+    The model says how it encodes captions and views a batch, how similarities are scaled, and what else it learns by.
 
     Attributes:
         momentum_towers: names of the modules and parameters that get a twin, called `NAME_m`.
@@ -40,6 +64,60 @@ class MomentumContrast(nn.Module):
             self.register_buffer(name, F.normalize(torch.randn(feature_width, queue_size), dim=0))
         self.register_buffer("idx_queue", torch.full((1, queue_size), EMPTY))
         self.register_buffer("ptr_queue", torch.zeros(1, dtype=torch.long))
+
+    def forward(
+        self,
+        image: Tensor,
+        caption: Sequence[str],
+        alpha: float,
+        idx: Tensor,
+        temperature: float = 0.0,
+        trace: Trace | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of image-caption pairs; moves the momentum towers and the queue on.
+
+        Args:
+            image: [B, 3, H, W].
+            caption: B texts.
+            alpha: share of the momentum towers' opinion in the contrastive targets.
+            idx: [B], numbers of the images; samples of one number are no negatives of each other.
+            temperature: pruning temperature of all towers; 0 is the dense model.
+            trace: where to write down what each layer of the online towers did to its tokens.
+
+        Returns:
+            `loss_ita`, the model's own and, where T > 0, `loss_sim` and `loss_sim_m`. The momentum towers get no
+            gradients, so the last one is a number to watch.
+        """
+        scale = self.bounded_scale()
+        self.update_momentum()
+        text = self.encode_captions(caption)
+        online = self.views(image, text, temperature, trace)
+        with torch.no_grad():
+            momentum = self.views(image, text, temperature, twin="_m")
+        features = online.image, online.text, momentum.image, momentum.text
+        losses = {"loss_ita": self.contrastive_loss(*features, idx, alpha, scale)}
+        losses |= self.further_losses(online, text, idx, temperature, trace)
+        self.enqueue(momentum.image, momentum.text, idx)
+        if temperature > 0:
+            losses["loss_sim"] = similarity_loss(online.image_aligned, online.text_aligned)
+            losses["loss_sim_m"] = similarity_loss(momentum.image_aligned, momentum.text_aligned)
+        return losses
+
+    def bounded_scale(self) -> Tensor:
+        """What similarities are multiplied by, after it was brought back into its bounds."""
+        raise NotImplementedError
+
+    def encode_captions(self, captions: Sequence[str]) -> Any:
+        """Texts as `views` takes them."""
+        raise NotImplementedError
+
+    def views(self, image: Tensor, text: Any, temperature: float, trace: Trace | None = None, twin: str = "") -> Views:
+        """What the towers make of a batch; `twin` is the ending of their names: none, or the momentum twins' `_m`."""
+        raise NotImplementedError
+
+    def further_losses(self, online: Views, text: Any, idx: Tensor, temperature: float, trace: Trace | None) -> dict:
+        """Losses of the model's own, from what its online towers made of the batch."""
+        return {}
 
     @torch.no_grad()
     def copy_params(self) -> None:

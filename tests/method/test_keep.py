@@ -66,9 +66,9 @@ def task(request, models):
 
 
 def infer(task, samples, keep, temperature):
-    """What inference says of some samples, one row for each, and the trace."""
+    """What inference says of some samples by a rule or its name, one row for each, and the trace."""
     model, trace = task.model, Trace()
-    model.keep = KEEP[keep]
+    model.keep = KEEP.get(keep, keep)
     image, texts = task.image[samples], [TEXTS[sample] for sample in samples]
     with torch.no_grad():
         if task.name == "nlvr":
@@ -167,7 +167,7 @@ def test_generated_texts_and_answers_are_those_of_every_sample_alone(models, tem
 def losses(task, samples, keep, temperature):
     """Training losses of some samples, and their gradients, from a model whose queue and twins stand still."""
     model, image = task.model, task.image[samples]
-    model.keep = KEEP[keep]
+    model.keep = KEEP.get(keep, keep)
     model.zero_grad()
     texts = [TEXTS[sample] for sample in samples]
     if task.name == "nlvr":

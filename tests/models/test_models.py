@@ -319,8 +319,7 @@ def test_checkpointing_of_both_towers_changes_no_gradient(monkeypatch, temperatu
         recomputed.append(type(layer).__module__)
         return checkpoint(layer, *inputs, **kwargs)
 
-    monkeypatch.setattr("models.vit.checkpoint", counted)
-    monkeypatch.setattr("models.bert.checkpoint", counted)
+    monkeypatch.setattr("madtp.shared.layers.checkpoint", counted)
     for config in ({}, {"vit_grad_ckpt": True, "vit_ckpt_layer": 2}):
         assert not recomputed
         model = build(blip_vqa, **config).train()

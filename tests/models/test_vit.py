@@ -84,7 +84,7 @@ def test_checkpointing_changes_no_gradient(monkeypatch, temperature, checkpointe
         recomputed.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("models.vit.checkpoint", counted)
+    monkeypatch.setattr("madtp.shared.layers.checkpoint", counted)
     expected = gradients(build().train(), images(2), temperature)
     assert not recomputed
     found = gradients(build(checkpointed_layers=checkpointed_layers).train(), images(2), temperature)

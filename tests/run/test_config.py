@@ -93,6 +93,7 @@ def test_keys_and_defaults_are_frozen():
         "sd_num": 100,
         "sd_dim": 768,
         "keep": "batch",
+        "shape": None,
         "ramp": 0.5,
         "calibration_batches": 16,
         "cost_slack": 0.04,

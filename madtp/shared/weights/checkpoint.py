@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from madtp.cost.processes import is_main
 from madtp.method.errors import UserError, excerpt
-from madtp.method.keep import KEEP
+from madtp.method.rules import BATCH, COVERAGE, RULES
 from madtp.shared.files import whole_file
 from madtp.shared.weights.reading import read_file
 
@@ -46,25 +46,41 @@ class Stored(NamedTuple):
 
     Attributes:
         temperature: 0 for the dense model.
-        keep: the rule by which it keeps tokens, "batch" or "sample".
+        keep: the rule by which it keeps tokens, one of `RULES`.
         batch_size: what it was scored with; None where the file does not say.
+        shape: of the schedule by which tokens go, where the rule has one.
     """
 
     temperature: float = 0.0
-    keep: str = "batch"
+    keep: str = BATCH
     batch_size: int | None = None
+    shape: float | None = None
 
     @classmethod
     def of(cls, content: Mapping) -> "Stored":
         """From a checkpoint's content."""
         return cls(**{name: content[name] for name in cls._fields if name in content})
 
+    def prunes_by(self, keep: str) -> bool:
+        """Whether this model prunes, by this rule."""
+        return self.temperature > 0 and self.keep == keep
+
+    def rule(self, keep: str | None, shape: float | None, temperature: float | None) -> dict:
+        """The rule to ask the model by, `keep` and `shape` of a configuration: its own unless another is named.
+
+        Raises:
+            UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named.
+        """
+        if keep not in (None, COVERAGE) and self.prunes_by(COVERAGE) and temperature is None:
+            raise UserError(f"this model prunes by coverage; --keep {keep} needs a temperature: --temperature or --p 0")
+        return {"keep": keep or self.keep, "shape": self.shape if self.prunes_by(COVERAGE) else shape}
+
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.
 
         By the rule `batch` its answers and its cost depend on that.
         """
-        if self.keep != "batch" or self.temperature == 0 or self.batch_size in (None, batch_size):
+        if self.keep != BATCH or self.temperature == 0 or self.batch_size in (None, batch_size):
             return ""
         return (
             f"this model was scored in batches of {self.batch_size} and is asked in batches of {batch_size}: its rule "
@@ -110,9 +126,12 @@ def _check(path: Path, entries: dict) -> None:
         raise UserError(f"{path}: its temperature is {excerpt(temperature)}, expected a number, at least 0")
     if "temperature" in entries:
         entries["temperature"] = float(temperature)
-    keep, batch_size = entries.get("keep", "batch"), entries.get("batch_size", 1)
-    if not (isinstance(keep, str) and keep in KEEP):
-        raise UserError(f"{path}: its rule of keeping is {excerpt(keep)}, expected one of {', '.join(KEEP)}")
+    keep, batch_size = entries.get("keep", BATCH), entries.get("batch_size", 1)
+    if not (isinstance(keep, str) and keep in RULES):
+        raise UserError(f"{path}: its rule of keeping is {excerpt(keep)}, expected one of {', '.join(RULES)}")
+    shape = entries.get("shape")
+    if shape is not None and not (type(shape) is float and 0 < shape < math.inf):
+        raise UserError(f"{path}: its shape is {excerpt(shape)}, expected a number above 0")
     if not (type(batch_size) is int and batch_size > 0):
         raise UserError(f"{path}: its batch_size is {excerpt(batch_size)}, expected an integer, at least 1")
 

@@ -1,0 +1,145 @@
+"""Pruning by coverage: what is kept leaves no token far from it, and every other token goes into the one it resembles.
+
+Which tokens stay is a facility location problem: of all sets of n tokens the one that lowers
+
+    sum_j S_j (1 - max over kept i of cos(x_i, x_j))
+
+the most, with S_j the importance of token j. Greedy search takes a step for every token that stays. Here the whole set
+is found at once, by density peaks (Rodriguez and Laio, 2014), and then mended for all tokens together: each kept one
+gives way to the best of its group (k-medoids), and those that are missed least to those that would help most. A kept
+token becomes the mean of all patches that it stands for, and attention weighs it by their number (token merging, Bolya
+et al., 2023). Nothing here is learned, and nothing depends on the other samples of a batch.
+
+Shapes: B batch, N prunable tokens, L = N + 1 with the class token in front, D width, n tokens kept.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEVER = 2.0  # farther than any cosine is from another
+
+
+def left_by(tokens: int, amount: float, shape: float, layer: int, depth: int) -> int:
+    """How many of the N tokens of the first layer a layer leaves: n_l = N exp(-amount ((l + 1) / D)^shape).
+
+    A small shape drops early and keeps what is left, 1 drops the same share in every layer, a large one drops late.
+
+    Args:
+        tokens: N.
+        amount: how much goes; 0 is nothing, and infinity leaves one token to every layer.
+        shape: above 0.
+        layer: l, from 0.
+        depth: D, the number of layers.
+    """
+    return max(1, round(tokens * math.exp(-amount * ((layer + 1) / depth) ** shape)))
+
+
+def importance(cls_attention: Tensor) -> Tensor:
+    """S = (1 / N + C) / 2, with C the class token's attention, each as a share of its sum over the tokens: [B, N]."""
+    share = cls_attention / cls_attention.sum(dim=1, keepdim=True).clamp(min=1e-8)
+    return (share + 1 / share.shape[1]) / 2
+
+
+def similarity(x: Tensor) -> Tensor:
+    """Cosines of all pairs of tokens: [B, N, D] -> [B, N, N]."""
+    direction = F.normalize(x, dim=-1)
+    return direction @ direction.transpose(1, 2)
+
+
+def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
+    """The tokens to keep, in their order: [B, n].
+
+    Args:
+        cosine: [B, N, N].
+        significance: [B, N], the importance S.
+        keep: n, at least 1 and less than N.
+    """
+    stays = peaks(cosine, significance, keep)
+    stays = exchange(cosine, significance, medoids(cosine, significance, stays))
+    return stays.nonzero()[:, 1].view(len(stays), keep)
+
+
+def uncovered(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
+    """The objective, sum_j S_j (1 - max over kept i of cos(x_i, x_j)), of every sample: [B]."""
+    best = cosine.masked_fill(~stays.unsqueeze(1), -NEVER).amax(dim=2)
+    return (significance * (1 - best)).sum(dim=1)
+
+
+def peaks(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
+    """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: boolean [B, N]."""
+    rank = significance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # copies of a token have one each
+    lesser = rank.unsqueeze(2) <= rank.unsqueeze(1)  # of every pair, the second is not more important
+    distance = 1 - cosine.masked_fill(lesser, 1 - NEVER).amax(dim=2)
+    return largest(significance * distance, keep)
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Where the `count` largest values of every row are, of equal ones the first: boolean [B, N]."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order[:, :count], True)
+
+
+def medoids(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
+    """Each kept token gives way to that of its group which covers the group best: boolean [B, N] -> [B, N]."""
+    tokens = torch.arange(stays.shape[1], device=stays.device).expand_as(significance)
+    owner = cosine.masked_fill(~stays.unsqueeze(1), -NEVER).argmax(dim=2).where(~stays, tokens)
+    together = owner.unsqueeze(2) == owner.unsqueeze(1)
+    covers = ((cosine * together) @ significance.unsqueeze(2)).squeeze(2)
+    best = torch.full_like(covers, -math.inf).scatter_reduce(1, owner, covers, "amax")
+    first = tokens.where(covers >= best.gather(1, owner), stays.shape[1])  # of equally good ones
+    medoid = torch.full_like(tokens, stays.shape[1]).scatter_reduce(1, owner, first, "amin")
+    return torch.zeros_like(stays).scatter(1, medoid.gather(1, owner), True)
+
+
+def exchange(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
+    """One round of exchange: [B, N] -> [B, N], as many tokens stay, and they cover no less.
+
+    Of what each kept token covers the best newcomer may come, and a kept token may go whose nearest kept one is no
+    cheaper. The best newcomers come for the cheapest that go, pair by pair while that gains, of these the better half.
+    """
+    near = cosine.masked_fill(~stays.unsqueeze(1), -NEVER)
+    best, owner = near.max(dim=2)
+    second = near.scatter(2, owner.unsqueeze(2), -NEVER).amax(dim=2).clamp(min=-1)
+    loss = torch.zeros_like(significance).scatter_add(1, owner, significance * (best - second))
+    gain = ((cosine - best.unsqueeze(2)).relu_().transpose(1, 2) @ significance.unsqueeze(2)).squeeze(2)
+    best_of_owner = torch.zeros_like(gain).scatter_reduce(1, owner, gain.masked_fill(stays, 0), "amax")
+    comes = ~stays & (gain >= best_of_owner.gather(1, owner))
+    neighbour = near.diagonal_scatter(torch.full_like(best, -NEVER), dim1=1, dim2=2).argmax(dim=2)
+    goes = stays & (loss <= loss.gather(1, neighbour))
+    gains, newcomers = gain.masked_fill(~comes, -1).sort(dim=1, descending=True, stable=True)
+    losses, leavers = loss.masked_fill(~goes, math.inf).sort(dim=1, stable=True)
+    swaps = gains > losses
+    swaps = swaps & (swaps.cumsum(dim=1) <= (swaps.sum(dim=1, keepdim=True) + 1) // 2)
+    after = stays.scatter(1, leavers, stays.gather(1, leavers) & ~swaps)
+    after = after.scatter(1, newcomers, after.gather(1, newcomers) | swaps)
+    better = uncovered(cosine, significance, after) < uncovered(cosine, significance, stays)
+    return torch.where(better.unsqueeze(1), after, stays)
+
+
+def owners(cosine: Tensor, kept: Tensor) -> Tensor:
+    """Which of the kept tokens each token goes into, the one most like it; a kept one is its own: [B, N]."""
+    batch, keep = kept.shape
+    nearest = cosine.gather(2, kept.unsqueeze(1).expand(-1, cosine.shape[1], -1)).argmax(dim=2)
+    return nearest.scatter(1, kept, torch.arange(keep, device=kept.device).expand(batch, -1))
+
+
+def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Every kept token becomes the mean of what goes into it, weighed by sizes.
+
+    Args:
+        x: [B, N, D].
+        sizes: [B, N], how many patches each stands for.
+        owner: [B, N], which of the kept ones each goes into.
+        keep: n.
+
+    Returns:
+        The kept tokens [B, n, D] and their sizes [B, n].
+    """
+    batch, _, width = x.shape
+    total = sizes.new_zeros(batch, keep).scatter_add(1, owner, sizes)
+    weights = (sizes / total.gather(1, owner)).to(x.dtype)
+    merged = x.new_zeros(batch, keep, width)
+    return merged.scatter_add(1, owner.unsqueeze(2).expand(-1, -1, width), x * weights.unsqueeze(2)), total

@@ -1,0 +1,107 @@
+"""Tokens that stand for several patches each: a rectangle that carries their sizes. Prunes by coverage.
+
+Attention to a token counts it as often as it has patches: the logarithm of its size is added to the logits, in the
+tower itself and wherever another sequence attends to these tokens. Copies of a token merged into one change nothing.
+
+Shapes: B samples, L tokens with the class token in front, N = L - 1, D width, H heads, E = D / H, n tokens kept.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from madtp.method import coverage
+from madtp.method.attention import AttentionScores, attend, class_attention
+from madtp.method.layout import Rectangle, Sequences
+from madtp.method.precision import accumulator
+from madtp.method.pruning import Kept
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many tokens every layer leaves; see `coverage.left_by`.
+
+    Attributes:
+        depth: layers of the tower.
+        shape: when they go: below 1 early, above 1 late.
+        tokens: N of the first layer.
+        layer: the one that prunes next, from 0.
+    """
+
+    depth: int
+    shape: float
+    tokens: int
+    layer: int = 0
+
+    def left(self, amount: float) -> int:
+        """Tokens that this layer leaves."""
+        return coverage.left_by(self.tokens, amount, self.shape, self.layer, self.depth)
+
+    def next(self) -> "Schedule":
+        """The same at the next layer."""
+        return replace(self, layer=self.layer + 1)
+
+
+class Merged(Rectangle):
+    """[B, L, D], as many tokens in every sample, each with a size. The amount of coverage stands for the temperature.
+
+    Args:
+        schedule: how many tokens go where.
+        sizes: [B, L], how many patches each token stands for, the class token for one; None is one each.
+    """
+
+    rule, guided = "coverage", False
+
+    def __init__(self, schedule: Schedule, sizes: Tensor | None = None):
+        self.schedule, self.sizes_of_tokens = schedule, sizes
+
+    @property
+    def log_sizes(self) -> Tensor | None:
+        return None if self.sizes_of_tokens is None else self.sizes_of_tokens.log()
+
+    def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
+        bias = self.seen_from_outside(mask, query.dtype)
+        output, _ = attend(query, key, value, bias, dropout=dropout)
+        return output, AttentionScores(None, class_attention(query, key, bias)) if scores else None
+
+    def seen_from_outside(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if self.sizes_of_tokens is None:
+            return super().seen_from_outside(mask, dtype)
+        bias = self.log_sizes if mask is None else self.log_sizes.masked_fill(~mask, float("-inf"))
+        return bias[:, None, None, :].to(dtype)
+
+    def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
+        keep, after = self.schedule.left(temperature), self.schedule.next()
+        if keep >= x.shape[1] - 1:
+            return x, Merged(after, self.sizes_of_tokens), None
+        kept, owner = self._cover(x[:, 1:].detach(), scores.cls_attention.detach(), keep)
+        sizes = self.sizes_of_tokens
+        sizes = torch.ones_like(x[..., 0], dtype=accumulator(x.dtype)) if sizes is None else sizes
+        merged, own = coverage.absorb(x[:, 1:], sizes[:, 1:], owner, keep)
+        rows = F.pad(kept + 1, (1, 0))
+        sizes = torch.cat([sizes[:, :1], own], dim=1)
+        return torch.cat([x[:, :1], merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
+
+    @staticmethod
+    def _cover(x: Tensor, cls_attention: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        cosine = coverage.similarity(x)
+        significance = coverage.importance(cls_attention).to(cosine.dtype)
+        kept = coverage.choose(cosine, significance, keep)
+        return kept, coverage.owners(cosine, kept)
+
+    def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
+        sizes = [None] * parts if self.sizes_of_tokens is None else self.sizes_of_tokens.chunk(parts)
+        return [Sequences(part, self.with_sizes(own)) for part, own in zip(x.chunk(parts), sizes, strict=True)]
+
+    def take(self, x: Tensor, samples: Tensor | list[int]) -> Sequences:
+        sizes = self.sizes_of_tokens
+        return Sequences(x[samples], self.with_sizes(None if sizes is None else sizes[samples]))
+
+    def to(self, device: str | torch.device) -> "Merged":
+        return self.with_sizes(None if self.sizes_of_tokens is None else self.sizes_of_tokens.to(device))
+
+    def with_sizes(self, sizes: Tensor | None) -> "Merged":
+        """The same for tokens of other sizes."""
+        return Merged(self.schedule, sizes)

@@ -1,0 +1,123 @@
+"""Coverage from the command line to the checkpoint and back, on NLVR2 in miniature: shape, amount, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from compress_nlvr_dtp import NLVR
+from madtp.cost.measure import CalibrationSample
+from madtp.run.engine import main, prepare
+from madtp.run.flags import parse
+from madtp.run.schedule import SHAPES, find_shape
+from madtp.shared.weights.checkpoint import Stored, read
+from tests.miniature import make_data, write_config
+from tests.run.test_distributed import common
+
+DENSE = {"max_epoch": 1, "epoch_steps": 1, "calibration_batches": 2, "ramp": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The data, a dense model, and one that was compressed by coverage."""
+    folder = tmp_path_factory.mktemp("coverage")
+    make_data(folder)
+    config = write_config(folder, folder / "nlvr.yaml", "nlvr", **DENSE)
+    assert main(NLVR(), [*common(config, folder / "dense"), "--p", "0"]) == 0
+    assert main(NLVR(), [*common(config, folder / "half"), "--p", "0.4", "--keep", "coverage"]) == 0
+    return folder
+
+
+def evaluate(folder, checkpoint, out, *flags):
+    arguments = [*common(folder / "nlvr.yaml", out), "--evaluate", "--pretrained", str(folder / checkpoint), *flags]
+    assert main(NLVR(), arguments) == 0
+    return json.loads((out / "evaluate.txt").read_text())
+
+
+def test_a_run_finds_amount_and_shape_and_says_them(folder):
+    (record,) = [json.loads(line) for line in (folder / "half" / "log.txt").read_text().splitlines()]
+    stored = Stored.of(read(folder / "half" / "checkpoint_best.pth"))
+    assert record["keep"] == stored.keep == "coverage" and record["shape"] == stored.shape in SHAPES
+    assert abs(record["percent"] - 60) <= 0.5 and record["percent_p10"] == pytest.approx(
+        record["percent_p90"], rel=0.02
+    )
+    assert record["temperature"] == stored.temperature > 0
+
+
+@pytest.mark.parametrize("size", [4, 25])
+def test_a_checkpoint_is_scored_by_its_own_rule_and_shape(folder, tmp_path, size):
+    record = evaluate(folder, "half/checkpoint_best.pth", tmp_path, "--set", f"batch_size_test={size}")
+    trained = json.loads((folder / "half" / "log.txt").read_text())
+    for name in ("keep", "shape", "temperature", "val_accuracy"):
+        assert record[name] == trained[name]
+    assert record["tokens"]["image"] == trained["tokens"]["image"]
+
+
+def test_a_dense_checkpoint_is_pruned_untrained(folder, tmp_path):
+    record = evaluate(folder, "dense/checkpoint_best.pth", tmp_path, "--keep", "coverage", "--p", "0.3")
+    assert abs(record["percent"] - 70) <= 0.6 and record["shape"] in SHAPES
+    assert evaluate(folder, "dense/checkpoint_best.pth", tmp_path, "--p", "0.3")["percent"] == 100
+
+
+@pytest.mark.parametrize(
+    "checkpoint, flags, says",
+    [
+        ("dense", ("--keep", "coverage", "--p", "0.99"), "p 0.99 is out of reach"),
+        ("half", ("--keep", "batch"), "prunes by coverage"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, checkpoint, flags, says):
+    best = str(folder / checkpoint / "checkpoint_best.pth")
+    arguments = [*common(folder / "nlvr.yaml", tmp_path), "--evaluate", "--pretrained", best, *flags]
+    assert main(NLVR(), arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, says", [(("--temperature", "2"), "needs a shape"), (("--controller", "ladder"), "ladder moves MADTP's")]
+)
+def test_what_has_no_meaning_is_refused_in_training(folder, tmp_path, capsys, flags, says):
+    assert main(NLVR(), [*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):
+    config = write_config(folder, tmp_path / "two.yaml", "nlvr", **DENSE)
+    out = tmp_path / "out"
+    assert main(NLVR(), [*common(config, out), "--p", "0.4", "--keep", "coverage"]) == 0
+    shape = read(out / "checkpoint_last.pth")["shape"]
+    caplog.clear()
+    flags = ["--p", "0.4", "--keep", "coverage", "--resume", "--resume_anyway", "--epoch", "2"]
+    assert main(NLVR(), [*common(config, out), *flags]) == 0
+    assert read(out / "checkpoint_last.pth")["shape"] == shape and "outputs move" not in caplog.text
+
+
+def test_the_shape_that_moves_the_outputs_least_wins(folder, tmp_path):
+    """Against a search by hand, with a model whose outputs are made to move by the shape alone."""
+    flags = [*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage", "--p", "0.3"]
+    run = prepare(NLVR(), *parse(flags, NLVR()))
+    sample = CalibrationSample(run.loaders["val"], 2)
+    wanted = 0.7
+
+    def outputs(model, batch, temperature):
+        moved = 0.0 if temperature == 0 else abs(math.log(model.keep.shape / wanted)) + 0.1
+        return torch.full((len(batch["index"]), 2), moved)
+
+    run.task.outputs = outputs
+    assert find_shape(run, sample, 0.7) == wanted
+
+
+def test_every_shape_is_compared_at_its_own_amount(folder, tmp_path):
+    flags = [*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage", "--p", "0.3"]
+    run = prepare(NLVR(), *parse(flags, NLVR()))
+    sample, asked, plain = CalibrationSample(run.loaders["val"], 1), {}, run.task.outputs
+
+    def outputs(model, batch, temperature):
+        if temperature > 0:
+            asked[model.keep.shape] = sample.cost(run.task, model, temperature)
+        return plain(model, batch, temperature)
+
+    run.task.outputs = outputs
+    find_shape(run, sample, 0.7)
+    assert asked.keys() == {*SHAPES} and all(abs(share - 0.7) <= 0.005 for share in asked.values())
