@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from madtp.method.errors import UserError
+from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
 INSTALLED = ("madtp.method.", "madtp.cost.", "madtp.shared.")  # what does without the rest
@@ -88,6 +89,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line says; the exit status, 2 after one line about what the user has to mend."""
+    print_any_text()
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         if name in ("-h", "--help"):
@@ -99,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def listing() -> str:

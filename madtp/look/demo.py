@@ -147,4 +147,4 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
 
 def read_log(folder: Path) -> list[dict]:
     """The records of a run's `log.txt`."""
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]

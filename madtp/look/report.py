@@ -122,7 +122,7 @@ def about_run(name: str, run: Run) -> list[str]:
     parts += pictures(run.folder)
     for file in ("environment.txt", "config.yaml"):
         if (run.folder / file).is_file():
-            text = escape((run.folder / file).read_text())
+            text = escape((run.folder / file).read_text(encoding="utf-8", errors="backslashreplace"))
             parts.append(f"<details><summary>{file}</summary><pre>{text}</pre></details>")
     return parts
 

@@ -100,6 +100,6 @@ def _read(folder: Path) -> Run:
 
 def _json_lines(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; remove it or name another folder") from error

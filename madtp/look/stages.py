@@ -113,6 +113,6 @@ def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
 
 def quick_keys(config: str, data: str) -> list[str]:
     """What --quick changes in a config: fewer steps, and the small data's folders."""
-    lines = [line.partition(": ") for line in Path(own_file(config)).read_text().splitlines()]
+    lines = [line.partition(": ") for line in Path(own_file(config)).read_text(encoding="utf-8").splitlines()]
     moved = [f"{key}={value.replace('datasets/demo', data)}" for key, _, value in lines if "datasets/demo" in value]
     return QUICK_KEYS + [entry for entry in moved if not entry.startswith("#")]

@@ -31,7 +31,7 @@ from madtp.run.preparation import Run, begin, prepare
 from madtp.run.resume import Progress, State
 from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
-from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.files import prepare_output, print_any_text, write_atomic
 from madtp.shared.weights import checkpoint
 
 __all__ = ["Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
@@ -47,6 +47,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after one line that says what the user has to mend, 130 or 143 after a signal.
     """
+    print_any_text()
     status = 0
     try:
         args, config = parse(argv, task)

@@ -45,7 +45,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     """Sends the main process's log to the terminal and, with the time in front, to `train.log`; the others' nowhere."""
     handlers = [logging.NullHandler()]
     if is_main():
-        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         handlers = [_Console(), file]
     root = logging.getLogger()
@@ -106,7 +106,7 @@ def readable(scores: dict) -> str:
 def start_log(folder: Path, epoch: int) -> None:
     """Makes `log.txt` end before `epoch`: empty for a new run, the finished epochs for a resumed one."""
     path = folder / "log.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
     write_atomic(path, "".join(f"{line}\n" for line in kept))
 
@@ -114,7 +114,7 @@ def start_log(folder: Path, epoch: int) -> None:
 def log_epoch(folder: Path, record: dict) -> None:
     """Adds one JSON line to `log.txt`; the file is replaced as a whole, so that it never ends within a line."""
     path = folder / "log.txt"
-    write_atomic(path, path.read_text() + json.dumps(record) + "\n")
+    write_atomic(path, path.read_text(encoding="utf-8") + json.dumps(record) + "\n")
 
 
 def write_results(folder: Path, name: str, results: list) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,8 +57,11 @@ def read_json(path: str | Path, way_out: str) -> object:
 
 
 def write_atomic(path: str | Path, text: str) -> None:
-    """Writes `text` to `path` in one step: readers see the old file or the new one, never half."""
-    content = text.encode()
+    """Writes `text` to `path` in one step: readers see the old file or the new one, never half.
+
+    Names of files that the locale has no letters for are written as the bytes that they are.
+    """
+    content = text.encode(errors="surrogateescape")
     with whole_file(path, len(content)) as file:
         file.write(content)
 
@@ -75,3 +79,10 @@ def prepare_output(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
     return folder
+
+
+def print_any_text() -> None:
+    """Lets the standard streams escape what their encoding has no letters for, where they would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not what a test or a notebook puts in its place
+            stream.reconfigure(errors="backslashreplace")

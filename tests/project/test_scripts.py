@@ -5,6 +5,7 @@ Both are seen through a `python` that writes down what it is asked.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_mistakes(run, variables, message):
         ["bash", str(ROOT / "scripts" / "run.sh")], env=run.environment | variables, capture_output=True, text=True
     )
     assert result.returncode != 0 and message in result.stderr and result.stdout == ""
+
+
+def test_a_clone_made_for_windows_keeps_lines_that_bash_reads(tmp_path):
+    git = ["git", "-C", str(tmp_path), *"-c core.autocrlf=true -c core.safecrlf=false".split()]
+    identity = [*"-c user.name=a -c user.email=a@b -c commit.gpgsign=false".split()]
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    (tmp_path / "run.sh").write_bytes((ROOT / "scripts" / "run.sh").read_bytes())
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    for name in before:
+        (tmp_path / name).unlink()
+    subprocess.run([*git, "checkout", "-q", "--", "."], check=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 # Stands for python3: it is 3.12, and a virtual environment that it makes holds a copy of itself.

@@ -1,12 +1,15 @@
 """What a run writes: whole files on a full disk, the same log for the same seed, and how it was made."""
 
+import io
 import json
 import random
 import re
+import sys
 
 import pytest
 import torch
 
+from madtp.run.engine import main
 from madtp.shared.weights import checkpoint
 from tests.processes import run
 from tests.toy import Points, Toy
@@ -93,3 +96,16 @@ def test_deterministic_asks_torch_for_it(tmp_path, flags):
 
     assert run(Asking(), flags=flags("out", "--deterministic")) == [0]
     assert run(Asking(), flags=flags("without")) == [1]
+
+
+def test_a_terminal_without_the_letters_of_a_path(tmp_path, flags, monkeypatch):
+    """As under LC_ALL=POSIX where UTF-8 is off: the streams are ASCII, and names come as bytes that are no letters."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True))
+    out = "\udcc3\udca9, \udce9, \N{SNOWMAN}"
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--output_dir", out])
+    assert main(Toy(), [*map(str, flags(out, "--epoch", 1))]) == 0
+    assert b"effective batch 8" in sys.stdout.buffer.getvalue() and not sys.stderr.buffer.getvalue()
+    assert b"\xc3\xa9, \xe9, \xe2\x98\x83" in (tmp_path / out / "environment.txt").read_bytes()
+    assert main(Toy(), [*map(str, flags(out)), "--pretrained", f"{out}.pth", "--evaluate"]) == 2
+    assert sys.stderr.buffer.getvalue().startswith(b"error: ") and b"\\u2603" in sys.stderr.buffer.getvalue()
