@@ -15,7 +15,7 @@ from torch import Tensor
 from madtp.method import coverage
 from madtp.method.attention import AttentionScores, attend, class_attention
 from madtp.method.layout import Rectangle, Sequences
-from madtp.method.precision import accumulator
+from madtp.method.precision import accumulator, at_least_single
 from madtp.method.pruning import Kept
 
 
@@ -86,10 +86,11 @@ class Merged(Rectangle):
 
     @staticmethod
     def _cover(x: Tensor, cls_attention: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        cosine = coverage.similarity(x)
-        significance = coverage.importance(cls_attention).to(cosine.dtype)
-        kept = coverage.choose(cosine, significance, keep)
-        return kept, coverage.owners(cosine, kept)
+        with torch.autocast(x.device.type, enabled=False):  # halves cannot tell cosines near 1 apart
+            cosine = coverage.similarity(at_least_single(x))
+            significance = coverage.importance(cls_attention).to(cosine.dtype)
+            kept = coverage.choose(cosine, significance, keep)
+            return kept, coverage.owners(cosine, kept)
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
         sizes = [None] * parts if self.sizes_of_tokens is None else self.sizes_of_tokens.chunk(parts)

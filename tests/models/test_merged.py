@@ -167,11 +167,14 @@ def test_retrieval_trains(models, name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
-def test_half_precision_keeps_about_the_same(models, dtype):
+def test_half_precision_keeps_about_the_same(models, monkeypatch, dtype):
     model = models["retrieval"].float()
     model.keep = Coverage(DEPTH, 0.7)
     exact = model.encode_image(images(3).float(), 1.0)[1]
+    similarities, similarity = [], coverage.similarity
+    monkeypatch.setattr(coverage, "similarity", lambda x: similarities.append(similarity(x)) or similarities[-1])
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         rough = model.encode_image(images(3).float(), 1.0)[1]
+    assert similarities and all(cosine.dtype == torch.float32 for cosine in similarities)
     models["retrieval"].double()
     assert F.cosine_similarity(exact, rough.float()).min() > 0.97
