@@ -107,7 +107,7 @@ def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
     ]
     if stage.start:
         arguments += ["--pretrained", f"{folder}/{stage.start}/checkpoint_best.pth"]
-    arguments += ["--output_dir", f"{folder}/{stage.name}", "--num_workers", "0", *stage.extra]
+    arguments += ["--output_dir", f"{folder}/{stage.name}", "--num_workers", "0", "--overwrite", *stage.extra]
     return arguments + (["--epoch", "1", "--set", *quick_keys(stage.config, data)] if quick else [])
 
 

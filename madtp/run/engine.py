@@ -24,6 +24,7 @@ from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.flags import parse
+from madtp.run.folder import BEST, owned
 from madtp.run.interruption import Interrupted, Interruption
 from madtp.run.losses import NonFinite
 from madtp.run.optimization import autocast
@@ -34,9 +35,7 @@ from madtp.run.task import Task
 from madtp.shared.files import prepare_output, print_any_text, write_atomic
 from madtp.shared.weights import checkpoint
 
-__all__ = ["Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
-
-BEST = "checkpoint_best.pth"
+__all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +49,10 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     print_any_text()
     status = 0
     try:
-        args, config = parse(argv, task)
-        init_distributed(args)
-        execute(task, args, config)
+        with Interruption() as interruption:
+            args, config = parse(argv, task)
+            init_distributed(args)
+            execute(task, args, config, interruption)
     except Interrupted as signal:
         status = signal.status
     except UserError as error:
@@ -67,11 +67,11 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     return status
 
 
-def execute(task: Task, args: Namespace, config: dict) -> None:
+def execute(task: Task, args: Namespace, config: dict, interruption: Interruption) -> None:
     """Runs a task with a checked configuration, its output folder ready and its log open."""
     folder = prepare_output(args.output_dir)
     logging_elsewhere = scalars.writing(folder, config, args.tensorboard, args.wandb)
-    with output.logging_to(folder), Interruption() as interruption, logging_elsewhere as write_scalars:
+    with owned(folder, args), output.logging_to(folder), logging_elsewhere as write_scalars:
         run = prepare(task, args, config)
         run.interruption, run.write_scalars = interruption, write_scalars
         if is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay

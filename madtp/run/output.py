@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from madtp.cost.measure import SPREAD
 from madtp.cost.processes import is_main
+from madtp.run.folder import LOG
 from madtp.shared.files import write_atomic
 
 COST = (
@@ -105,7 +106,7 @@ def readable(scores: dict) -> str:
 
 def start_log(folder: Path, epoch: int) -> None:
     """Makes `log.txt` end before `epoch`: empty for a new run, the finished epochs for a resumed one."""
-    path = folder / "log.txt"
+    path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
     write_atomic(path, "".join(f"{line}\n" for line in kept))
@@ -113,7 +114,7 @@ def start_log(folder: Path, epoch: int) -> None:
 
 def log_epoch(folder: Path, record: dict) -> None:
     """Adds one JSON line to `log.txt`; the file is replaced as a whole, so that it never ends within a line."""
-    path = folder / "log.txt"
+    path = folder / LOG
     write_atomic(path, path.read_text(encoding="utf-8") + json.dumps(record) + "\n")
 
 

@@ -19,6 +19,7 @@ from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladde
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
 from madtp.run import output, scalars
+from madtp.run.folder import begin_anew, goes_on_here
 from madtp.run.interruption import Interruption
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization, autocast, precision
@@ -191,4 +192,6 @@ def announce(run: Run, controller: Controller, progress: Progress) -> None:
     if progress.epoch or progress.step:
         logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
     if is_main():
+        if not goes_on_here(run.folder, run.args.resume):
+            begin_anew(run.folder)
         output.start_log(run.folder, progress.epoch)

@@ -12,11 +12,10 @@ from torch import nn
 
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
+from madtp.run.folder import LAST
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
 from madtp.shared.weights import checkpoint
-
-LAST = "checkpoint_last.pth"
 
 FLAGS = ("p", "controller", "temperature", "seed", "amp", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change

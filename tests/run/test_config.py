@@ -63,6 +63,7 @@ def test_flags_and_defaults_are_frozen():
         "--controller": "closed_loop",
         "--resume": None,
         "--resume_anyway": False,
+        "--overwrite": False,
         "--save_steps": 0,
         "--skip_nonfinite": 0,
         "--clip_grad": None,

@@ -1,0 +1,123 @@
+"""The output folder of a run: what it holds already, and the lock that keeps a second run out of it."""
+
+import os
+import socket
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from madtp.cost.processes import from_main, is_main
+from madtp.method.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+LOG, BEST, LAST, LOCK = "log.txt", "checkpoint_best.pth", "checkpoint_last.pth", "run.lock"
+
+PATIENCE = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
+
+
+def left_behind(folder: Path) -> list[str]:
+    """What an earlier run left that a new one would replace; a log without an epoch is none."""
+    files = [folder / name for name in (LOG, BEST, LAST)]
+    return [file.name for file in files if file.exists() and file.stat().st_size]
+
+
+def goes_on_here(folder: Path, request: str | None) -> bool:
+    """Whether what --resume asks for is a run of this folder."""
+    if request == "auto":
+        return (folder / LAST).exists()
+    return request is not None and Path(request).resolve().parent == folder.resolve()
+
+
+def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> None:
+    """Raises a UserError where a new run would replace an earlier one that nobody gave up."""
+    left = left_behind(folder)
+    if not left or overwrite or goes_on_here(folder, request):
+        return
+    resumes = "--resume goes on with it" if LAST in left else f"there is no {LAST} for --resume to go on from"
+    replaces = "--overwrite replaces it, another --output_dir leaves it alone"
+    raise UserError(f"{folder} holds {' and '.join(left)} of an earlier run: {resumes}, {replaces}")
+
+
+def begin_anew(folder: Path) -> None:
+    """Removes the checkpoints of an earlier run, which a new one would not replace before it has its own."""
+    for name in (BEST, LAST):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def owned(folder: Path, args: Namespace) -> Iterator[None]:
+    """Within, no other run trains into the folder; evaluation needs no such thing, it replaces nothing of a run.
+
+    Every process holds the lock, and so do those that it forks: while one of them lives the folder is taken, and
+    however they die it is free.
+
+    Raises:
+        UserError: another run trains there, or one has and is not to be replaced.
+    """
+    if args.evaluate or fcntl is None:
+        yield
+        return
+    with _opened(folder / LOCK) as file:
+        if fault := from_main(lambda: _take(file, folder)):
+            raise UserError(fault)
+        if not is_main():
+            with suppress(OSError):  # a file system that has no locks
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            refuse_to_replace(folder, args.resume, args.overwrite)
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # for what was forked, too
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
+
+
+def _take(file: TextIO, folder: Path) -> str:
+    """Takes the lock for this run's first process, and lets its other ones join; what stands against it, if anything.
+
+    The holder writes its name into the file. Where that process is no more, its others are on their way out.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"{os.getpid()} {socket.gethostname()}")
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return ""
+        except BlockingIOError:
+            file.seek(0)
+            process, _, machine = file.read().partition(" ")
+            if _lives(process, machine) or time.monotonic() > deadline:
+                who = f"process {process} on {machine}" if machine else "its process is not known"
+                return f"another run is writing to {folder} ({who}): end it, or choose another --output_dir"
+            time.sleep(0.2)
+        except OSError:  # a file system that has no locks
+            return ""
+
+
+def _lives(process: str, machine: str) -> bool:
+    """Whether a process of this machine is there; of another machine's, one has to suppose it."""
+    if machine != socket.gethostname() or not process.isdigit():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
