@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def ask(
-    predictor: Predictor, pictures: Sequence[Image.Image], text: str, how: str, p: float
+    predictor: Predictor, pictures: Sequence[Path], text: str, how: str, p: float
 ) -> tuple[list[list], str, Image.Image | None]:
     """What the dense and the compressed model answer, a note, and a closeup of what the latter kept.
 
     Args:
         predictor: the model.
-        pictures: as many as the task takes.
+        pictures: files, as many as the task takes.
         text: of retrieval one in a line.
         how: `OWN` takes the checkpoint's temperature, `FOR_P` finds one.
         p: share of the GFLOPs to remove from this sample.
@@ -60,8 +60,8 @@ def ask(
     """
     texts = [line.strip() for line in text.splitlines() if line.strip()]
     texts = [] if predictor.task.name == "caption" else texts
-    (sample,) = samples_of(predictor.task.name, pictures, texts, [""] * len(pictures))
-    (batch,) = batched(predictor, [sample])
+    (sample,) = samples_of(predictor.task.name, pictures, texts)
+    ((_, batch),) = batched(predictor, [sample])
     temperature = predictor.stored.temperature if how == OWN else predictor.temperature_for([batch], p)
     predictor.run(batch, 0.0)  # the first forward pass of a shape would look slow
     rows = []
@@ -77,7 +77,7 @@ def drawn(predictor: Predictor, sample: Sample, row: list, temperature: float) -
     """The closeup of a sample; retrieval's with the text that was chosen."""
     if predictor.retrieves:
         sample = sample._replace(texts=(row[1],))
-    (batch,) = batched(predictor, [sample])
+    ((_, batch),) = batched(predictor, [sample])
     forward, file = predictor.run(batch, temperature, record=True), io.BytesIO()
     closeup.draw(file, closeups(predictor, batch, forward, [f"{row[1]}   ({row[3]} % of dense)"])[0])
     return Image.open(file)
@@ -88,13 +88,13 @@ def build(predictors: dict[str, Predictor]):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
     import gradio
 
-    def answer(name: str, left: Image.Image | None, right: Image.Image | None, text: str, how: str, p: float):
+    def answer(name: str, left: str | None, right: str | None, text: str, how: str, p: float):
         predictor = predictors[name]
         pictures = [left, right] if predictor.task.name == "nlvr" else [left]
         if None in pictures:
             raise gradio.Error(f"give {'two pictures' if len(pictures) == 2 else 'a picture'}", print_exception=False)
         try:
-            return ask(predictor, [picture.convert("RGB") for picture in pictures], text or "", how, p)
+            return ask(predictor, list(map(Path, pictures)), text or "", how, p)
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
@@ -110,8 +110,9 @@ def build(predictors: dict[str, Predictor]):
         with gradio.Row():
             with gradio.Column(scale=1):
                 choice = gradio.Dropdown(labels, value=names[0], label="task and model")
-                left = gradio.Image(type="pil", label="picture", height=220)
-                right = gradio.Image(type="pil", label="second picture", height=220, visible=first.task.name == "nlvr")
+                file = {"type": "filepath", "image_mode": None, "height": 220}  # read as `predict` reads it
+                left = gradio.Image(label="picture", **file)
+                right = gradio.Image(label="second picture", visible=first.task.name == "nlvr", **file)
                 text = gradio.Textbox(label=ASKS[first.task.name], lines=2, visible=first.task.name != "caption")
                 how = gradio.Radio([OWN, FOR_P], value=OWN, label="temperature")
                 p = gradio.Slider(0, 0.9, value=0.5, step=0.05, label="p: share of the GFLOPs to remove")

@@ -4,33 +4,53 @@
         --image left.png right.png --text "both images contain a red circle" --compare --visualize kept.png
     python -m madtp predict --task caption --checkpoint model_base_caption_capfilt_large.pth --image folder/ --json
 
-Prints the answer, how many tokens every layer left, the GFLOPs and the milliseconds of each sample. The task and the
-sizes come from `config.yaml` beside the checkpoint, from --config, or from --task alone for the paper's models.
+Prints the answer, how many tokens every layer left, the GFLOPs and the milliseconds of each sample as soon as they are
+known; a folder may hold any number of pictures, and what cannot be read is named and left out. The task and the sizes
+come from `config.yaml` beside the checkpoint, from --config, or from --task alone for the paper's models.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from math import inf, isfinite
 from pathlib import Path
 
 from madtp.look.predictor import Forward, Predictor, load
-from madtp.look.samples import Sample, batch_of, clean_text, find_pictures, read_pictures, samples_of
+from madtp.look.samples import BadPicture, Sample, batch_of, clean_text, find_pictures, samples_of
 from madtp.method.errors import UserError
 from transform.pictures import evaluation_transform
 
+Batch = tuple[list[Sample], dict]
+LeaveOut = Callable[[BadPicture], None]
 
-def run(args: argparse.Namespace) -> None:
-    """Answers what the command line asks."""
+CALIBRATED = 32  # samples that a temperature is found for
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers what the command line asks; the exit status, 1 if something could not be read."""
     predictor = load_from(args)
-    samples = own_samples(predictor, args.image, args.text)
-    answers = answer(predictor, samples, args)
-    if args.json:
-        print(json.dumps(answers, indent=2))
-    else:
-        print("\n\n".join(map(readable, answers)))
-        print(best_pictures(answers), end="")
+    pictures, left_out = find_pictures(args.image)
+    samples = samples_of(predictor.task.name, pictures, args.text)
+    for line in left_out:
+        note(line)
+    bad = []
+
+    def leave_out(error: BadPicture) -> None:
+        if len(samples) == 1:
+            raise error
+        bad.append(error)
+        note(f"left out, {error}")
+
+    records = answer(predictor, samples, args, leave_out)
+    (print_json if args.json else print_readable)(records)
+    return 1 if bad else 0
+
+
+def note(line: str) -> None:
+    """Says something beside the answers."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def load_from(args: argparse.Namespace, checkpoint: str = "") -> Predictor:
@@ -38,40 +58,76 @@ def load_from(args: argparse.Namespace, checkpoint: str = "") -> Predictor:
     return load(checkpoint or args.checkpoint, args.task, args.config, args.device, args.set)
 
 
-def own_samples(predictor: Predictor, images: Sequence[str], texts: Sequence[str]) -> list[Sample]:
-    """The samples of --image and --text."""
-    paths = find_pictures(images)
-    return samples_of(predictor.task.name, read_pictures(paths), texts, [str(path) for path in paths])
+def answer(
+    predictor: Predictor, samples: list[Sample], args: argparse.Namespace, leave_out: LeaveOut
+) -> Iterator[dict]:
+    """One record for each sample: its pictures and texts, and for each model what it says, keeps and costs.
 
+    Args:
+        predictor: the model.
+        samples: to answer.
+        args: the flags.
+        leave_out: is told of a picture that cannot be read.
 
-def answer(predictor: Predictor, samples: list[Sample], args: argparse.Namespace) -> list[dict]:
-    """One record for each sample: its pictures and texts, and for each model what it says, keeps and costs."""
-    batches = batched(predictor, samples, args.batch_size)
-    temperature = chosen_temperature(predictor, batches, args.temperature, args.p)
-    if note := predictor.stored._replace(temperature=temperature).other_company(args.batch_size):
-        print(f"note: {note}", file=sys.stderr)
+    Raises:
+        UserError: a flag that does not fit, or no sample that can be read.
+    """
+    batches = batched(predictor, samples, args.batch_size, leave_out)
+    first = list(islice(batches, -(-CALIBRATED // args.batch_size) if args.p else 1))
+    if not first:
+        raise UserError(f"of {len(samples)} samples none can be read; give other pictures to --image")
+    temperature = chosen_temperature(predictor, [batch for _, batch in first], args.temperature, args.p)
+    if company := predictor.stored._replace(temperature=temperature).other_company(args.batch_size):
+        note(company)
+    if args.visualize and temperature == 0:
+        raise UserError("--visualize shows what is dropped, and at T 0 nothing is; give --temperature or --p")
     models = {"compressed" if temperature else "dense": (predictor, temperature)}
     if args.compare is not None:
         other = load_from(args, args.compare) if args.compare else predictor
         models = {"dense": (other, 0.0), **models}
-    records = [{"images": list(sample.names), "text": list(sample.texts)} for sample in samples]
-    for name, (model, at) in models.items():
-        model.run(batches[0], at)  # the first forward pass also sets things up, and would look slow
-        rows = [row for batch in batches for row in described(model, batch, model.run(batch, at), at)]
-        for record, row in zip(records, rows, strict=True):
-            record[name] = row
-    if args.visualize:
-        visualize(args.visualize, predictor, samples, records, temperature)
-    return records
+    for model, at in models.values():
+        model.run(first[0][1], at)  # the first forward pass also sets things up, and would look slow
+    number = 0
+    for some, batch in chain(first, batches):
+        rows = {name: described(model, batch, model.run(batch, at), at) for name, (model, at) in models.items()}
+        for row, sample in enumerate(some):
+            number += 1
+            own = {name: model_rows[row] for name, model_rows in rows.items()}
+            if args.visualize:
+                path = args.visualize if len(samples) == 1 else numbered(args.visualize, number)
+                visualize(path, predictor, sample, own["compressed"], temperature)
+            yield {"images": [str(path) for path in sample.pictures], "text": list(sample.texts), **own}
 
 
-def batched(predictor: Predictor, samples: Sequence[Sample], size: int = 1) -> list[dict]:
-    """Batches of the samples, prepared as in the evaluation."""
+def batched(
+    predictor: Predictor, samples: Iterable[Sample], size: int = 1, leave_out: LeaveOut | None = None
+) -> Iterator[Batch]:
+    """Batches of the samples, prepared as in the evaluation, with the samples that are in them.
+
+    Args:
+        predictor: the model that they are for.
+        samples: to prepare; a picture is read when its batch is asked for.
+        size: of a batch.
+        leave_out: is told of a picture that cannot be read, whose sample goes; without it that is an error.
+    """
     if size < 1:
         raise UserError(f"--batch_size is {size}, expected at least 1")
-    transform = evaluation_transform(predictor.task.config["image_size"])
-    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-    return [batch_of(predictor.task.name, part, transform) for part in parts]
+    wanted = predictor.task.config["image_size"]
+    transform = evaluation_transform(wanted)
+
+    def readable() -> Iterator[tuple[Sample, list]]:
+        for sample in samples:
+            try:
+                yield sample, sample.pixels(transform, wanted)
+            except BadPicture as error:
+                if leave_out is None:
+                    raise
+                leave_out(error)
+
+    together = readable()
+    while part := list(islice(together, size)):
+        some, pixels = map(list, zip(*part, strict=True))
+        yield some, batch_of(predictor.task.name, some, pixels)
 
 
 def chosen_temperature(
@@ -129,36 +185,41 @@ def readable(record: dict) -> str:
     return "\n".join(lines)
 
 
-def best_pictures(records: list[dict]) -> str:
-    """Of retrieval among several pictures, the best one for every text."""
-    name = "compressed" if "compressed" in records[0] else "dense"
-    if len(records) == 1 or "scores" not in records[0][name]:
-        return ""
-    lines = ["", "the best picture of each text"]
-    for text in records[0]["text"]:
-        found = {record["images"][0]: record[name]["scores"].get(clean_text(text), -inf) for record in records}
-        lines.append(f"  {text}: {max(found, key=found.get)}")
-    return "\n".join(lines) + "\n"
+def print_readable(records: Iterable[dict]) -> None:
+    """Prints records as they come and, of retrieval among several pictures, the best picture of every text at last."""
+    best: dict[str, tuple[float, str]] = {}
+    number = 0
+    for number, record in enumerate(records, start=1):
+        print("\n" * (number > 1) + readable(record), flush=True)
+        scores = record["compressed" if "compressed" in record else "dense"].get("scores", {})
+        for text in record["text"] if scores else ():
+            found = scores.get(clean_text(text), -inf), record["images"][0]
+            best[text] = max(best.get(text, (-inf, "")), found, key=lambda pair: pair[0])
+    if best and number > 1:
+        print("\nthe best picture of each text")
+        print(*(f"  {text}: {picture}" for text, (_, picture) in best.items()), sep="\n")
 
 
-def visualize(
-    path: str, predictor: Predictor, samples: Sequence[Sample], records: list[dict], temperature: float
-) -> None:
-    """Draws every sample by itself; retrieval's with the text that was chosen."""
+def print_json(records: Iterable[dict]) -> None:
+    """Prints records as they come, all of them one JSON list."""
+    number = -1
+    for number, record in enumerate(records):
+        print(",\n" if number else "[\n", json.dumps(record, indent=2), sep="", end="", flush=True)
+    print("\n]" if number >= 0 else "[]")
+
+
+def visualize(path: str, predictor: Predictor, sample: Sample, row: dict, temperature: float) -> None:
+    """Draws a sample and what was kept of it; retrieval's with the text that was chosen."""
     from madtp.look.closeup import draw  # matplotlib takes a second, and is needed here only
     from madtp.look.views import closeups
 
-    if temperature == 0:
-        raise UserError("--visualize shows what is dropped, and at T 0 nothing is; give --temperature or --p")
-    for number, (sample, record) in enumerate(zip(samples, records, strict=True), start=1):
-        row = record["compressed"]
-        if predictor.retrieves:
-            sample = sample._replace(texts=(row["answer"],))
-        (batch,) = batched(predictor, [sample])
-        said = [] if predictor.retrieves else ["->", row["answer"]]
-        title = f"{' '.join([*sample.texts, *said])}   ({row['percent']:.0f} % of dense)"
-        (closeup,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
-        draw(path if len(samples) == 1 else numbered(path, number), closeup)
+    if predictor.retrieves:
+        sample = sample._replace(texts=(row["answer"],))
+    ((_, batch),) = batched(predictor, [sample])
+    said = [] if predictor.retrieves else ["->", row["answer"]]
+    title = f"{' '.join([*sample.texts, *said])}   ({row['percent']:.0f} % of dense)"
+    (closeup,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
+    draw(path, closeup)
 
 
 def numbered(path: str, number: int) -> str:

@@ -1,5 +1,7 @@
 """From a user's own pictures and words to the batches that a task takes."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,65 +10,89 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.files import decode_image
+from data.decoding import ENDINGS, decode_image
 from data.nlvr_dataset import MAX_WORDS as STATEMENT_WORDS
 from data.retrieval_dataset import MAX_WORDS as CAPTION_WORDS
 from data.text import clean_caption, clean_question
 from madtp.method.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")  # of pictures in a folder
+
+class BadPicture(UserError):
+    """A picture that cannot be read."""
 
 
 class Sample(NamedTuple):
-    """One question about pictures.
+    """One question about pictures, which are read when they are needed.
 
     Attributes:
-        pictures: one, or NLVR2's two.
+        pictures: one file, or NLVR2's two.
         texts: none of captioning, the question, the statement, or the texts to choose from.
-        names: of the pictures, for people.
     """
 
-    pictures: tuple[Image.Image, ...]
+    pictures: tuple[Path, ...]
     texts: tuple[str, ...]
-    names: tuple[str, ...]
+
+    def pixels(self, transform: Callable[[Image.Image], Tensor], wanted: int) -> list[Tensor]:
+        """Its pictures, each [3, S, S].
+
+        Args:
+            transform: of a decoded picture.
+            wanted: S.
+
+        Raises:
+            BadPicture: one of them cannot be read.
+        """
+        return [transform(read_picture(path, wanted)) for path in self.pictures]
 
 
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among some files and folders; those of a folder in order of their names.
+def find_pictures(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """The files among some files and folders, and what in the folders is none that could be read, a line for each.
+
+    Those of a folder and of the folders in it come in order of their names. Hidden files are no pictures, whatever
+    they are called: some systems put one beside every picture.
 
     Raises:
         UserError: a path does not exist, or a folder has no pictures.
     """
-    found = []
+    found, left_out = [], []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
+            files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+            inside = [file for file in files if not other_kind(file)]
             if not inside:
                 raise UserError(f"{path} has no pictures in it ({', '.join(ENDINGS)}); name another folder or files")
             found += inside
+            if others := Counter(filter(None, map(other_kind, files))):
+                counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
+                left_out.append(f"{path}: {others.total()} files are no pictures by their names ({counts})")
         elif path.is_file():
             found.append(path)
         else:
             raise UserError(f"{path}: no such picture; give files or folders to --image")
-    return found
+    return found, left_out
 
 
-def read_pictures(paths: Iterable[Path]) -> list[Image.Image]:
-    """Decodes pictures as RGB.
+def other_kind(file: Path) -> str:
+    """What a file is called that is not called like a picture; of a picture nothing."""
+    if file.name.startswith("."):
+        return "hidden"
+    ending = file.suffix.lower()
+    return "" if ending in ENDINGS else ending or "without an ending"
+
+
+def read_picture(path: Path, wanted: int = 0) -> Image.Image:
+    """Decodes a picture as upright RGB; see `decode_image`.
 
     Raises:
-        UserError: one cannot be decoded.
+        BadPicture: it cannot be decoded.
     """
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(decode_image(path))
-        except ValueError as error:
-            raise UserError(f"{path} is no picture that can be read: {error}; give another to --image") from error
-    return pictures
+    try:
+        return decode_image(path, wanted)
+    except (ValueError, OSError) as error:
+        raise BadPicture(f"{path} is no picture that can be read: {error}") from error
 
 
-def samples_of(task: str, pictures: Sequence[Image.Image], texts: Sequence[str], names: Sequence[str]) -> list[Sample]:
+def samples_of(task: str, pictures: Sequence[Path], texts: Sequence[str]) -> list[Sample]:
     """Puts pictures and texts together as a task wants them.
 
     NLVR2 takes the pictures two by two. Questions and statements: one for all, one for each, or several for the only
@@ -79,33 +105,32 @@ def samples_of(task: str, pictures: Sequence[Image.Image], texts: Sequence[str],
     if not pictures or len(pictures) % together:
         raise UserError(f"{task} takes pictures two by two, not {len(pictures)}; correct --image")
     groups = [tuple(pictures[start : start + together]) for start in range(0, len(pictures), together)]
-    named = [tuple(names[start : start + together]) for start in range(0, len(pictures), together)]
     if task == "caption":
         if texts:
             raise UserError("caption takes no --text: it describes the picture")
-        return [Sample(group, (), name) for group, name in zip(groups, named, strict=True)]
+        return [Sample(group, ()) for group in groups]
     if not texts:
         wanted = {"vqa": "a question", "nlvr": "a statement"}.get(task, "the texts to choose from")
         raise UserError(f"{task} needs {wanted}; give --text")
     if task.startswith("retrieval"):
-        return [Sample(group, tuple(texts), name) for group, name in zip(groups, named, strict=True)]
+        return [Sample(group, tuple(texts)) for group in groups]
     count = max(len(groups), len(texts))
     if not {len(groups), len(texts)} <= {1, count}:
         raise UserError(f"{len(texts)} texts do not fit {len(groups)} pictures or pairs; give one text or one for each")
-    return [Sample(groups[i % len(groups)], (texts[i % len(texts)],), named[i % len(groups)]) for i in range(count)]
+    return [Sample(groups[i % len(groups)], (texts[i % len(texts)],)) for i in range(count)]
 
 
-def batch_of(task: str, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> dict:
+def batch_of(task: str, samples: Sequence[Sample], pixels: Sequence[Sequence[Tensor]]) -> dict:
     """The batch that the task takes, answers left open.
 
     Args:
         task: its name.
         samples: of retrieval: with the same texts.
-        transform: from a picture to [3, S, S].
+        pixels: for each sample those of its pictures, each [3, S, S].
     """
 
     def stacked(number: int) -> Tensor:
-        return torch.stack([transform(sample.pictures[number]) for sample in samples])
+        return torch.stack([pictures[number] for pictures in pixels])
 
     index = torch.arange(len(samples))
     if task == "nlvr":

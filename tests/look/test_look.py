@@ -1,4 +1,4 @@
-"""Looking at models: predictions on own pictures, closeups, the page about runs and the page to play with.
+"""Looking at models: closeups, the page about runs and the page to play with.
 
 A small model of every task, made here; what it answers and keeps is held to the task and its trace themselves.
 """
@@ -15,169 +15,17 @@ import torch
 from PIL import Image
 
 from madtp.__main__ import main
-from madtp.cost.trace import LayerTrace, Trace
+from madtp.cost.trace import LayerTrace
 from madtp.look import app, closeup, paper, predict, runs
 from madtp.look.pictures import patches_left
-from madtp.look.predictor import load, task_named
+from madtp.look.predictor import load
 from madtp.look.recording import _importance
+from madtp.look.samples import samples_of
 from madtp.look.survival import follow
 from madtp.method.attention import AttentionScores
 from madtp.method.pruning import Kept, importance
-from madtp.run import config as configuration
-from madtp.shared.weights.checkpoint import save
-from tests.miniature import make_data, write_config
+from tests.look.small import TEMPERATURE, TEXTS, asked
 from utils import UserError
-
-KEYS = {
-    "nlvr": {},
-    "caption": {"max_length": 12, "num_beams": 1},
-    "vqa": {"k_test": 4},
-    "retrieval": {"dataset": "coco", "queue_size": 8},
-    "retrieval_clip": {"dataset": "coco", "queue_size": 8},
-}
-CLIP = {"embed_dim": 24, "vision_width": 64, "vision_layers": 3, "vision_patch_size": 12, "context_length": 20}
-CLIP |= {"transformer_width": 32, "transformer_layers": 2}
-TEXTS = {
-    "nlvr": ["Both images contain a red circle."],
-    "caption": [],
-    "vqa": ["what color is the circle?"],
-    "retrieval": ["a large red circle", "a small blue cross and a large green square"],
-}
-TEXTS["retrieval_clip"] = TEXTS["retrieval"]
-TEMPERATURE = 20.0
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("look")
-    make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(data):
-    return sorted(map(str, (data / "images" / "test").glob("*.png")))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(data):
-    """Writes a run's folder with a model that nobody trained, and returns its checkpoint."""
-
-    def checkpoint(name, keep="sample", temperature=TEMPERATURE):
-        folder = data / f"{name}_{keep}_{temperature:g}"
-        path = folder / "checkpoint_best.pth"
-        if not path.exists():
-            folder.mkdir()
-            vit = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 12}
-            keys = {"clip": CLIP} if name == "retrieval_clip" else {"vit": vit}
-            write_config(data, folder / "config.yaml", name, keep=keep, **keys, **KEYS[name])
-            task = task_named(name)
-            task.config = configuration.resolve(str(folder / "config.yaml"), name)
-            torch.manual_seed(1)
-            model = task.build_model(task.config, evaluate=False)
-            save(path, model=model.state_dict(), temperature=temperature, keep=keep, batch_size=25)
-        return str(path)
-
-    return checkpoint
-
-
-def asked(capsys, *flags):
-    """The records that --json prints."""
-    assert main(["predict", *flags, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("name", KEYS)
-def test_own_pictures_are_answered_alone_as_in_any_company(name, checkpoint, pictures, capsys):
-    """By the rule `sample`: each record of a batch is that of its sample asked alone, and costs what its trace says."""
-    count = 2 if name == "nlvr" else 1
-    flags = ["--checkpoint", checkpoint(name), *(["--text", *TEXTS[name]] if TEXTS[name] else [])]
-    together = asked(capsys, *flags, "--image", *pictures[: 3 * count], "--batch_size", "3", "--compare")
-    assert len(together) == 3
-    for number, record in enumerate(together):
-        own = pictures[number * count : (number + 1) * count]
-        (alone,) = asked(capsys, *flags, "--image", *own)
-        assert record["images"] == own and record["compressed"]["percent"] < 99 < record["dense"]["percent"] < 101
-        for entry in ("answer", "tokens"):
-            assert alone["compressed"][entry] == record["compressed"][entry]
-        assert alone["compressed"]["gflops"] == pytest.approx(record["compressed"]["gflops"], rel=1e-3)
-    with torch.inference_mode():
-        predictor, trace = load(checkpoint(name)), Trace()
-        samples = predict.own_samples(predictor, pictures[:count], TEXTS[name])
-        (batch,) = predict.batched(predictor, samples)
-        result = predictor.task.predict(predictor.model, batch, TEMPERATURE, trace)[0]
-    assert together[0]["compressed"]["answer"] == predictor.task.answered(result)
-    assert together[0]["compressed"]["tokens"]["image"][1:] == [float(row.left[0]) for row in trace.layers["image"]]
-
-
-def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
-    flags = ["--image", *pictures[:2], "--text", "a red circle"]
-    assert main(["predict", "--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
-    note = capsys.readouterr().err
-    assert note.startswith("note: ") and "batches of 25" in note and "batches of 1" in note and note.count("\n") == 1
-    assert main(["predict", "--checkpoint", checkpoint("nlvr"), *flags]) == 0
-    assert capsys.readouterr().err == ""
-
-
-def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
-    """Asked for what some temperature costs, it finds one that costs about as much."""
-    flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
-
-    def percent(*how):
-        return np.mean([record["compressed"]["percent"] for record in asked(capsys, *flags, *how)])
-
-    cost = percent("--temperature", "9")
-    assert percent("--p", str(1 - cost / 100)) == pytest.approx(cost, abs=1.5)
-    (dense, *_) = asked(capsys, *flags, "--p", "0")
-    assert dense["dense"]["percent"] == 100 and "compressed" not in dense
-
-
-def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, pictures, capsys):
-    flags = ["--checkpoint", checkpoint("retrieval"), "--image", *pictures[:3], "--text", *TEXTS["retrieval"]]
-    records = asked(capsys, *flags)
-    for record in records:
-        scores = record["compressed"]["scores"]
-        assert record["compressed"]["answer"] == max(scores, key=scores.get) and len(scores) == 2
-    assert main(["predict", *flags]) == 0
-    last = capsys.readouterr().out.rstrip().splitlines()[-2:]
-    for line, text in zip(last, TEXTS["retrieval"], strict=True):
-        best = max(records, key=lambda record: record["compressed"]["scores"][text])
-        assert line.strip() == f"{text}: {best['images'][0]}"
-
-
-@pytest.mark.parametrize(
-    "name, flags, message",
-    [
-        ("nlvr", ["--image", "{0}"], "nlvr takes pictures two by two, not 1"),
-        ("nlvr", ["--image", "{0}", "{1}"], "nlvr needs a statement; give --text"),
-        ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
-        ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
-        ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),
-        ("caption", ["--image", "README.md"], "README.md is no picture that can be read"),
-        ("caption", ["--image", "docs"], "docs has no pictures in it"),
-        ("caption", ["--image", "{0}", "--p", "1.5"], "--p is 1.5"),
-        ("caption", ["--image", "{0}", "--p", "0.99"], "p 0.99 is out of reach"),
-        ("caption", ["--image", "{0}", "--temperature", "-1"], "--temperature is -1.0"),
-        ("caption", ["--image", "{0}", "--device", "gpu"], "--device is 'gpu', expected cpu"),
-        ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
-        ("caption", ["--image", "{0}", "--temperature", "0", "--visualize", "x.png"], "--visualize shows what is"),
-    ],
-)
-def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsys):
-    flags = [flag.format(*pictures) for flag in flags]
-    assert main(["predict", "--checkpoint", checkpoint(name), *flags]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):
-    shutil.copy(checkpoint("caption"), tmp_path / "alone.pth")
-    flags = ["--checkpoint", str(tmp_path / "alone.pth"), "--image", pictures[0]]
-    assert main(["predict", *flags]) == 2
-    assert "no config.yaml beside it; say what it is with --task or --config" in capsys.readouterr().err
-    config = str(Path(checkpoint("caption")).parent / "config.yaml")
-    assert main(["predict", *flags, "--config", config]) == 0
-
 
 # What the layers kept, and why.
 
@@ -199,8 +47,8 @@ def test_recording_changes_nothing_and_explains_what_was_kept(name, keep, checkp
     """Whatever was kept is at least as important as whatever was dropped; every layer of every tower is recorded."""
     predictor = load(checkpoint(name, keep))
     count = 2 if name == "nlvr" else 1
-    samples = predict.own_samples(predictor, pictures[: 3 * count], TEXTS[name])
-    (batch,) = predict.batched(predictor, samples, 3)
+    samples = samples_of(name, list(map(Path, pictures[: 3 * count])), TEXTS[name])
+    ((_, batch),) = predict.batched(predictor, samples, 3)
     forward = predictor.run(batch, TEMPERATURE, record=True)
     plain = predictor.run(batch, TEMPERATURE)
     assert str(forward.results) == str(plain.results) and not plain.towers

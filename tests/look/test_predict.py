@@ -1,0 +1,162 @@
+"""Predictions on own pictures: alone as in company, in any number, whatever else is in their folder."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from madtp.__main__ import main
+from madtp.cost.trace import Trace
+from madtp.look import predict
+from madtp.look.predictor import load
+from madtp.look.samples import find_pictures, samples_of
+from tests.look.small import KEYS, TEMPERATURE, TEXTS, asked
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_own_pictures_are_answered_alone_as_in_any_company(name, checkpoint, pictures, capsys):
+    """By the rule `sample`: each record of a batch is that of its sample asked alone, and costs what its trace says."""
+    count = 2 if name == "nlvr" else 1
+    flags = ["--checkpoint", checkpoint(name), *(["--text", *TEXTS[name]] if TEXTS[name] else [])]
+    together = asked(capsys, *flags, "--image", *pictures[: 3 * count], "--batch_size", "3", "--compare")
+    assert len(together) == 3
+    for number, record in enumerate(together):
+        own = pictures[number * count : (number + 1) * count]
+        (alone,) = asked(capsys, *flags, "--image", *own)
+        assert record["images"] == own and record["compressed"]["percent"] < 99 < record["dense"]["percent"] < 101
+        for entry in ("answer", "tokens"):
+            assert alone["compressed"][entry] == record["compressed"][entry]
+        assert alone["compressed"]["gflops"] == pytest.approx(record["compressed"]["gflops"], rel=1e-3)
+    with torch.inference_mode():
+        predictor, trace = load(checkpoint(name)), Trace()
+        samples = samples_of(name, list(map(Path, pictures[:count])), TEXTS[name])
+        ((_, batch),) = predict.batched(predictor, samples)
+        result = predictor.task.predict(predictor.model, batch, TEMPERATURE, trace)[0]
+    assert together[0]["compressed"]["answer"] == predictor.task.answered(result)
+    assert together[0]["compressed"]["tokens"]["image"][1:] == [float(row.left[0]) for row in trace.layers["image"]]
+
+
+def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
+    flags = ["--image", *pictures[:2], "--text", "a red circle"]
+    assert main(["predict", "--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
+    note = capsys.readouterr().err
+    assert note.startswith("note: ") and "batches of 25" in note and "batches of 1" in note and note.count("\n") == 1
+    assert main(["predict", "--checkpoint", checkpoint("nlvr"), *flags]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
+    """Asked for what some temperature costs, it finds one that costs about as much."""
+    flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
+
+    def percent(*how):
+        return np.mean([record["compressed"]["percent"] for record in asked(capsys, *flags, *how)])
+
+    cost = percent("--temperature", "9")
+    assert percent("--p", str(1 - cost / 100)) == pytest.approx(cost, abs=1.5)
+    (dense, *_) = asked(capsys, *flags, "--p", "0")
+    assert dense["dense"]["percent"] == 100 and "compressed" not in dense
+
+
+def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, pictures, capsys):
+    flags = ["--checkpoint", checkpoint("retrieval"), "--image", *pictures[:3], "--text", *TEXTS["retrieval"]]
+    records = asked(capsys, *flags)
+    for record in records:
+        scores = record["compressed"]["scores"]
+        assert record["compressed"]["answer"] == max(scores, key=scores.get) and len(scores) == 2
+    assert main(["predict", *flags]) == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-2:]
+    for line, text in zip(last, TEXTS["retrieval"], strict=True):
+        best = max(records, key=lambda record: record["compressed"]["scores"][text])
+        assert line.strip() == f"{text}: {best['images'][0]}"
+
+
+@pytest.mark.parametrize(
+    "name, flags, message",
+    [
+        ("nlvr", ["--image", "{0}"], "nlvr takes pictures two by two, not 1"),
+        ("nlvr", ["--image", "{0}", "{1}"], "nlvr needs a statement; give --text"),
+        ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
+        ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
+        ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        ("caption", ["--image", "README.md"], "README.md is no picture that can be read"),
+        ("caption", ["--image", "configs"], "configs has no pictures in it"),
+        ("caption", ["--image", "README.md", "CONTRIBUTING.md"], "of 2 samples none can be read"),
+        ("caption", ["--image", "{0}", "--p", "1.5"], "--p is 1.5"),
+        ("caption", ["--image", "{0}", "--p", "0.99"], "p 0.99 is out of reach"),
+        ("caption", ["--image", "{0}", "--temperature", "-1"], "--temperature is -1.0"),
+        ("caption", ["--image", "{0}", "--device", "gpu"], "--device is 'gpu', expected cpu"),
+        ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
+        ("caption", ["--image", "{0}", "--temperature", "0", "--visualize", "x.png"], "--visualize shows what is"),
+    ],
+)
+def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsys):
+    flags = [flag.format(*pictures) for flag in flags]
+    assert main(["predict", "--checkpoint", checkpoint(name), *flags]) == 2
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert all(note.startswith("note: left out, ") for note in notes) and len(notes) == 2 * ("none" in message)
+
+
+@pytest.fixture
+def folder(pictures, tmp_path):
+    """Four pictures, one of them below, and what else people have in such folders."""
+    (tmp_path / "mine/sub").mkdir(parents=True)
+    for name, picture in zip(("a.png", "b.png", "sub/c.webp", "d.jfif"), pictures, strict=False):
+        Image.open(picture).convert("RGB").save(tmp_path / "mine" / name, "JPEG" if name == "d.jfif" else None)
+    (tmp_path / "mine/._a.png").write_bytes(b"of another system")
+    (tmp_path / "mine/notes.txt").write_text("two dogs")
+    return tmp_path / "mine"
+
+
+def test_a_folder_is_answered_whatever_else_is_in_it(checkpoint, folder, capsys):
+    content = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(content[: len(content) // 2])
+    flags = ["predict", "--checkpoint", checkpoint("caption"), "--image", str(folder)]
+    assert main([*flags, "--json"]) == 1
+    said = capsys.readouterr()
+    assert [record["images"] for record in json.loads(said.out)] == [
+        [str(folder / name)] for name in ("a.png", "d.jfif", "sub/c.webp")
+    ]
+    others, left_out = said.err.splitlines()
+    assert others == f"note: {folder}: 2 files are no pictures by their names (1 hidden, 1 .txt)"
+    assert left_out.startswith(f"note: left out, {folder}/b.png is no picture that can be read: ")
+    assert main(flags) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folder))] == [
+        str(folder / name) for name in ("a.png", "d.jfif", "sub/c.webp")
+    ]
+
+
+def test_a_pair_goes_with_its_bad_picture(checkpoint, folder, capsys):
+    (folder / "a.png").write_bytes(b"")
+    flags = ["predict", "--checkpoint", checkpoint("nlvr"), "--image", str(folder), "--text", "a dog", "--json"]
+    assert main(flags) == 1
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["images"] == [str(folder / "d.jfif"), str(folder / "sub/c.webp")]
+
+
+def test_a_picture_is_read_when_its_turn_comes(checkpoint, folder):
+    """So memory does not grow with their number, and an answer is there before the next picture is read."""
+    predictor = load(checkpoint("caption"))
+    pictures, _ = find_pictures([folder])
+    args = SimpleNamespace(batch_size=1, p=None, temperature=None, compare=None, visualize=None)
+    bad = []
+    records = predict.answer(predictor, samples_of("caption", pictures, []), args, bad.append)
+    next(records)
+    pictures[2].unlink()
+    assert [record["images"] for record in records] == [[str(picture)] for picture in pictures[1:2] + pictures[3:]]
+    assert str(pictures[2]) in str(bad[0]) and len(bad) == 1
+
+
+def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):
+    shutil.copy(checkpoint("caption"), tmp_path / "alone.pth")
+    flags = ["--checkpoint", str(tmp_path / "alone.pth"), "--image", pictures[0]]
+    assert main(["predict", *flags]) == 2
+    assert "no config.yaml beside it; say what it is with --task or --config" in capsys.readouterr().err
+    config = str(Path(checkpoint("caption")).parent / "config.yaml")
+    assert main(["predict", *flags, "--config", config]) == 0
