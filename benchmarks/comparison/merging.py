@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.comparison.rules import share, take
-from benchmarks.comparison.schedules import Schedule, Scheduled
+from benchmarks.comparison.schedules import Scheduled, Steps
 from madtp.cost.trace import LayerTrace
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
@@ -75,15 +75,15 @@ class Merging(Scheduled):
     """Merges by a rule, as much as a schedule says.
 
     Args:
+        steps: the schedule, and where in the tower it is.
         rule: chooses the groups.
-        schedule: its amount is the knob.
-        tokens: N of the first layer.
-        layer: the layer that merges next.
         size: [B, L], how many patches each token stands for, class token included; None is one each.
     """
 
-    def __init__(self, rule: Merger, schedule: Schedule, tokens: int, layer: int = 0, size: Tensor | None = None):
-        super().__init__(schedule, tokens, layer)
+    guided = False
+
+    def __init__(self, steps: Steps, rule: Merger, size: Tensor | None = None):
+        super().__init__(steps)
         self.rule, self.size, self.key = rule, size, None
 
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
@@ -101,12 +101,12 @@ class Merging(Scheduled):
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         count = x.shape[1] - 1
-        groups = max(self.keep(temperature), count - int(self.rule.most * count))
+        groups = max(self.steps.left(temperature), count - int(self.rule.most * count))
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if self.size is None else self.size
         if groups < count:
-            owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.layer), groups)
+            owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
             x, size = gather_groups(x, size, owner, groups)
-        return x, Merging(self.rule, self.schedule, self.tokens, self.layer + 1, size), None
+        return x, Merging(self.steps.next(), self.rule, size), None
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
         sizes = [None] * parts if self.size is None else self.size.chunk(parts)
@@ -119,7 +119,7 @@ class Merging(Scheduled):
         return self._with(None if self.size is None else self.size.to(device))
 
     def _with(self, size: Tensor | None) -> "Merging":
-        return Merging(self.rule, self.schedule, self.tokens, self.layer, size)
+        return Merging(self.steps, self.rule, size)
 
 
 def attend_and_score(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, AttentionScores]:

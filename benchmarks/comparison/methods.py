@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from benchmarks.comparison.merging import TOME_WITHIN, Merging
+from benchmarks.comparison.merging import TOME, TOME_WITHIN, Merger, Merging
 from benchmarks.comparison.rules import Pruning, Static, Whole, by_one_score, by_tower, unguided
-from benchmarks.comparison.schedules import even
+from benchmarks.comparison.schedules import Schedule, even, front, geometric
 from madtp.method.keep import Keep, keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 
@@ -26,6 +26,7 @@ class Method:
         similarity: whether the similarity loss is part of training.
         learnable: number of learnable tokens where it is not the dense model's. None are trained before fine-tuning.
         longer: how many times the usual steps it is fine-tuned for.
+        merger: the rule of merging whose own cost is counted.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Method:
     similarity: bool = True
     learnable: int | None = None
     longer: int = 1
+    merger: Merger | None = None
 
 
 def always(layout: Rectangle) -> Callable[[Tensor], Rectangle]:
@@ -51,6 +53,12 @@ def sample_image(x: Tensor, own: Tensor | None = None, align: bool = False, toge
     return keep_sample(x, own, align, together) if own is None else Sequences(x, Whole())
 
 
+def merging(title: str, rule: Merger, schedule: Schedule) -> Method:
+    """Merges image tokens by a rule and a schedule; texts stay whole."""
+    keep = by_tower(Merging.by(schedule, rule), always(Whole()))
+    return Method(title, keep, guided=(), similarity=False, merger=rule)
+
+
 WHOLE, MADTP, STATIC = always(Whole()), always(RECTANGLE), Static.by(even)
 
 COMPARED = {
@@ -63,8 +71,11 @@ COMPARED = {
     "random": Method("random", everywhere(Pruning(merged=False, random=True)), similarity=False),
     "random_image": Method("random in the image alone", by_tower(always(Pruning(random=True)), MADTP)),
     "tome": Method(
-        "merging alike image tokens", by_tower(Merging.by(TOME_WITHIN, even), WHOLE), guided=(), similarity=False
+        "merging alike image tokens", by_tower(Merging.by(even, TOME_WITHIN), WHOLE), guided=(), similarity=False
     ),
+    "tome_even": merging("merging, sizes known to the text", TOME, even),
+    "tome_geometric": merging("the same, the same share in every layer", TOME, geometric),
+    "tome_front": merging("the same, most in the first layers", TOME, front),
 }
 ABLATED = {
     "self": Method("self-attention score alone", everywhere(Pruning(by_one_score("self")))),

@@ -75,7 +75,7 @@ class Static(Scheduled):
     """Keeps those that the class token attends to most; nothing stands for the others."""
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
-        after, keep = Static(self.schedule, self.tokens, self.layer + 1), self.keep(temperature)
+        after, keep = Static(self.steps.next()), self.steps.left(temperature)
         if keep >= x.shape[1] - 1:
             return x, after, None
         shortened, kept = keep_only(x, scores.cls_attention, keep)

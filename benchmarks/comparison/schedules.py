@@ -4,6 +4,7 @@ Every one is a function `(layer, amount) -> share`, layers counted from 0; an am
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -45,24 +46,41 @@ SHAPES: dict[str, Schedule] = {
 }
 
 
-class Scheduled(Rectangle):
-    """Leaves after each layer what a schedule says, the same for every sample.
+@dataclass(frozen=True)
+class Steps:
+    """A schedule on its way through a tower, as `madtp.method.merged.Merged` asks for one.
 
-    Args:
+    Attributes:
         schedule: its amount is the knob.
         tokens: N of the first layer.
         layer: the layer that prunes next.
     """
 
-    def __init__(self, schedule: Schedule, tokens: int, layer: int = 0):
-        self.schedule, self.tokens, self.layer = schedule, tokens, layer
+    schedule: Schedule
+    tokens: int
+    layer: int = 0
 
-    @classmethod
-    def by(cls, *rule: object) -> Callable[[Tensor], "Scheduled"]:
-        """Makes the layout of tokens [B, L, D] that enter the first layer."""
-        return lambda x: cls(*rule, x.shape[1] - 1)
-
-    def keep(self, amount: float) -> int:
+    def left(self, amount: float) -> int:
         """How many of the N tokens this layer leaves, 1 at least; what is rounded off is made up for in later ones."""
         share = min(1.0, max(0.0, self.schedule(self.layer, amount)))
         return max(1, self.tokens - round(self.tokens * (1 - share)))
+
+    def next(self) -> "Steps":
+        """The same at the next layer."""
+        return replace(self, layer=self.layer + 1)
+
+
+class Scheduled(Rectangle):
+    """Leaves after each layer what a schedule says, the same for every sample.
+
+    Args:
+        steps: the schedule, and where in the tower it is.
+    """
+
+    def __init__(self, steps: Steps):
+        self.steps = steps
+
+    @classmethod
+    def by(cls, schedule: Schedule, *rule: object) -> Callable[[Tensor], "Scheduled"]:
+        """Makes the layout of tokens [B, L, D] that enter the first layer."""
+        return lambda x: cls(Steps(schedule, x.shape[1] - 1), *rule)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from benchmarks.comparison.costs import charged, overhead
 from benchmarks.comparison.methods import MADTP, METHODS, TOWERS, WHOLE, Method, always
 from benchmarks.comparison.rules import Listening, by_tower
 from benchmarks.experiment.cells import BATCH, EPOCHS, Cell, Places
@@ -21,6 +22,7 @@ from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
 from data import create_loader
 from madtp.__main__ import main as command
+from madtp.cost import flops
 from madtp.cost.measure import CalibrationSample
 from madtp.cost.temperature import ClosedLoop, RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
@@ -33,6 +35,7 @@ from madtp.run.resume import Progress, State
 from utils import UserError, set_seed
 
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
+IMAGES = {"nlvr": 2, "vqa": 1, "caption": 1}  # of a sample
 SCORED = {"nlvr": "test", "vqa": "val", "caption": "test"}  # the test questions come without answers
 SCORE = {"nlvr": "accuracy", "vqa": "accuracy", "caption": "exact_match"}
 DATA = ("--train", "6000", "--val", "512", "--test", "1000", "--pairs", "15000", "--objects", "3", "--grid", "7")
@@ -77,19 +80,14 @@ def compared(task_class: type[Task]) -> type[Task]:
             return losses if self.method.similarity else {"loss_task": losses["loss_task"]}
 
         def cost(self, model: nn.Module, trace: Trace):
-            return super().cost(model, trace if self.method is None else charged(trace, self.method.guided))
+            if self.method is None:
+                return super().cost(model, trace)
+            cost = super().cost(model, charged(trace, self.method.guided))
+            if self.method.merger is None:
+                return cost
+            return cost + IMAGES[self.name] * overhead(trace, self.method.merger, model.visual_encoder) / flops.GIGA
 
     return Compared
-
-
-def charged(trace: Trace, guided: tuple[str, ...]) -> Trace:
-    """The trace where only some towers pay for scores and alignment."""
-    return Trace(
-        {
-            tower: rows if tower in guided else [row._replace(scored=False) for row in rows]
-            for tower, rows in trace.layers.items()
-        }
-    )
 
 
 def train_dense(cell: Cell, places: Places) -> dict:

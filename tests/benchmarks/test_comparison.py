@@ -11,7 +11,7 @@ from benchmarks.comparison import merging
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.comparison.merging import Merging, Tokens
 from benchmarks.comparison.rules import Pruning, Static, by_one_score, by_tower, unguided
-from benchmarks.comparison.schedules import SHAPES, even, like
+from benchmarks.comparison.schedules import SHAPES, Steps, even, like
 from benchmarks.comparison.statistics import paired_difference
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.layout import RECTANGLE
@@ -70,7 +70,7 @@ def test_chance_keeps_as_many_as_the_scores_would(given, merged):
 
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.125, 0.9])
 def test_static_drops_the_same_number_in_every_layer_by_class_attention(given, share):
-    x, layout, lengths = given.x, Static(even, TOKENS), [TOKENS]
+    x, layout, lengths = given.x, Static(Steps(even, TOKENS)), [TOKENS]
     for _ in range(6):
         layout_scores = AttentionScores(*(part[:, : x.shape[1] - 1] for part in given.scores))
         left, layout, kept = layout.prune(x, layout_scores, None, share)
@@ -159,7 +159,7 @@ def test_what_is_not_important_goes_into_the_most_alike_that_is(tokens, groups):
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_group_is_the_mean_of_all_it_stands_for_and_nothing_is_lost(given, name):
-    layout, x, wanted = Merging(RULES[name], even, TOKENS), given.x, given.x[:, 1:].sum(dim=1)
+    layout, x, wanted = Merging(Steps(even, TOKENS), RULES[name]), given.x, given.x[:, 1:].sum(dim=1)
     for left in (17, 9, 2):
         least = x.shape[1] - 1 - int(RULES[name].most * (x.shape[1] - 1))
         _, scores = layout.attend(*[x.unsqueeze(1)] * 3, scores=True)
@@ -175,7 +175,7 @@ def test_a_group_is_attended_to_as_often_as_it_stands_for_patches(given, scores)
     repeated = torch.cat([heads, heads[:, :, -1:]], dim=2)  # the last token twice, against once with size 2
     size = torch.ones(SAMPLES, 1 + TOKENS, dtype=torch.float64)
     size[:, -1] = 2
-    output, found = Merging(merging.IMPORTANT, even, TOKENS, size=size).attend(heads, heads, heads, scores=scores)
+    output, found = Merging(Steps(even, TOKENS), merging.IMPORTANT, size).attend(heads, heads, heads, scores=scores)
     torch.testing.assert_close(output, F.scaled_dot_product_attention(heads, repeated, repeated))
     if scores:  # both halves of the last token together
         _, wanted = attend(*[repeated] * 3, scores=True)
@@ -195,7 +195,7 @@ def test_texts_weigh_groups_by_their_size_unless_a_rule_does_without(across):
     """Merging patches that are the same must change nothing: the last patch of a picture stands twice in a row."""
     model = build(blip_decoder).eval()
     rule = merging.Merger(lambda tokens, groups: torch.arange(16).clamp(max=14).expand(2, -1), across=across)
-    model.keep = by_tower(Merging.by(rule, lambda layer, amount: 15 / 16), lambda x: RECTANGLE)
+    model.keep = by_tower(Merging.by(lambda layer, amount: 15 / 16, rule), lambda x: RECTANGLE)
     plain = model.visual_encoder.patch_embed.forward
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         model.visual_encoder.pos_embed.zero_()
@@ -223,7 +223,7 @@ def test_a_schedule_can_be_another_methods():
 @pytest.mark.parametrize("shape", ["even", "front"])
 def test_every_rule_of_merging_trains_and_infers(name, shape):
     model = build(blip_nlvr)
-    model.keep = by_tower(Merging.by(RULES[name], SHAPES[shape]), lambda x: RECTANGLE)
+    model.keep = by_tower(Merging.by(SHAPES[shape], RULES[name]), lambda x: RECTANGLE)
     losses = model(images(6), STATEMENTS, torch.tensor([0, 1, 1]), temperature=0.2)
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)

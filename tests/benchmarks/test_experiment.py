@@ -194,6 +194,9 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
     whole = {
         "tome": "text",
         "tome_long": "text",
+        "tome_even": "text",
+        "tome_geometric": "text",
+        "tome_front": "text",
         "static_image": "text",
         "image": "text",
         "sample_image": "text",

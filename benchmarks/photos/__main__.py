@@ -1,0 +1,124 @@
+"""Does it work on photos? Every way of keeping tokens beside the dense model, at equal cost.
+
+    python -m benchmarks.photos --prepare --captions dataset_flickr8k.json --questions qa.894.raw.train.txt ...
+    python -m benchmarks.photos --dense retrieval
+    python -m benchmarks.photos --task retrieval
+    python -m benchmarks.photos --report
+
+Every cell (the dense model; a rule by a schedule at a cost) is run once and adds a line to the results. What was
+stopped goes on with the cells that are left; several processes may work side by side. Choices are made on the
+validation split; `--final` scores the test split, without the photos that were looked at, into a file of its own.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.comparison.ledger import add_line, claimed, read_lines
+from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan
+from benchmarks.photos.dense import train_dense
+from benchmarks.photos.prepare import prepare
+from benchmarks.photos.report import write_report
+from benchmarks.photos.running import Bench, needs
+from benchmarks.photos.world import TASKS, Places
+from utils import UserError
+
+logger = logging.getLogger("photos")
+
+
+def work(cells: list[Cell], bench: Bench, file: Path, minutes: float, told: dict) -> int:
+    """Runs what is not finished, until the time is up.
+
+    Returns:
+        How many cells are left.
+    """
+    started = time.perf_counter()
+    for cell in cells:
+        if time.perf_counter() - started > 60 * minutes:
+            break
+        with claimed(bench.places.output / "locks" / cell.name) as ours:
+            known = read_lines([file])
+            if not ours or cell.name in known or (cell.earlier and cell.earlier.name not in known):
+                continue
+            began = time.perf_counter()
+            found = bench.run(cell, known)
+            record = {"name": cell.name, "task": cell.task, "split": cell.split, "rule": cell.rule}
+            record |= {"schedule": cell.schedule, "p": cell.p, **found, **told, "command": cell.command}
+            add_line(file, record | {"seconds": time.perf_counter() - began})
+            logger.info("%s took %.0f s", cell.name, time.perf_counter() - began)
+    return len([cell for cell in cells if cell.name not in read_lines([file])])
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flag = parser.add_argument
+    flag("--prepare", action="store_true", help="write the annotation files")
+    flag("--captions", nargs="+", type=Path, default=[], help="with --prepare: Karpathy's file, or Flickr8k's own")
+    flag("--questions", nargs="+", type=Path, default=[], help="with --prepare: DAQUAR's files")
+    flag("--dense", nargs="+", choices=TASKS, default=[], help="train the dense models of these tasks")
+    flag("--blind", action="store_true", help="with --dense and --task: the same model that never sees a photo")
+    flag("--epochs", type=int, default=0, help="with --dense: instead of the recipe's")
+    flag("--task", choices=TASKS, help="run its cells")
+    flag("--rules", nargs="+", default=[], help="some alone; dense is always there")
+    flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
+    flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
+    flag("--photos", type=int, default=0, help="score so many photos alone, from the first")
+    flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
+    flag("--split", choices=("val",), default="val", help="what choices are made on")
+    flag("--final", action="store_true", help="score the test split instead, into a file of its own")
+    flag("--amp", choices=("bf16", "off"), default="off", help="what to multiply in")
+    flag("--data", type=Path, default=Path("datasets/photos"))
+    flag("--towers", type=Path, default=Path("pretrained/towers"), help="folder of the converted towers")
+    flag("--output", type=Path, default=Path("output/photos"), help="folder of tokens and checkpoints")
+    flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    flag("--report", type=Path, nargs="?", const=Path("docs"), help="write photos.md into this folder")
+    return parser
+
+
+def run_cells(args: argparse.Namespace, places: Places) -> int:
+    """Runs the cells of a task; how many are left."""
+    split = "test" if args.final else args.split
+    needs(places, args.task, args.blind)
+    bench = Bench(places, args.task, split, dtype_of(args), args.photos, args.blind)
+    cells = plan(args.task, split, args.rules, args.schedules, args.p)
+    if args.blind:
+        cells = [Cell(args.task, split, "blind")]
+    elif args.rules == ["dense"]:
+        cells = cells[:1]
+    file = places.results / f"photos_{args.task}{'_final' if args.final else ''}.jsonl"
+    return work(cells, bench, file, args.minutes, {"precision": args.amp if args.amp != "off" else "float32"})
+
+
+def dtype_of(args: argparse.Namespace) -> torch.dtype:
+    """What to multiply in."""
+    return torch.bfloat16 if args.amp == "bf16" else torch.float32
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Does what is asked for, in order; 1 where cells are left."""
+    args = command_line().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logger.setLevel(logging.INFO)
+    places, left = Places(args.data, args.towers, args.output, args.results), 0
+    try:
+        if args.prepare:
+            prepare(places, args.captions, args.questions)
+        for task in args.dense:
+            train_dense(places, task, args.blind, dtype_of(args), args.epochs)
+        if args.task:
+            left = run_cells(args, places)
+        if args.report:
+            write_report(args.results, args.report)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return min(left, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The pictures of docs/photos.md."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.comparison.methods import METHODS
+from benchmarks.photos.cells import TITLES
+from benchmarks.photos.results import SCORE, Results, score
+
+MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
+
+
+def scores(results: Results, path: Path, task: str) -> str:
+    """Score against cost: a line for each rule, the best of its schedules at every cost, and all of them as points."""
+    figure, axis = plt.subplots(figsize=(9, 5.5))
+    dense = results.dense(task)
+    if dense is not None:
+        axis.axhline(score(dense), color="black", linewidth=1, label="dense")
+    records = [one for p in results.ratios(task) for one in results.at(task, p) if "scores" in one]
+    for rule in dict.fromkeys(one["rule"] for one in records):
+        own = [one for one in records if one["rule"] == rule]
+        best = [max((one for one in own if one["p"] == p), key=score) for p in sorted({one["p"] for one in own})]
+        (line,) = axis.plot(
+            [one["percent"] for one in best],
+            [score(one) for one in best],
+            label=TITLES.get(rule) or METHODS[rule].title,
+        )
+        for one in own:
+            axis.plot(
+                one["percent"], score(one), MARKS[one["schedule"]], color=line.get_color(), markersize=5, alpha=0.6
+            )
+    axis.set_xlabel("% of the sample's dense GFLOPs")
+    axis.set_ylabel(SCORE[task].replace("_", " "))
+    return finish(figure, path, f"{task}: score against cost, not fine-tuned; lines join each rule's best schedules")
+
+
+def tokens(results: Results, path: Path, task: str, p: str) -> str:
+    """Tokens left after each layer, by method, at one cost."""
+    figure, axis = plt.subplots(figsize=(9, 5.5))
+    for one in results.at(task, float(p)):
+        if "tokens" in one:
+            name = TITLES.get(one["rule"]) or METHODS[one["rule"]].title
+            title = f"{name}, {one['schedule']}" if one["schedule"] else name
+            axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=title, alpha=0.8)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("tokens left")
+    axis.set_ylim(bottom=0)
+    return finish(figure, path, f"{task}, p {p}: tokens left after each layer")
+
+
+def finish(figure, path: Path, title: str) -> str:
+    """Puts a legend beside the panel, saves the figure and returns its title."""
+    (axis,) = figure.axes
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    plt.close(figure)
+    return title
+
+
+PLOTS = {"scores": scores, "tokens": tokens}

@@ -1,0 +1,166 @@
+"""Turns the photos' results into docs/photos.md: the words come from a template, everything else from the results."""
+
+import json
+from pathlib import Path
+
+from benchmarks.comparison.reporting import fill, named, table
+from benchmarks.photos import plots
+from benchmarks.photos.cells import Cell, plan
+from benchmarks.photos.results import FURTHER, SCORE, Results, score
+from benchmarks.photos.world import TASKS
+from utils import UserError, prepare_output, write_atomic
+
+WORDS = Path(__file__).parent / "words.md"
+NONE = "—"
+
+
+def write_report(results: Path, docs: Path) -> None:
+    """Writes photos.md and its plots.
+
+    Raises:
+        UserError: there are no results, or the template asks for what there is not.
+    """
+    found = Results(results, docs / "photos")
+    if not found.known:
+        raise UserError(f"there are no photo results in {results}: run `python -m benchmarks.photos --task retrieval`")
+    prepare_output(found.pictures)
+    write_atomic(docs / "photos.md", fill(WORDS, BLOCKS, found))
+
+
+def dense(results: Results) -> str:
+    """The dense models and their blind twins."""
+    rows = []
+    for task in TASKS:
+        record, blind = results.dense(task), results.blind(task)
+        if record is None:
+            rows.append([task, *["not run"] * 4])
+            continue
+        further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
+        without = NONE if blind is None else f"{blind:.1f}"
+        rows.append([task, f"{score(record):.1f}", without, further, str(record["count"])])
+    return table(["task", "score", "without the photo", "further", "photos"], rows)
+
+
+def curves(results: Results) -> str:
+    """The learning curves of the dense models."""
+    file = results.folder / "photos_dense.jsonl"
+    if not file.exists():
+        return "None was recorded."
+    rows = []
+    for one in map(json.loads, file.read_text().splitlines()):
+        name = one["task"] + (", blind" if one["blind"] else "")
+        rows.append([name, str(one["epoch"]), f"{one['loss']:.2f}", f"{one[SCORE[one['task']]]:.1f}"])
+    return table(["model", "epoch", "loss", "score on validation"], rows)
+
+
+def compared(results: Results, task: str, p: str) -> str:
+    """Every cell of a cost: cost, score, what it is worth, and differences with their intervals."""
+    rows = []
+    for one in sorted(results.at(task, float(p)), key=lambda one: -score(one) if "scores" in one else 0.0):
+        title = Cell(task, one["split"], one["rule"], one["schedule"], one["p"]).title
+        if "scores" not in one:
+            rows.append([title, "out of reach", *[""] * 6])
+            continue
+        title += f" ({one['shape']})" if "shape" in one else ""
+        worth = results.worth(one)
+        gaps = [results.against(one, results.dense(task)), results.against(one, results.reference(one))]
+        differences = [NONE if gap is None else str(gap) for gap in gaps]
+        rates = " / ".join(f"{one['rates'][batch]:.0f}" for batch in ("1", "32"))
+        rows.append(
+            [
+                *(title, f"{one['percent']:.1f}", f"{one['image_percent']:.1f}", f"{score(one):.1f}"),
+                *(NONE if worth is None else f"{worth:.0f}", *differences, rates),
+            ]
+        )
+    head = ["method", "% of GFLOPs", "of the image tower's", SCORE[task].replace("_", " "), "% of dense − blind"]
+    return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
+
+
+def best(results: Results, task: str, p: str, rule: str) -> str:
+    """The best score of a rule at a cost, by any schedule, and the share of dense that it is."""
+    records = [one for one in results.at(task, float(p)) if one["rule"] == rule and "scores" in one]
+    if not records or results.dense(task) is None:
+        return "not run"
+    top = max(map(score, records))
+    return f"{top:.1f} ({100 * top / score(results.dense(task)):.0f} % of dense)"
+
+
+def value(results: Results, task: str, p: str, rule: str, schedule: str = "") -> str:
+    """The score of one cell."""
+    record = results.of(task, rule, schedule, float(p))
+    return "not run" if record is None else f"{score(record):.1f}" if "scores" in record else "out of reach"
+
+
+def chosen(results: Results, task: str) -> str:
+    """Which shape of schedule the search without labels took for each rule and cost, beside the best of the others."""
+    rows = []
+    for p in results.ratios(task):
+        for one in results.at(task, p):
+            if "shape" not in one:
+                continue
+            others = [
+                other
+                for other in results.at(task, p)
+                if other["rule"] == one["rule"] and "scores" in other and other["schedule"] not in ("searched", "madtp")
+            ]
+            top = max(others, key=score, default=None)
+            beside = NONE if top is None else f"{top['schedule']}, {score(top):.1f}"
+            rows.append([one["rule"], f"{p:g}", one["shape"], f"{score(one):.1f}", beside])
+    return table(["rule", "p", "shape found", "its score", "best fixed schedule"], rows) if rows else "Not run."
+
+
+def split(results: Results) -> str:
+    """What was scored."""
+    return {"val": "the validation split", "test": "the test split"}[results.split]
+
+
+def comparisons(results: Results) -> str:
+    """How many differences have an interval."""
+    return str(results.comparisons)
+
+
+def missing(results: Results) -> str:
+    """Cells of the plan that nobody has run, and the command for them."""
+    lines = []
+    for task in TASKS:
+        left = [cell for cell in plan(task, "val") if cell.name not in results.known]
+        by_cost = {}
+        for cell in left:
+            by_cost.setdefault(cell.p, []).append(cell.title)
+        for p, titles in sorted(by_cost.items()):
+            what = f"p {p:g}" if p else "the dense model"
+            lines.append(f"- {task}, {what}: {'; '.join(titles)}")
+        if left:
+            lines.append(f"- all of these: `python -m benchmarks.photos --task {task}`")
+    return "\n".join(lines) or "Nothing: the plan is complete."
+
+
+def final(results: Results) -> str:
+    """The test split's scores, if there are any."""
+    found = Results(results.folder, results.pictures, final=True)
+    blocks = []
+    for task in TASKS:
+        for p in found.ratios(task):
+            blocks.append(f"{task}, p {p:g}:\n\n{compared(found, task, str(p))}")
+    return "\n\n".join(blocks) or "Not scored yet: `python -m benchmarks.photos --task retrieval --final`."
+
+
+def machines(results: Results) -> str:
+    """Where and when the results were made."""
+    records = list(results.known.values())
+    made = sorted({(one["cpu"], one["precision"], one["versions"]["torch"]) for one in records})
+    dates = sorted(one["date"] for one in records)
+    names = "; ".join(f"{cpu}, {precision}, torch {torch}" for cpu, precision, torch in made)
+    return f"{len(records)} cells, {dates[0]} to {dates[-1]}: {names}"
+
+
+def plot(results: Results, name: str, *arguments: str) -> str:
+    """Draws a picture and shows it."""
+    file = f"{'_'.join([name, *arguments])}.png"
+    title = plots.PLOTS[name](results, results.pictures / file, *arguments)
+    return f"![{title}](photos/{file})"
+
+
+BLOCKS = named(
+    dense, curves, compared, best, value, chosen, split, comparisons, missing, final, machines, plot
+)  # what the template may ask for

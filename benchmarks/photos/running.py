@@ -1,0 +1,241 @@
+"""Runs one cell: finds how much has to go for the cost, and scores every photo of the split.
+
+The amount is found on photos of the split itself, which takes no labels and is the same for all rules. A schedule that
+is searched for is chosen on training photos, by how little it moves the dense model's outputs: no label, and nothing
+that is scored.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.comparison.merging import Merging
+from benchmarks.comparison.methods import WHOLE
+from benchmarks.comparison.rules import by_tower
+from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
+from benchmarks.photos.cells import Cell, mergers
+from benchmarks.photos.subject import SUBJECTS
+from benchmarks.photos.world import Photo, Places, read_split
+from madtp.cost.temperature import RatioOutOfReach, calibrate
+from madtp.cost.trace import Trace
+from madtp.method.keep import keep_batch
+from madtp.method.merged import Merged
+from utils import UserError, set_seed, write_atomic
+
+STEERING = 96  # photos on which the cost is measured while its amount is looked for, where it differs by photo
+SEARCHED = 64  # training photos on which schedules are compared
+TIMED = {1: 16, 32: 64}  # photos of which the speed is measured, by the size of their batches
+TOLERANCE = 0.005  # of the cost asked for
+MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right"}  # the score that pairs
+
+
+class Bench:
+    """The subject of a task on a split, and what all cells share.
+
+    Args:
+        places: where everything is.
+        task: one of the tasks.
+        split: what is scored; "test" leaves out what was looked at.
+        dtype: what is multiplied in.
+        most: photos that are scored, from the first; 0 is all.
+        blind: the twin that never saw a photo.
+    """
+
+    def __init__(self, places: Places, task: str, split: str, dtype: torch.dtype, most: int = 0, blind: bool = False):
+        self.places, self.task, self.split = places, task, split
+        photos = read_split(places, task, split, final=split == "test")
+        self.subject = SUBJECTS[task](places, photos[: most or None], dtype, blind)
+        self.mergers = mergers(len(self.subject.tower.blocks))
+
+    @cached_property
+    def steering(self) -> list[Tensor]:
+        """Photos of the split, evenly spread."""
+        photos = self.subject.photos
+        chosen = photos[:: max(1, len(photos) // STEERING)][:STEERING]
+        return list(self.subject.images(chosen))
+
+    @cached_property
+    def training(self) -> tuple[list[Photo], list[Tensor], list[Tensor]]:
+        """Training photos, evenly spread, their pictures, and what the dense model makes of them."""
+        photos = read_split(self.places, self.task, "train")
+        photos = photos[:: max(1, len(photos) // SEARCHED)][:SEARCHED]
+        images = list(self.subject.images(photos))
+        with self.on_trial(Cell(self.task, self.split)):
+            dense = [
+                self.subject.outputs(self.subject.encode(*one), some) for *one, some in self._parts(photos, images)
+            ]
+        return photos, images, dense
+
+    @staticmethod
+    def _parts(photos: Sequence[Photo], images: Sequence[Tensor], amount: float = 0.0) -> Iterator[tuple]:
+        start = 0
+        for image in images:
+            yield image, amount, photos[start : start + len(image)]
+            start += len(image)
+
+    @contextmanager
+    def on_trial(self, cell: Cell, schedule: Schedule | None = None) -> Iterator[None]:
+        """The subject with a cell's rule in place."""
+        subject = self.subject
+        if schedule is not None and cell.rule == "coverage":
+            subject.model.keep = by_tower(lambda x: Merged(Steps(schedule, x.shape[1] - 1)), WHOLE)
+        elif schedule is not None:
+            subject.merger, subject.guided = self.mergers[cell.rule], ()
+            subject.model.keep = by_tower(Merging.by(schedule, subject.merger), WHOLE)
+        elif cell.method is not None:
+            subject.model.keep, subject.guided = cell.method.keep, cell.method.guided
+        set_seed(1)
+        try:
+            yield
+        finally:
+            subject.model.keep, subject.merger, subject.guided = keep_batch, None, ("image",)
+
+    def share(self, images: Sequence[Tensor], amount: float) -> float:
+        """The cost of some photos in shares of dense."""
+        spent = dense = 0.0
+        set_seed(1)  # so that chance, where it decides, decides alike at every amount
+        for image in images:
+            trace = Trace()
+            self.subject.encode(image, amount, trace)
+            spent += len(image) * float(np.mean(self.subject.cost(trace)))
+            dense += len(image) * float(np.mean(self.subject.cost(trace.dense())))
+        return spent / dense
+
+    def amount(self, p: float, scheduled: bool) -> float:
+        """How much has to go for a cost of 1 - p by the rule on trial.
+
+        Raises:
+            RatioOutOfReach: more than there is.
+        """
+        images = [self.steering[0][:1]] if scheduled else self.steering
+        cost = lambda amount: self.share(images, amount)  # noqa: E731
+        if cost(math.inf) > (1 - p) * (1 + TOLERANCE):
+            raise RatioOutOfReach(f"p {p:g} is out of reach: {cost(math.inf):.1%} of dense is the least")
+        return calibrate(cost, 1 - p, 0.05 if scheduled else 1.0, tolerance=TOLERANCE * (1 - p))
+
+    def search(self, cell: Cell) -> tuple[str, dict[str, float]]:
+        """The shape of a schedule that moves the dense outputs least at a cell's cost, and how far each moves them."""
+        photos, images, dense = self.training
+        moved = {}
+        for name, shape in SHAPES.items():
+            with self.on_trial(cell, shape):
+                try:
+                    amount = self.amount(cell.p, scheduled=True)
+                except RatioOutOfReach:
+                    continue
+                found = [
+                    self.subject.outputs(self.subject.encode(image, amount), some)
+                    for image, amount, some in self._parts(photos, images, amount)
+                ]
+            moved[name] = self.subject.moved(torch.cat(found), torch.cat(dense))
+        if not moved:
+            raise RatioOutOfReach(f"p {cell.p:g} is out of reach of every schedule")
+        return min(moved, key=moved.get), moved
+
+    def schedule(self, cell: Cell, known: dict[str, dict]) -> tuple[Schedule | None, dict]:
+        """A cell's schedule, and what there is to say of where it comes from."""
+        if cell.schedule == "madtp":
+            earlier = known[cell.earlier.name]
+            if "tokens" not in earlier:
+                raise RatioOutOfReach("MADTP does not get there")
+            dense = self.subject.tower.shape.length - 1
+            return like([(left - 1) / dense for left in earlier["tokens"]]), {}
+        if cell.schedule == "searched":
+            shape, moved = self.search(cell)
+            return SHAPES[shape], {"shape": shape, "moved": moved}
+        return SHAPES.get(cell.schedule), {}
+
+    def run(self, cell: Cell, known: dict[str, dict]) -> dict:
+        """What there is to know of a cell."""
+        try:
+            schedule, told = self.schedule(cell, known)
+            with self.on_trial(cell, schedule):
+                amount = self.amount(cell.p, schedule is not None) if cell.p else 0.0
+                return {"amount": amount, **told, **self.scored(cell, amount), "rates": self.rates(amount)}
+        except RatioOutOfReach as error:
+            return {"out_of_reach": str(error)}
+
+    def scored(self, cell: Cell, amount: float) -> dict:
+        """Scores, costs and tokens of all photos by the rule on trial."""
+        subject, readings, parts = self.subject, [], []
+        set_seed(1)
+        for image, _, photos in self._parts(subject.photos, self.all_images()):
+            trace = Trace()
+            readings += subject.read(subject.encode(image, amount, trace), photos)
+            costs = [subject.cost(trace), subject.cost(trace.dense())]
+            costs += [subject.tower_cost(trace), subject.tower_cost(trace.dense())]
+            lefts = [layer.left for layer in trace.layers["image"]]
+            parts.append((len(image), [float(np.mean(one)) for one in [*costs, *lefts]]))
+        weights = np.array([number for number, _ in parts], dtype=float)
+        means = weights @ np.array([values for _, values in parts]) / weights.sum()
+        scores = subject.scores(readings)
+        told = {
+            **{"gflops": means[0], "percent": 100 * means[0] / means[1], "image_percent": 100 * means[2] / means[3]},
+            **{"tokens": [round(left, 2) for left in means[4:]], "count": len(subject.photos)},
+            **{"scores": summary(scores), "photos": [round(float(one), 2) for one in scores[MAIN[self.task]]]},
+        }
+        if "questions" in scores:
+            told["questions"] = scores["questions"].tolist()
+        return told | self.changed(cell, readings)
+
+    def all_images(self) -> list[Tensor]:
+        """The pictures of the split, batch by batch; those of the last run are kept."""
+        if not hasattr(self, "_images"):
+            self._images = list(self.subject.images(self.subject.photos))
+        return self._images
+
+    def changed(self, cell: Cell, readings: list) -> dict:
+        """Of answers and captions, how many differ from the dense model's; they themselves are no results."""
+        if isinstance(readings[0], Tensor):
+            return {}
+        folder = self.places.output / "readings"
+        ours, dense = (self.reading_file(folder, one) for one in (cell, Cell(self.task, self.split)))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(ours, json.dumps(readings))
+        if not dense.exists():
+            return {}
+        whole = json.loads(dense.read_text())
+        if len(whole) != len(readings):
+            return {}
+        flat = [list(one) if isinstance(one, list) else [one] for one in (*readings, *whole)]
+        pairs = zip(sum(flat[: len(whole)], []), sum(flat[len(whole) :], []), strict=True)
+        return {"changed": 100 * float(np.mean([one != other for one, other in pairs]))}
+
+    @staticmethod
+    def reading_file(folder: Path, cell: Cell) -> Path:
+        """Where a cell's captions or answers are kept."""
+        return folder / f"{cell.name}.json"
+
+    def rates(self, amount: float) -> dict[str, float]:
+        """Photos that the image tower encodes in a second of a processor's time, by batch size."""
+        rates = {}
+        for batch, number in TIMED.items():
+            images = list(self.subject.images(self.subject.photos[:number], batch))
+            self.subject.encode(images[0], amount)
+            started = time.process_time()
+            for image in images:
+                self.subject.encode(image, amount)
+            rates[str(batch)] = sum(map(len, images)) / (time.process_time() - started)
+        return rates
+
+
+def summary(scores: dict[str, np.ndarray | float]) -> dict[str, float]:
+    """Scores over all photos."""
+    if "questions" in scores:
+        return {"accuracy": float(scores["right"].sum() / scores["questions"].sum())}
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def needs(places: Places, task: str, blind: bool = False) -> None:
+    """Raises a UserError where a dense model is not trained yet."""
+    if not places.dense(task, blind).exists():
+        flag = " --blind" if blind else ""
+        raise UserError(f"no {places.dense(task, blind)}: `python -m benchmarks.photos --dense {task}{flag}` trains it")

@@ -1,0 +1,224 @@
+"""The photos' benchmark in miniature: a few generated pictures and tiny random towers through the whole chain."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.comparison import reporting
+from benchmarks.photos import __main__ as driver
+from benchmarks.photos import cells, prepare, report, running, training
+from benchmarks.photos.results import Results, chance
+from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
+from benchmarks.photos.subject import SUBJECTS
+from benchmarks.photos.world import Places, read_split
+from madtp.__main__ import main as command
+from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
+
+SPLITS = {"train": 8, "val": 6, "test": 4}
+WORDS = ("cat", "dog", "car", "ball", "tree", "man")
+
+
+def picture(path, number):
+    """A plain picture with a square, every number another one."""
+    pixels = np.full((70, 70, 3), 40 * (number % 6), dtype=np.uint8)
+    pixels[10:40, 5 * (number % 8) : 5 * (number % 8) + 25] = (200, 10 * number, 90)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def official(folder, data):
+    """Files in the forms in which people get them, and the pictures."""
+    images, lines = [], []
+    for number in range(sum(SPLITS.values())):
+        split = "train" if number < 8 else "val" if number < 14 else "test"
+        picture(data / "flickr8k" / f"a{number}.jpg", number)
+        picture(data / "daquar" / f"image{number}.jpg", number)
+        texts = [f"a {WORDS[number % 6]} and a {word} in the picture" for word in WORDS[: 2 + number % 2]]
+        sentences = [{"raw": text} for text in texts]
+        images.append({"filename": f"a{number}.jpg", "imgid": number, "split": split, "sentences": sentences})
+        for word in WORDS[: 1 + number % 2]:
+            lines += [f"what is left of the {word} in the image{number} ?", WORDS[number % 3]]
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
+    (folder / "qa.894.raw.train.txt").write_text("\n".join(lines[:20]) + "\n")
+    (folder / "qa.894.raw.test.txt").write_text("\n".join(lines[20:]) + "\n")
+    return {"captions": [folder / "dataset_flickr8k.json"], "questions": sorted(folder.glob("qa.*"))}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Everything up to the dense models, and what runs the rest."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = {name: folder / name for name in ("data", "towers", "output", "results")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "QUESTIONS", {"val": 6, "test": 4})
+        patch.setattr(training, "FITTING", 3)
+        recipes = {task: replace(one, epochs=1, photos=4) for task, one in training.RECIPES.items()}
+        patch.setattr(training, "RECIPES", recipes)
+        patch.setattr(running, "SEARCHED", 4)
+        patch.setattr(running, "TIMED", {1: 1, 32: 4})
+        files = official(folder, paths["data"])
+        image, text = saved(dinov2(), folder / "dinov2"), saved(bert(), folder / "bert", vocabulary=True)
+        flags = ["--image", str(image), "--text", str(text), "--mean", *"000", "--std", *"111"]
+        assert command(["towers", *flags, "--image_size", "70", "--output_dir", str(paths["towers"])]) == 0
+        flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+        def run(*arguments):
+            return driver.main([*flags, *arguments])
+
+        named = [word for name, some in files.items() for word in (f"--{name}", *map(str, some))]
+        assert run("--prepare", *named) == 0
+        assert run("--dense", "retrieval", "caption", "vqa") == 0
+        assert run("--dense", "vqa", "--blind") == 0
+        yield SimpleNamespace(run=run, places=Places(**paths), **paths)
+
+
+def lines(small, name):
+    return {one["name"]: one for one in map(json.loads, (small.results / f"{name}.jsonl").read_text().splitlines())}
+
+
+@needs_5
+def test_every_photo_is_in_the_split_that_its_file_or_its_name_says(small):
+    for task in ("retrieval", "caption"):
+        named = [[photo.name for photo in read_split(small.places, task, split)] for split in SPLITS]
+        assert named == [[f"a{n}.jpg" for n in some] for some in (range(8), range(8, 14), range(14, 18))]
+    asked = {split: read_split(small.places, "vqa", split) for split in SPLITS}
+    assert {split: len(photos) for split, photos in asked.items()} == SPLITS
+    assert all(len(photo.texts) == len(photo.answers) for photos in asked.values() for photo in photos)
+    assert "image" not in asked["val"][0].texts[0]
+    assert set(json.loads((small.data / "annotation" / "answer_list.json").read_text())) <= set(WORDS)
+
+
+@needs_5
+def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
+    start = torch.load(small.towers / "towers.pth", weights_only=True)["model"]
+    for task, blind in (("retrieval", False), ("caption", False), ("vqa", False), ("vqa", True)):
+        model = torch.load(small.places.dense(task, blind), weights_only=True)["model"]
+        tower = {name: value for name, value in model.items() if name.startswith("visual_encoder.")}
+        assert tower and all(torch.equal(value, start[name]) for name, value in tower.items() if "pos" not in name)
+        side = "text_decoder.bert." if task == "caption" else "text_encoder."
+        name = f"{side}encoder.layer.0.attention.self.query.weight"
+        assert not torch.equal(model[name], start[name.replace(side, "text_encoder.")])
+    curve = [json.loads(line) for line in (small.results / "photos_dense.jsonl").read_text().splitlines()]
+    assert [(one["task"], one["blind"], one["epoch"]) for one in curve][-1] == ("vqa", True, 1)
+    assert all(np.isfinite(one["loss"]) for one in curve)
+
+
+@needs_5
+@pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
+def test_a_cell_costs_what_was_asked_for_and_holds_numbers_alone(small, task):
+    arguments = ["--task", task, "--p", "0.1", "--rules", "tome", "important", "--schedules", "even", "searched"]
+    assert small.run(*arguments) == 0
+    found = lines(small, f"photos_{task}")
+    dense = found[f"{task}-val-dense"]
+    assert dense["percent"] == 100 and dense["tokens"] == [26] * 3 and len(dense["photos"]) == 6
+    for name in ("tome-even", "important-searched"):
+        cell = found[f"{task}-val-{name}-0.1"]
+        assert cell["percent"] == pytest.approx(90, abs=3) and cell["image_percent"] < 100
+        assert cell["rates"].keys() == {"1", "32"} and np.isfinite(cell["photos"]).all()
+    searched = found[f"{task}-val-tome-searched-0.1"]
+    assert searched["moved"][searched["shape"]] == min(searched["moved"].values())
+    written = (small.results / f"photos_{task}.jsonl").read_text()
+    assert "jpg" not in written and "left of" not in written and str(small.data) not in written
+    before = written.count("\n")
+    assert small.run(*arguments) == 0 and (small.results / f"photos_{task}.jsonl").read_text().count("\n") == before
+
+
+@needs_5
+def test_a_schedule_can_have_the_shape_of_madtps_own_counts(small):
+    assert small.run("--task", "retrieval", "--p", "0.1", "--rules", "image", "tome", "--schedules", "madtp") == 0
+    found = lines(small, "photos_retrieval")
+    ours, theirs = found["retrieval-val-tome-madtp-0.1"], found["retrieval-val-image-0.1"]
+    shares = [(np.array(one["tokens"]) - 1) / 25 for one in (theirs, ours)]
+    exponent = np.log(shares[1]).sum() / np.log(shares[0]).sum()  # theirs pays for an alignment, and keeps fewer
+    assert np.allclose(25 * shares[1], 25 * shares[0] ** exponent, atol=1) and ours["amount"] < 1
+
+
+@needs_5
+def test_the_final_scores_have_a_file_of_their_own(small, monkeypatch):
+    monkeypatch.setitem(running.__dict__, "STEERING", 2)
+    monkeypatch.setattr("benchmarks.photos.world.LOOKED_AT", {"flickr8k": 3, "daquar": 0})
+    assert small.run("--task", "caption", "--rules", "dense", "--final") == 0
+    assert lines(small, "photos_caption_final")["caption-test-dense"]["count"] == 1
+    assert not any("test" in name for name in lines(small, "photos_caption"))
+
+
+@needs_5
+def test_a_blind_twin_answers_alike_whatever_the_photo(small):
+    assert small.run("--task", "vqa", "--blind") == 0
+    assert lines(small, "photos_vqa")["vqa-val-blind"]["scores"].keys() == {"accuracy"}
+    photos = read_split(small.places, "vqa", "val")
+    blind = SUBJECTS["vqa"](small.places, photos, torch.float32, True)
+    first, *others = (blind.outputs(blind.encode(image, 0.0), photos[:1]) for image in blind.images(photos, 1))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@needs_5
+def test_the_report_says_what_the_results_say(small, tmp_path):
+    assert small.run("--task", "vqa", "--p", "0.1", "--rules", "image", "tome", "--schedules", "even") == 0
+    assert small.run("--report", str(tmp_path)) == 0
+    text = (tmp_path / "photos.md").read_text()
+    record = lines(small, "photos_vqa")["vqa-val-dense"]
+    assert f"| vqa | {record['scores']['accuracy']:.1f} |" in text and "{" not in text
+    assert (tmp_path / "photos" / "scores_retrieval.png").stat().st_size > 1000
+
+
+def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
+    given = {"dense": ("", 0.0, [50, 30]), "blind": ("", 0.0, [20, 20]), "tome": ("even", 0.5, [40, 25])}
+    written = []
+    for rule, (schedule, p, photos) in given.items():
+        cell = cells.Cell("vqa", "val", rule, schedule, p)
+        written.append({"name": cell.name, "task": "vqa", "rule": rule, "schedule": schedule, "p": p})
+        written[-1] |= {"photos": photos, "questions": [1, 1], "scores": {"accuracy": sum(photos) / 2}}
+    (tmp_path / "photos_vqa.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    found = Results(tmp_path, tmp_path)
+    (record,) = found.at("vqa", 0.5)
+    assert found.worth(record) == pytest.approx(62.5) and found.worth(found.dense("vqa")) == 100
+    assert found.against(record, found.dense("vqa")).value == pytest.approx(-7.5)
+    assert found.blind("retrieval") is None and found.comparisons == 2
+    assert chance(1000) == pytest.approx(16 / 30)
+
+
+def test_the_template_asks_for_nothing_unknown():
+    asked = {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())}
+    assert asked <= set(report.BLOCKS)
+
+
+@needs_5
+def test_what_is_not_trained_is_asked_for(small, capsys):
+    assert small.run("--task", "caption", "--blind") == 2
+    assert "--dense caption --blind" in capsys.readouterr().err
+
+
+def test_recall_of_a_photo_is_its_own_and_its_captions():
+    draw = torch.Generator().manual_seed(0)
+    image, text, owners = torch.randn(20, 4, generator=draw), torch.randn(45, 4, generator=draw), []
+    owners = [number % 20 for number in range(45)]
+    found, similarity = recall_of_photos(image, text, owners), image @ text.T
+    for photo in range(20):
+        own = [number for number in range(45) if owners[number] == photo]
+        ranked = similarity[photo].argsort(descending=True).tolist()
+        places = [similarity[:, number].argsort(descending=True).tolist().index(photo) for number in own]
+        for k in (1, 5, 10):
+            assert found[f"txt_r{k}"][photo] == 100 * bool(set(ranked[:k]) & set(own))
+            assert found[f"img_r{k}"][photo] == pytest.approx(100 * np.mean([place < k for place in places]))
+    parts = [found[f"{way}_r{k}"] for way in ("txt", "img") for k in (1, 5, 10)]
+    assert np.allclose(found["r_mean"], np.mean(parts, axis=0))
+
+
+def test_answers_are_counted_by_photo():
+    found = accuracy_of_photos([["cat", "two"], ["dog"]], [["cat", "2"], ["a cat"]])
+    assert found["right"].tolist() == [200, 0] and found["questions"].tolist() == [2, 1]
+
+
+def test_every_cell_comes_once_and_after_the_one_it_needs():
+    planned = cells.plan("caption", "val")
+    places = {cell: place for place, cell in enumerate(planned)}
+    assert len(places) == len(planned) and len({cell.name for cell in planned}) == len(planned)
+    assert all(places[cell.earlier] < places[cell] for cell in planned if cell.earlier)
+    asked = cells.plan("caption", "val", ["tome"], ["madtp"], [0.5])
+    assert [cell.name for cell in asked] == ["caption-val-dense", "caption-val-image-0.5", "caption-val-tome-madtp-0.5"]
