@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from compress_nlvr_dtp import NLVR
 from madtp.__main__ import main
 from madtp.run.config import task_of
+from madtp.run.engine import main as engine_main
 from tests.miniature import make_data, write_config
 
 TASKS = {"nlvr": {}, "caption": {"prompt": "a "}, "vqa": {"inference": "rank"}, "retrieval": {"dataset": "flickr"}}
@@ -102,6 +104,15 @@ def test_texts_too_long_for_the_model_are_named(data, examine, task, name, field
         r"embeddings allow 64 \(max_position_embeddings of med_config\); shorten it",
         said,
     )
+
+
+def test_the_run_refuses_what_the_check_names(data, examine, tmp_path, capsys):
+    change(data, "nlvr_dev", sentence="1," * 40)
+    _, said = examine(data, "nlvr")
+    fault = re.search(r"texts too long: 1\n    (.*)\n", said)[1]
+    flags = ["--config", tmp_path / "nlvr.yaml", "--output_dir", tmp_path / "out", "--num_workers", "0", "--p", "0"]
+    assert engine_main(NLVR(), [str(flag) for flag in flags]) == 2
+    assert capsys.readouterr().err == f"error: {fault}\n"
 
 
 def test_texts_that_are_cut_are_counted(data, examine):

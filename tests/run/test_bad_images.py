@@ -144,6 +144,20 @@ def test_a_folder_without_images_stops_all_the_same():
         samples(SomeBad(48, 0, bad=set(range(48))))
 
 
+@pytest.mark.parametrize(
+    "bad, way_out",
+    [
+        (BAD, r", or train without it: --bad_images skip"),
+        (set(range(48)), r"; nor can 10 of 10 others be read"),
+        (set(range(46)), r"; nor can \d+ of 10 others be read"),
+    ],
+)
+def test_doing_without_is_offered_where_it_helps(bad, way_out):
+    loader = create_loader(SomeBad(48, 0, bad), 8, True, seed=5)
+    with pytest.raises(BadImage, match=rf"picture\d+\.png: unreadable image{way_out}$"):
+        list(loader)
+
+
 def test_an_image_is_one_whichever_entries_name_it(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"cut")
     for name in ("cut.png", "absent.png"):

@@ -1,0 +1,162 @@
+"""What people's own data sets are like: repeated names and captions, other spellings, answers that are missing."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data import create_dataset, create_loader
+from data.caption_dataset import image_ids
+from data.files import leaves_folder, on_disk
+from utils import UserError
+
+CONFIG = {"image_size": 16, "prompt": "a ", "dataset": "flickr", "inference": "generate", "train_files": ["vqa_train"]}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Makes the three data sets of a task from entries by file name, with the pictures that they name."""
+
+    def own(task, files, pictures=None):
+        named = [entry["image"] for entries in files.values() for entry in entries]
+        for name in named if pictures is None else pictures:
+            (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+        for name, entries in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+        roots = dict.fromkeys(("image_root", "vqa_root", "vg_root"), str(tmp_path / "images"))
+        return create_dataset(task, CONFIG | roots | {"ann_root": str(tmp_path), "coco_gt_root": str(tmp_path)})
+
+    return own
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    "names, ids",
+    [
+        (["val2014/COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg"], [42, 7]),
+        (["cat-1.jpg", "dog-1.jpg"], ["cat-1.jpg", "dog-1.jpg"]),
+        (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
+        (["cat-1.jpg", "dog.jpg"], ["cat-1.jpg", "dog.jpg"]),
+        (["1.jpg", "1.jpg", "2.jpg"], [1, 1, 2]),
+        (["1000268_693b08cb0e.jpg", "1001773_577c3a7d70.jpg"], ["1000268_693b08cb0e.jpg", "1001773_577c3a7d70.jpg"]),
+    ],
+)  # fmt: skip
+def test_images_are_told_apart_by_their_numbers_or_else_by_their_names(names, ids):
+    assert image_ids(names) == ids
+
+
+def test_captions_of_names_that_end_in_one_number_stay_apart(own):
+    entries = [{"image": f"{name}-1.jpg", "caption": [f"A {name}."]} for name in ("cat", "dog")]
+    train = [{"image": "cat-1.jpg", "caption": "A cat."}]
+    _, val, _ = own(
+        "caption", {"coco_karpathy_train": train, "coco_karpathy_val": entries, "coco_karpathy_test": entries}
+    )
+    (batch,) = create_loader(val, 2, False)
+    assert batch["image_id"] == ["cat-1.jpg", "dog-1.jpg"] and val.references == [["A cat."], ["A dog."]]
+
+
+def test_the_truth_of_names_is_found_by_them(own, tmp_path):
+    """A ground truth may file captions by whole names, as results then are."""
+    names = ["cat-1.jpg", "dog-1.jpg"]
+    truth = {"annotations": [{"image_id": name, "caption": f"It is {name}."} for name in names]}
+    for split in ("val", "test"):
+        (tmp_path / f"coco_karpathy_{split}_gt.json").write_text(json.dumps(truth))
+    entries = [{"image": name, "caption": ["?"]} for name in names]
+    files = {"coco_karpathy_train": [{"image": names[0], "caption": "."}]}
+    _, val, _ = own("caption", files | {"coco_karpathy_val": entries, "coco_karpathy_test": entries})
+    assert val.references == [[f"It is {name}."] for name in names]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_images_are_found_under_another_spelling(own, form, caplog):
+    given, there = "ordner\\caf\u00e9 1.jpg", unicodedata.normalize(form, "ordner/caf\u00e9 1.jpg")
+    entries = [{"image": given, "caption": ["A cup."]}]
+    files = {"coco_karpathy_train": [{"image": given, "caption": "A cup."}]}
+    with caplog.at_level("INFO"):
+        train, val, _ = own("caption", files | {"coco_karpathy_val": entries, "coco_karpathy_test": entries}, [there])
+    assert train[0]["image"].shape == val[0]["image"].shape == (3, 16, 16)
+    assert "1 of 1 images are spelled otherwise on the disk, like" in caplog.text
+
+
+def test_a_name_that_is_there_as_it_is_given_stays(tmp_path):
+    for name in ("a\\b.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"):
+        (tmp_path / name).touch()
+        assert on_disk(tmp_path, name) == name
+    assert on_disk(tmp_path, "no\\where.jpg") == "no\\where.jpg"
+
+
+@pytest.mark.parametrize("name", ["..\\x.png", "a\\..\\..\\x.png", "\\x.png", "a/..\\../x.png"])
+def test_backslashes_lead_out_of_no_folder(name):
+    assert leaves_folder(name)
+
+
+# Retrieval.
+
+
+def test_one_file_is_one_image_in_training_whatever_its_number(own):
+    train = [{"image": f"{name}.jpg", "caption": "x", "image_id": one} for name, one in (("a", 1), ("a", 2), ("b", 3))]
+    several = [{"image": "a.jpg", "caption": ["x"]}]
+    train, *_ = own("retrieval", {"flickr30k_train": train, "flickr30k_val": several, "flickr30k_test": several})
+    assert [train[index]["idx"].item() for index in range(3)] == [0, 0, 1]
+
+
+def retrieval(own, names):
+    entries = [{"image": name, "caption": ["A dog!", f"Number {n}"]} for n, name in enumerate(names)]
+    train = [{"image": names[0], "caption": "x", "image_id": 1}]
+    return own("retrieval", {"flickr30k_train": train, "flickr30k_val": entries, "flickr30k_test": entries})[1]
+
+
+def test_same_images_and_same_texts_are_known(own):
+    val = retrieval(own, ["a.jpg", "a.jpg", "b.jpg"])
+    assert val.same_images == [0, 0, 1] and val.same_texts == [0, 1, 0, 2, 0, 3]
+
+
+def test_published_sets_count_as_they_were_published(own):
+    val = retrieval(own, [f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(3)])
+    assert val.same_images == [0, 1, 2] and val.same_texts == list(range(6))
+
+
+# Questions.
+
+
+def test_validation_needs_every_answer(own):
+    asked = {"question_id": 1, "question": "?", "image": "a.jpg", "dataset": "vqa"}
+    answered = {**asked, "answer": ["yes"]}
+    files = {"vqa_train": [answered], "vqa_val": [answered, asked], "vqa_test": [asked]}
+    with pytest.raises(UserError, match=r"vqa_val\.json, entry 1: no 'answer', and without it no checkpoint"):
+        own("vqa", files)
+    files["vqa_val"] = [answered]
+    assert [len(dataset) for dataset in own("vqa", files)] == [1, 1, 1]
+
+
+# Annotation files of another form.
+
+
+@pytest.mark.parametrize(
+    "content, way_out",
+    [
+        (
+            '{"identifier": "dev-1-0-0", "label": "True"}\n{"identifier": "dev-1-0-1", "label": "True"}\n',
+            "convert nlvr2",
+        ),
+        ('[{"id": 1, "qas": []}]', "convert visual_genome"),
+        ('{"info": {}, "data_subtype": "val2014", "questions": [1]}', "convert vqav2"),
+        ('{"images": [{"sentids": [1], "split": "val"}]}', "convert karpathy"),
+        ('{"info": {}, "images": [{"license": 1, "file_name": "a.jpg"}]}', "convert coco"),
+        ('{"image": "a.jpg"}\n{"image": "b.jpg"}\n', "these are JSON lines, make a list of them: [ENTRY, ENTRY, ...]"),
+        ('{"image": "a.jpg"}', "docs/own_data.md shows its form"),
+        (None, "put it there, set ann_root, or make it of the published files: python -m madtp convert"),
+    ],
+)
+def test_the_way_out_fits_what_the_file_is(tmp_path, content, way_out):
+    if content is not None:
+        (tmp_path / "nlvr_train.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        create_dataset("nlvr", CONFIG | {"ann_root": str(tmp_path), "image_root": str(tmp_path)})
+    assert str(error.value).startswith(f"{tmp_path}/nlvr_train.json") and way_out in str(error.value)
+    assert (Path.cwd() / "docs/own_data.md").exists()
