@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from madtp.look import closeup
-from madtp.look.predict import batched, described
+from madtp.look.predict import batched, described, pruned_at
 from madtp.look.predictor import Predictor, load
 from madtp.look.samples import Sample, samples_of
 from madtp.look.views import closeups
@@ -29,7 +29,7 @@ ASKS = {
     "retrieval": "texts to choose from, one in a line",
     "retrieval_clip": "texts to choose from, one in a line",
 }
-COLUMNS = ["model", "answer", "GFLOPs", "% of dense", "T", "ms"]
+COLUMNS = ["model", "answer", "GFLOPs", "% of dense", "pruned at", "ms"]
 OWN, FOR_P = "as the model was scored", "for p"
 
 
@@ -67,7 +67,7 @@ def ask(
     rows = []
     for name, at in {"dense": 0.0, "compressed": temperature}.items():
         (said,) = described(predictor, batch, predictor.run(batch, at), at)
-        numbers = [f"{said['gflops']:.4g}", f"{said['percent']:.1f}", f"{at:.4g}", f"{said['milliseconds']:.1f}"]
+        numbers = [f"{said['gflops']:.4g}", f"{said['percent']:.1f}", pruned_at(said), f"{said['milliseconds']:.1f}"]
         rows.append([name, said["answer"], *numbers])
     note = predictor.stored._replace(temperature=temperature).other_company(1)
     return rows, note, drawn(predictor, sample, rows[-1], temperature) if temperature else None
@@ -114,7 +114,7 @@ def build(predictors: dict[str, Predictor]):
                 left = gradio.Image(label="picture", **file)
                 right = gradio.Image(label="second picture", visible=first.task.name == "nlvr", **file)
                 text = gradio.Textbox(label=ASKS[first.task.name], lines=2, visible=first.task.name != "caption")
-                how = gradio.Radio([OWN, FOR_P], value=OWN, label="temperature")
+                how = gradio.Radio([OWN, FOR_P], value=OWN, label="how much goes")
                 p = gradio.Slider(0, 0.9, value=0.5, step=0.05, label="p: share of the GFLOPs to remove")
                 button = gradio.Button("Ask", variant="primary")
             with gradio.Column(scale=2):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from madtp.look.paper import Point
+from madtp.method.rules import COVERAGE
 
 DENSE, COMPRESSED, PAPER = "#4c6a92", "#c8553d", "#8a8a8a"
 MARKERS = {"dense": "s", "MADTP": "o", "UPop": "^", "static pruning": "v"}
@@ -100,8 +101,10 @@ def course(records: Sequence[dict], metric: str | None, layers: dict) -> Figure:
         losses.plot(epochs(records), [record.get(name, np.nan) for record in records], "o-", label=name[6:], ms=4)
     losses.set(title="training losses", xlabel="epoch")
     plot_cost(cost, records, COMPRESSED)
-    temperature.plot(epochs(records), [record["temperature"] for record in records], "o-", color=DENSE, label="T", ms=4)
-    temperature.set(title="temperature T", xlabel="epoch")
+    knob = "amount of coverage's schedule" if records[-1].get("keep") == COVERAGE else "temperature T"
+    amounts = [record["temperature"] for record in records]
+    temperature.plot(epochs(records), amounts, "o-", color=DENSE, label=knob, ms=4)
+    temperature.set(title=knob, xlabel="epoch")
     temperature.set_ylim(bottom=0)
     plot_tokens(image, layers, ["image"], "image tokens left")
     plot_tokens(text, layers, [tower for tower in layers["tokens"] if tower != "image"], "text tokens left")

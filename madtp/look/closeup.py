@@ -1,7 +1,8 @@
 """A sample seen closely: what every layer kept of its pictures and words, and why.
 
-Bright is what is kept, outlined what the layer merges into one token, greyed what went before. Below the pictures stand
-the importance S and the three parts that it is the mean of.
+Bright is what is kept, outlined what the layer merges into one token, greyed what went before; by coverage, which drops
+nothing, every group of patches has its mean colour. Below the pictures stand the importance S and, where it is the mean
+of several parts, these.
 
 Shapes: N tokens that enter a layer.
 """
@@ -16,20 +17,19 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from madtp.look.pictures import dim_dropped, mask_of, panel
+from madtp.look.pictures import OUTLINE, dim_dropped, draw_borders, draw_left, mask_of, panel
 from madtp.look.recording import Importance
 from madtp.look.survival import Step
 
-OUTLINE, GONE, HEAT, WORD_HEAT = "#ff7f0e", "#e4e4e4", "magma", "YlOrBr"
+GONE, HEAT, WORD_HEAT = "#e4e4e4", "magma", "YlOrBr"
+TOTAL = "importance\nS"
 PARTS = {
-    "importance\nS": lambda layer: layer.total,
-    "self-attention\n$S_{self}$": lambda layer: layer.self_attention,
-    "alignment\n$S_{token}$": lambda layer: layer.alignment,
-    "class token\n$S_{cls}$": lambda layer: layer.cls_attention,
+    "self_attention": "self-attention\n$S_{self}$",
+    "alignment": "alignment\n$S_{token}$",
+    "cls_attention": "class token\n$S_{cls}$",
 }
 ACROSS = 6  # layers side by side
 PANEL, GAP, LABEL, MARGIN = 1.45, 0.1, 1.25, 0.3  # inches
@@ -37,6 +37,10 @@ LINE, CHARACTER = 0.27, 0.092  # inches: height of a line of words, width of a l
 LEGEND = (
     "Clear: kept. Orange border: merged into one token by this layer. Grey: gone before.\n"
     "Maps and colours behind words: from dark (words: light), the layer's least important, to the most important."
+)
+LEGEND_OF_GROUPS = (
+    "Every group of patches, one token from this layer on, in its mean colour; nothing is dropped.\n"
+    "Maps: from dark, the layer's least important token, to the most important; all its patches have its colour."
 )
 
 
@@ -59,6 +63,11 @@ class Fate:
         """The layers that dropped something, numbered from 1."""
         rows = zip(self.steps, self.importance, strict=True)
         return [(number, *row) for number, row in enumerate(rows, start=1) if row[0].prunes]
+
+    @property
+    def maps(self) -> int:
+        """How many heat maps a layer has."""
+        return 1 + len(self.importance[0].parts)
 
 
 @dataclass
@@ -84,7 +93,8 @@ def draw(path: str | Path, closeup: Closeup) -> None:
     height += sum(text_height(words, fate, width) for words, fate in closeup.texts)
     figure = plt.figure(figsize=(width, height))
     figure.text(MARGIN / width, 1 - MARGIN / height, closeup.title, fontsize=13, weight="bold", va="top", wrap=True)
-    figure.text(MARGIN / width, 1 - (MARGIN + 0.35) / height, LEGEND, fontsize=10, color="#555555", va="top")
+    legend = LEGEND_OF_GROUPS if closeup.pictures[0][1].steps[0].grouped else LEGEND
+    figure.text(MARGIN / width, 1 - (MARGIN + 0.35) / height, legend, fontsize=10, color="#555555", va="top")
     top = MARGIN + 0.95
     for number, (picture, fate) in enumerate(closeup.pictures):
         name = f"picture {number + 1}" if len(closeup.pictures) > 1 else "picture"
@@ -100,7 +110,7 @@ def draw(path: str | Path, closeup: Closeup) -> None:
 def picture_height(fate: Fate) -> float:
     """Inches that a picture's rows take."""
     blocks = max(1, -(-len(fate.pruning) // ACROSS))
-    rows = 1 + len(PARTS) if fate.pruning else 1
+    rows = 1 + fate.maps if fate.pruning else 1
     return blocks * (rows * (PANEL + GAP) + 0.45)
 
 
@@ -116,15 +126,26 @@ def draw_picture(figure: Figure, top: float, picture: np.ndarray, fate: Fate, na
         for place, (number, step, importance) in enumerate(fate.pruning[block : block + ACROSS]):
             left = MARGIN + PANEL + LABEL + place * (PANEL + GAP)
             axis = panel(figure, left, top + 0.3, PANEL)
-            axis.imshow(shaded(picture, step, side), interpolation="nearest")
-            outline(axis, step.merged, side, len(picture))
+            draw_step(axis, picture, step, side)
             axis.set_title(f"layer {number}\n{len(step.kept)} of {side**2} kept", fontsize=10)
-            for row, (label, part) in enumerate(PARTS.items(), start=1):
+            maps = {TOTAL: importance.total} | {PARTS[name]: part for name, part in importance.parts.items()}
+            for row, (label, values) in enumerate(maps.items(), start=1):
                 axis = panel(figure, left, top + 0.3 + row * (PANEL + GAP), PANEL)
-                axis.imshow(heat(part(importance), step, side), cmap=plt.get_cmap(HEAT).with_extremes(bad=GONE))
+                axis.imshow(heat(values, step, side), cmap=plt.get_cmap(HEAT).with_extremes(bad=GONE))
                 if place == 0:
                     axis.set_ylabel(label, fontsize=11, rotation=0, ha="right", va="center", labelpad=8)
-        top += (1 + len(PARTS)) * (PANEL + GAP) + 0.45
+        top += (1 + fate.maps) * (PANEL + GAP) + 0.45
+
+
+def draw_step(axis: plt.Axes, picture: np.ndarray, step: Step, side: int) -> None:
+    """What a layer left of a picture, and what it merges into one token."""
+    if step.grouped:
+        draw_left(axis, picture, step, side)
+        return
+    axis.imshow(shaded(picture, step, side), interpolation="nearest")
+    merges = np.zeros(side * side, dtype=bool)
+    merges[step.merged] = True
+    draw_borders(axis, np.pad(merges.reshape(side, side), 1), len(picture), OUTLINE)
 
 
 def shaded(picture: np.ndarray, step: Step, side: int) -> np.ndarray:
@@ -133,28 +154,12 @@ def shaded(picture: np.ndarray, step: Step, side: int) -> np.ndarray:
     return np.where(mask_of(step.merged, side, len(picture)), (picture + gone) / 2, gone)
 
 
-def outline(axis: plt.Axes, patches: Sequence[int], side: int, pixels: int) -> None:
-    """Draws the border of a region of patches."""
-    inside = np.zeros((side + 2, side + 2), dtype=bool)
-    for patch in patches:
-        inside[patch // side + 1, patch % side + 1] = True
-    size = pixels / side
-    lines = [
-        ((column, row), (column + across, row + down))
-        for across, down in ((1, 0), (0, 1))
-        for row in range(side + 1)
-        for column in range(side + 1)
-        if inside[row + 1, column + 1] != inside[row + 1 - across, column + 1 - down]
-    ]
-    axis.add_collection(LineCollection(np.array(lines).reshape(-1, 2, 2) * size - 0.5, colors=OUTLINE, linewidths=1.4))
-
-
 def heat(values: np.ndarray, step: Step, side: int) -> np.ndarray:
-    """Values of the patches that entered a layer, [side, side]; NaN where a patch had gone before."""
+    """Values of the patches that entered a layer, each its token's, [side, side]; NaN where it had gone before."""
     grid = np.full(side * side, np.nan)
     for token, value in zip(step.entered, values, strict=False):  # shorter samples are filled up
-        if len(token) == 1:
-            grid[token[0]] = value
+        if step.grouped or len(token) == 1:
+            grid[list(token)] = value
     return grid.reshape(side, side)
 
 

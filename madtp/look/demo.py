@@ -20,7 +20,7 @@ import torch
 from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.look import pictures
 from madtp.look.stages import DEMOS, Demo, Stage, command
-from madtp.look.survival import tokens_of
+from madtp.look.survival import follow, tokens_of
 from madtp.run import engine
 from madtp.run.flags import parse
 from madtp.shared.files import prepare_output, write_atomic
@@ -138,7 +138,7 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
                 f"compressed: {run.task.answered(after[row])}",
             ],
             images=[pictures.readable_image(batch[name][row], MEAN, STD) for name in names],
-            kept=[pictures.patches_left(layers, row + number * size) for number in range(len(names))],
+            steps=[follow(layers, row + number * size) for number in range(len(names))],
             side=round((tokens_of(layers[0].entered, 0) - 1) ** 0.5),
         )
         for row in range(0, size, max(1, size // SHOWN))[:SHOWN]  # neighbours may share an image

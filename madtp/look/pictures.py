@@ -13,13 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from madtp.cost.trace import LayerTrace
 from madtp.look.charts import COMPRESSED, DENSE, finish, plot_cost, plot_scores, whole_numbers
-from madtp.look.survival import follow
+from madtp.look.survival import Step, Token
 
+OUTLINE = "#ff7f0e"
 GREY, FAINT = 0.55, 0.22  # what a dropped patch fades to, dark pictures and bright ones alike, and what is left of it
 
 
@@ -30,24 +31,56 @@ class Example:
     Attributes:
         lines: what was asked and what was answered.
         images: pictures [H, W, 3] with values from 0 to 1.
-        kept: for each picture, the patches that are left after every layer.
+        steps: for each picture, what every layer left of it.
         side: patches in a row of a picture.
-        numbers: of the layers that `kept` has, from 1; all of them unless given.
+        numbers: of the layers that `steps` has, from 1; all of them unless given.
     """
 
     lines: list[str]
     images: list[np.ndarray]
-    kept: list[list[list[int]]]
+    steps: list[list[Step]]
     side: int
     numbers: Sequence[int] = ()
 
 
-def patches_left(layers: Sequence[LayerTrace], row: int) -> list[list[int]]:
-    """The image patches, by number, that are left in one row of the batch after every layer.
+def draw_left(axis: Axes, image: np.ndarray, step: Step, side: int) -> None:
+    """Draws what a layer left of a picture: the kept patches, or the groups that stand for all of them."""
+    if not step.grouped:
+        axis.imshow(dim_dropped(image, step.kept, side), interpolation="nearest")
+        return
+    regions = regions_of(step.left, side)
+    axis.imshow(mean_colors(image, regions), interpolation="nearest")
+    draw_borders(axis, np.pad(regions, 1, mode="edge"), len(image), "white")
 
-    Merged tokens are no patch: once a patch is merged into another token it is gone from the list.
-    """
-    return [step.kept for step in follow(layers, row)]
+
+def regions_of(groups: Sequence[Token], side: int) -> np.ndarray:
+    """Which group each patch is in: [side, side]."""
+    regions = np.zeros(side * side, dtype=int)
+    for number, group in enumerate(groups):
+        regions[list(group)] = number
+    return regions.reshape(side, side)
+
+
+def mean_colors(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The picture with every region filled with its mean colour."""
+    patch = len(image) // len(regions)
+    wide = np.kron(regions, np.ones((patch, patch), dtype=int))
+    colors = np.array([image[wide == region].mean(axis=0) for region in range(regions.max() + 1)])
+    return colors[wide]
+
+
+def draw_borders(axis: Axes, regions: np.ndarray, pixels: int, color: str) -> None:
+    """Draws the borders between regions of patches: [side + 2, side + 2], the outermost lie beyond the picture."""
+    side = len(regions) - 2
+    lines = [
+        ((column, row), (column + across, row + down))
+        for across, down in ((1, 0), (0, 1))
+        for row in range(side + across)
+        for column in range(side + down)
+        if regions[row + 1, column + 1] != regions[row + 1 - across, column + 1 - down]
+    ]
+    places = np.array(lines).reshape(-1, 2, 2) * pixels / side - 0.5
+    axis.add_collection(LineCollection(places, colors=color, linewidths=1.4))
 
 
 def dim_dropped(image: np.ndarray, kept: Sequence[int], side: int) -> np.ndarray:
@@ -80,23 +113,22 @@ def panel(figure: Figure, left: float, top: float, size: float) -> Axes:
 def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
     """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
     size, step, margin = 1.25, 1.4, 0.15  # inches
-    columns, title = sum(1 + len(layers) for layers in examples[0].kept), 0.1 + 0.16 * len(examples[0].lines)
+    columns, title = sum(1 + len(steps) for steps in examples[0].steps), 0.1 + 0.16 * len(examples[0].lines)
     row = title + size + 0.3
     figure = plt.figure(figsize=(max(6, 2 * margin + step * columns), 0.45 + row * len(examples)))
     figure.text(margin / figure.get_figwidth(), 1 - 0.1 / figure.get_figheight(), heading, fontsize=12, va="top")
     for number, example in enumerate(examples):
-        panels = []
-        for image, layers in zip(example.images, example.kept, strict=True):
-            panels.append((image, "input"))
-            panels += [
-                (dim_dropped(image, kept, example.side), f"layer {layer}: {len(kept)}/{example.side**2}")
-                for layer, kept in zip(example.numbers or count(1), layers, strict=False)
-            ]
-        axes = [panel(figure, margin + step * i, 0.4 + number * row + title, size) for i in range(len(panels))]
-        for axis, (picture, label) in zip(axes, panels, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_xlabel(label, fontsize=8)
-        axes[0].set_title("\n".join(example.lines), fontsize=9, loc="left")
+        axes = (panel(figure, margin + step * i, 0.4 + number * row + title, size) for i in range(columns))
+        for place, (image, steps) in enumerate(zip(example.images, example.steps, strict=True)):
+            axis = next(axes)
+            axis.imshow(image, interpolation="nearest")
+            axis.set_xlabel("input", fontsize=8)
+            if place == 0:
+                axis.set_title("\n".join(example.lines), fontsize=9, loc="left")
+            for layer, left in zip(example.numbers or count(1), steps, strict=False):
+                axis = next(axes)
+                draw_left(axis, image, left, example.side)
+                axis.set_xlabel(f"layer {layer}: {len(left.kept)}/{example.side**2}", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import BadPicture, Sample, batch_of, clean_text, find_pictures, samples_of
 from madtp.method.errors import UserError
+from madtp.method.rules import setting
 from transform.pictures import evaluation_transform
 
 Batch = tuple[list[Sample], dict]
@@ -151,6 +152,7 @@ def described(predictor: Predictor, batch: dict, forward: Forward, temperature: 
         {
             **spoken(predictor, batch, forward.results[row]),
             "temperature": temperature,
+            **predictor.rule,
             "tokens": predictor.tokens(forward.trace, row, samples),
             "gflops": float(gflops[row]),
             "percent": float(100 * gflops[row] / dense[row]),
@@ -175,7 +177,7 @@ def readable(record: dict) -> str:
     for name, row in models.items():
         lines.append(f"  {name:10s}  {row['answer']}")
         lines.append(
-            f"  {'':10s}  {row['gflops']:.4g} GFLOPs, {row['percent']:.1f} % of dense (T {row['temperature']:.4g}), "
+            f"  {'':10s}  {row['gflops']:.4g} GFLOPs, {row['percent']:.1f} % of dense ({pruned_at(row)}), "
             f"{row['milliseconds']:.1f} ms"
         )
         for text, score in sorted(row.get("scores", {}).items(), key=lambda pair: -pair[1]):
@@ -183,6 +185,11 @@ def readable(record: dict) -> str:
         for tower, counts in row["tokens"].items():
             lines.append(f"  {'':10s}  {tower} tokens {' '.join(f'{count:g}' for count in counts)}")
     return "\n".join(lines)
+
+
+def pruned_at(row: dict) -> str:
+    """How much the model of a row prunes."""
+    return setting(row["keep"], row["temperature"], row.get("shape"))
 
 
 def print_readable(records: Iterable[dict]) -> None:

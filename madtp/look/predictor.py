@@ -1,7 +1,7 @@
 """A checkpoint that answers, whatever the task: which task it is for, its model, and forward passes with their cost."""
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,12 @@ from madtp.cost.trace import Trace
 from madtp.look.recording import Tower, recording
 from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
+from madtp.method.rules import COVERAGE, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
 from madtp.run.optimization import autocast, precision
+from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.weights.checkpoint import Stored
 from utils import set_seed
@@ -56,14 +58,29 @@ class Predictor:
         self.retrieves = task.name.startswith("retrieval")
         self.device = next(model.parameters()).device
 
-    @torch.inference_mode()
+    @property
+    def rule(self) -> dict:
+        """By which rule the model prunes: `keep` and, where it has a schedule, `shape`."""
+        keep = self.task.config["keep"]
+        return {"keep": keep, **({"shape": self.model.keep.shape} if keep == COVERAGE else {})}
+
+    def at(self, temperature: float) -> str:
+        """How much is pruned at a temperature, for people to read."""
+        return setting(temperature=temperature, **self.rule)
+
+    @contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """The model without gradients, in mixed precision."""
+        with torch.inference_mode(), autocast(self.dtype, self.device):
+            yield self.model
+
     def run(self, batch: dict, temperature: float, record: bool = False) -> Forward:
         """Answers a batch; `record` also keeps what the importance of its tokens is made of."""
         batch, meter = to_device(batch, self.device), CostMeter(lambda trace: 0.0)
         watching = recording(self.model) if record else nullcontext([])
-        with autocast(self.dtype, self.device), watching as towers, meter.forward(len(batch["index"])) as trace:
+        with self.inference() as model, watching as towers, meter.forward(len(batch["index"])) as trace:
             answer = self.task.scores if self.retrieves else self.task.predict
-            results = answer(self.model, batch, temperature, trace)
+            results = answer(model, batch, temperature, trace)
         return Forward(list(results), trace, meter.seconds, towers)
 
     def words(self, batch: dict) -> list[list[str]]:
@@ -99,14 +116,13 @@ class Predictor:
             for tower, rows in trace.layers.items()
         }
 
-    @torch.inference_mode()
     def share(self, batches: Iterable[dict], temperature: float) -> float:
         """Share of dense that these batches cost at a temperature."""
         spent = dense = 0.0
         for batch in batches:
             trace = Trace()
-            with autocast(self.dtype, self.device):
-                self.task.probe(self.model, to_device(batch, self.device), temperature, trace)
+            with self.inference() as model:
+                self.task.probe(model, to_device(batch, self.device), temperature, trace)
             costs = self.costs(trace, len(batch["index"]))
             spent, dense = spent + costs[0].sum(), dense + costs[1].sum()
         return float(spent / dense)
@@ -114,13 +130,27 @@ class Predictor:
     def temperature_for(self, batches: list[dict], p: float) -> float:
         """The temperature at which these batches cost 1 - p of dense, or as close to it as their tokens allow.
 
+        A schedule that nobody has set goes by these batches, too.
+
         Raises:
             RatioOutOfReach: no temperature does.
         """
         if p == 0:
             return 0.0
+        if self.rule["keep"] == COVERAGE and self.task.config["shape"] is None:
+            set_shape(self, find_shape(self, _Asked(self, batches), 1 - p))
         start = self.stored.temperature or 1.0
         return calibrate(lambda temperature: self.share(batches, temperature), 1 - p, start, tolerance=0.01)
+
+
+class _Asked(NamedTuple):
+    """Own batches as a sample to find a schedule on."""
+
+    predictor: Predictor
+    batches: list[dict]
+
+    def cost(self, task: Task, model: nn.Module, temperature: float) -> float:
+        return self.predictor.share(self.batches, temperature)
 
 
 def texts_averaged(trace: Trace) -> Trace:
@@ -155,6 +185,7 @@ def load(
     stored = chosen.stored(checkpoint)
     own = None if stored.temperature else chosen.config["keep"]  # a dense model prunes as the configuration says
     chosen.config |= {"pretrained": str(checkpoint), **stored.rule(own, chosen.config["shape"], None)}
+    stored = stored._replace(keep=chosen.config["keep"])
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = chosen.build_model(chosen.config, evaluate=True).to(device)
     if chosen.name == "vqa":

@@ -19,9 +19,11 @@ from pathlib import Path
 from madtp.look import charts, paper, runs
 from madtp.look.runs import Run
 from madtp.method.errors import UserError
+from madtp.method.rules import COVERAGE
 from madtp.shared.files import write_atomic
 
 PICTURES = 6  # of a folder
+KNOBS = {COVERAGE: "amount"}  # what other rules have in place of T
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; } h3 { margin-top: 1.6em; }
@@ -86,9 +88,12 @@ def about_task(task: str, found: Sequence[tuple[str, Run]]) -> list[str]:
 
 
 def table(found: Sequence[tuple[str, Run]]) -> str:
-    """Scores, cost, temperature and speed of the best epochs."""
+    """Scores, cost, rule, temperature and speed of the best epochs."""
     scores = list(dict.fromkeys(name for _, run in found for name in run.scores))
-    heads = ["run", "split", *scores, "GFLOPs", "% of dense", "10th-90th percentile", "T", "samples/s"]
+    knobs = " or ".join(dict.fromkeys(KNOBS.get(run.keep, "T") for _, run in found))
+    shaped = ["shape"] * any(run.best.get("shape") is not None for _, run in found)
+    costs = ["GFLOPs", "% of dense", "10th-90th percentile"]
+    heads = ["run", "split", *scores, *costs, "keep", knobs, *shaped, "samples/s"]
     rows = [
         [
             escape(name),
@@ -97,7 +102,9 @@ def table(found: Sequence[tuple[str, Run]]) -> str:
             number(run.cost("gflops"), ".4g"),
             number(run.cost("percent"), ".1f"),
             "-".join(filter(None, (number(run.cost(f"percent_p{rank}"), ".1f") for rank in (10, 90)))),
+            run.keep,
             number(run.best.get("temperature"), ".4g"),
+            *(number(run.best.get(name), "g") for name in shaped),
             number(run.cost("samples_per_second"), ".0f"),
         ]
         for name, run in found

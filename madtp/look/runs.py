@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from madtp.method.errors import UserError
+from madtp.method.rules import BATCH
 from madtp.run import config as configuration
 
 # The scores of each task, the one that stands for it first.
@@ -44,6 +45,11 @@ class Run:
         """The record of the best epoch, of the last where none counts as best, or of the evaluation alone."""
         found = [record for record in self.records if record.get("best")]
         return (found or self.records or [self.evaluation])[-1]
+
+    @property
+    def keep(self) -> str:
+        """The rule by which the model prunes."""
+        return self.best.get("keep", BATCH)
 
     @property
     def split(self) -> str:

@@ -1,4 +1,4 @@
-"""Which of a sample's tokens are left after every layer, followed from the trace of a forward pass."""
+"""Which of a sample's tokens are left after every layer, and for which, followed from the trace of a forward pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from madtp.cost.trace import LayerTrace
+from madtp.method.pruning import Kept
+from madtp.method.rules import COVERAGE
 
-Token = tuple[int, ...]  # the original tokens that it stands for, by number: one, or several that were merged
+Token = tuple[int, ...]  # the original tokens that it stands for, by number; of a group the one that stayed comes first
 
 
 class Step(NamedTuple):
@@ -16,10 +18,12 @@ class Step(NamedTuple):
     Attributes:
         entered: in order.
         left: the kept ones in order and, where anything was dropped, the token that merges the dropped ones.
+        grouped: whether nothing is dropped: every token that is left stands for a group, of one or of several.
     """
 
     entered: list[Token]
     left: list[Token]
+    grouped: bool = False
 
     @property
     def prunes(self) -> bool:
@@ -28,8 +32,8 @@ class Step(NamedTuple):
 
     @property
     def kept(self) -> list[int]:
-        """The original tokens that still stand for themselves."""
-        return [token[0] for token in self.left if len(token) == 1]
+        """The original tokens that still stand for themselves, be it for others too."""
+        return [token[0] for token in self.left if self.grouped or len(token) == 1]
 
     @property
     def merged(self) -> list[int]:
@@ -45,14 +49,28 @@ def follow(layers: Sequence[LayerTrace], sample: int) -> list[Step]:
     for layer in layers:
         left = tokens
         if layer.kept is not None:
-            chosen = set(layer.kept.of(sample))
-            left = [token for place, token in enumerate(tokens) if place in chosen]
-            dropped = [token for place, token in enumerate(tokens) if place not in chosen]
-            if dropped:
-                left = [*left, tuple(sorted(sum(dropped, ())))]
-        steps.append(Step(tokens, left))
+            left = (merged_into_one if layer.kept.groups is None else merged_in_groups)(tokens, layer.kept, sample)
+        steps.append(Step(tokens, left, layer.rule == COVERAGE))
         tokens = left
     return steps
+
+
+def merged_into_one(tokens: list[Token], kept: Kept, sample: int) -> list[Token]:
+    """The kept tokens, and one for all the others."""
+    chosen = set(kept.of(sample))
+    left = [token for place, token in enumerate(tokens) if place in chosen]
+    dropped = [token for place, token in enumerate(tokens) if place not in chosen]
+    return [*left, tuple(sorted(sum(dropped, ())))] if dropped else left
+
+
+def merged_in_groups(tokens: list[Token], kept: Kept, sample: int) -> list[Token]:
+    """The kept tokens, each with those that went into it."""
+    chosen, groups = kept.of(sample), kept.groups[sample].tolist()
+    left = [tokens[place] for place in chosen]
+    for place, (token, group) in enumerate(zip(tokens, groups, strict=True)):
+        if place != chosen[group]:
+            left[group] += token
+    return left
 
 
 def tokens_of(counts: int | np.ndarray, sample: int) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from madtp.look.closeup import Closeup, Fate
 from madtp.look.pictures import readable_image
 from madtp.look.predictor import Forward, Predictor
-from madtp.look.recording import Importance
 from madtp.look.survival import follow
 from transform.pictures import MEAN, STD
 
@@ -23,7 +22,7 @@ def closeups(predictor: Predictor, batch: dict, forward: Forward, titles: Sequen
     words = predictor.words(batch)
 
     def fate(tower: str, row: int) -> Fate:
-        importance = [Importance(*(part[row] for part in layer)) for layer in towers[tower]]
+        importance = [layer.of(row) for layer in towers[tower]]
         return Fate(NAMES.get(tower, tower), follow(forward.trace.layers[tower], row), importance)
 
     def of_one_text_each(tower: str) -> bool:

@@ -3,8 +3,8 @@
     python -m madtp visualize --checkpoint output/demo/nlvr_p0.5/checkpoint_best.pth --number 4
 
 Writes `pictures/SPLIT.png`, all samples at a glance, and `pictures/SPLIT-1.png`, ..., each with the importance of its
-tokens and the parts that it is made of, into the checkpoint's folder. The samples go through the model in the batch
-that they are in when the model is scored.
+tokens and the parts that it is made of, into the checkpoint's folder. By coverage the patches that one token stands for
+have their mean colour. The samples go through the model in the batch that they are in when the model is scored.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def visualize(predictor: Predictor, batch: dict, temperature: float, number: int
         results = [batch["caption"][result.argmax()] for result in results]
     titles = [f"{task.asked(batch, row)} -> {task.answered(result)}".strip() for row, result in enumerate(results)]
     shown = closeups(predictor, batch, forward, titles)
-    draw_tokens(path, [example(closeup) for closeup in shown], f"What {task.name} keeps at T {temperature:.4g}")
+    draw_tokens(path, [example(closeup) for closeup in shown], f"What {task.name} keeps at {predictor.at(temperature)}")
     files = [Path(numbered(str(path), place)) for place in range(1, number + 1)]
     for file, closeup in zip(files, shown, strict=True):
         draw(file, closeup)
@@ -88,7 +88,7 @@ def example(closeup: Closeup) -> Example:
     """A sample at a glance: of a deep tower some layers, evenly spread, the last among them."""
     depth = len(closeup.pictures[0][1].steps)
     layers = sorted({round((place + 1) * depth / min(ACROSS, depth)) - 1 for place in range(min(ACROSS, depth))})
-    kept = [[fate.steps[layer].kept for layer in layers] for _, fate in closeup.pictures]
+    steps = [[fate.steps[layer] for layer in layers] for _, fate in closeup.pictures]
     side = round(len(closeup.pictures[0][1].steps[0].entered) ** 0.5)
     pictures = [picture for picture, _ in closeup.pictures]
-    return Example([closeup.title], pictures, kept, side, [layer + 1 for layer in layers])
+    return Example([closeup.title], pictures, steps, side, [layer + 1 for layer in layers])

@@ -174,7 +174,7 @@ def look_up(run: Run, state: State, batches: int) -> None:
     saving = end or leaving or (args.save_steps and step // args.accum % args.save_steps == 0)
     if printing or saving:
         try:
-            state.losses.read(f"epoch {epoch}, T {temperature:.4g}")
+            state.losses.read(f"epoch {epoch}, {run.pruned_at(temperature)}")
         except NonFinite:
             state.save()
             raise
@@ -203,7 +203,7 @@ def evaluate(run: Run, split: str, temperature: float) -> dict:
     """Metrics and cost of a split at a temperature."""
     with run.inference() as model:
         metrics = run.task.evaluate(model, run.loaders[split], temperature)
-    logger.info("%s at T %.4g: %s", split, temperature, output.readable(metrics))
+    logger.info("%s at %s: %s", split, run.pruned_at(temperature), output.readable(metrics))
     return metrics
 
 

@@ -17,7 +17,7 @@ from madtp.cost.measure import CalibrationSample, device_of
 from madtp.cost.processes import barrier, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.errors import UserError
-from madtp.method.rules import COVERAGE
+from madtp.method.rules import COVERAGE, setting
 from madtp.run import output, scalars
 from madtp.run.folder import begin_anew, goes_on_here
 from madtp.run.interruption import Interruption
@@ -81,6 +81,10 @@ class Run:
         """By which rule the model prunes, as logs and checkpoints say it."""
         keep = self.model.keep if self.config["keep"] == COVERAGE else None
         return {"keep": self.config["keep"], **({} if keep is None else {"shape": keep.shape})}
+
+    def pruned_at(self, temperature: float) -> str:
+        """How much is pruned at a temperature, for people to read."""
+        return setting(temperature=temperature, **self.rule)
 
     @property
     def scored_splits(self) -> list[str]:

@@ -38,7 +38,8 @@ def checkpoint(data):
             task.config = configuration.resolve(str(folder / "config.yaml"), name)
             torch.manual_seed(1)
             model = task.build_model(task.config, evaluate=False)
-            save(path, model=model.state_dict(), temperature=temperature, keep=keep, batch_size=25)
+            shape = {"shape": 0.7} if keep == "coverage" else {}
+            save(path, model=model.state_dict(), temperature=temperature, keep=keep, batch_size=25, **shape)
         return str(path)
 
     return checkpoint

@@ -10,6 +10,7 @@ from matplotlib.image import imread
 
 from madtp.look import pictures
 from madtp.look.stages import DEMOS, command
+from madtp.look.survival import Step
 from madtp.run.flags import parse
 from madtp.run.keys import keys_of
 
@@ -46,9 +47,11 @@ def test_an_image_comes_back_from_its_normalisation():
 
 
 def test_pictures_are_drawn(tmp_path):
-    example = pictures.Example(
-        ["what is it?", "dense: a dog", "compressed: a dog"], [np.ones((4, 4, 3))], [[[0], []]], 2
-    )
+    steps = [
+        Step([(0,), (1,), (2,), (3,)], [(0,), (1, 2, 3)]),
+        Step([(0,), (1, 2, 3)], [(0,), (1, 2, 3)], grouped=True),
+    ]
+    example = pictures.Example(["what is it?", "dense: a dog", "compressed: a dog"], [np.ones((4, 4, 3))], [steps], 2)
     pictures.draw_tokens(tmp_path / "tokens.png", [example] * 2, "heading")
     record = {"val_accuracy": 50, "percent": 60, "target": 50, "tokens": {"image": [3, 2]}}
     pictures.draw_summary(tmp_path / "summary.png", [record], [record] * 2, "accuracy", "heading")

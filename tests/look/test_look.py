@@ -17,7 +17,6 @@ from PIL import Image
 from madtp.__main__ import main
 from madtp.cost.trace import LayerTrace
 from madtp.look import app, closeup, paper, predict, runs
-from madtp.look.pictures import patches_left
 from madtp.look.predictor import load
 from madtp.look.recording import _importance
 from madtp.look.samples import samples_of
@@ -38,7 +37,7 @@ def test_tokens_are_followed_by_name():
     assert steps[0].left == [(0,), (2,), (4,), (1, 3, 5)] and steps[0].merged == [1, 3, 5]
     assert not steps[1].prunes and steps[1].kept == [0, 2, 4]
     assert steps[2].left == [(2,), (4,), (0, 1, 3, 5)] and steps[2].merged == [0]
-    assert patches_left(layers, 0) == [[0, 2, 4], [0, 2, 4], [2, 4]]
+    assert [step.kept for step in steps] == [[0, 2, 4], [0, 2, 4], [2, 4]]
 
 
 @pytest.mark.parametrize("keep", ["batch", "sample"])
@@ -70,7 +69,8 @@ def test_importance_is_the_mean_of_its_parts(checkpoint, pictures):
     scores, alignment = AttentionScores(torch.rand(2, 5), torch.rand(2, 5)), torch.randn(2, 5, 3)
     recorded = _importance(scores, alignment)
     np.testing.assert_allclose(recorded.total, importance(scores, alignment), rtol=1e-5)
-    np.testing.assert_allclose(recorded.self_attention.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(recorded.parts["self_attention"].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(recorded.of(1).parts["alignment"], recorded.parts["alignment"][1])
 
 
 @pytest.mark.parametrize("name, samples", [("nlvr", 1), ("retrieval", 2)])
@@ -103,9 +103,10 @@ def test_words_stand_on_lines_that_fit():
     assert all(sum(closeup.word_width("word") for _ in line) <= 8 for line in lines)
 
 
-def test_samples_of_a_data_set_are_drawn(checkpoint, data, capsys):
-    folder = data / "drawn"
-    flags = ["--checkpoint", checkpoint("nlvr"), "--number", "2", "--out", str(folder)]
+@pytest.mark.parametrize("keep, temperature", [("sample", TEMPERATURE), ("coverage", 1.5)])
+def test_samples_of_a_data_set_are_drawn(keep, temperature, checkpoint, data, capsys):
+    folder = data / f"drawn_{keep}"
+    flags = ["--checkpoint", checkpoint("nlvr", keep, temperature), "--number", "2", "--out", str(folder)]
     assert main(["visualize", *flags]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["test-1.png", "test-2.png", "test.png"]
     assert main(["visualize", *flags, "--temperature", "0"]) == 2
@@ -127,6 +128,20 @@ def run_folder(data, checkpoint):
     ]
     (folder / "log.txt").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return folder
+
+
+def test_the_page_tells_rules_apart(run_folder, tmp_path):
+    other = tmp_path / "coverage"
+    shutil.copytree(run_folder, other)
+    lines = [json.loads(line) for line in (run_folder / "log.txt").read_text().splitlines()]
+    lines = [json.dumps(line | {"keep": "coverage", "shape": 0.7, "temperature": 1.25}) for line in lines]
+    (other / "log.txt").write_text("\n".join(lines))
+    path = tmp_path / "report.html"
+    assert main(["report", str(run_folder), str(other), "--out", str(path), "--no_drawing"]) == 0
+    page = path.read_text()
+    for cell in ("<th>T or amount</th><th>shape</th>", "<td>sample</td><td>12.5</td><td></td>"):
+        assert cell in page
+    assert "<td>coverage</td><td>1.25</td><td>0.7</td>" in page
 
 
 def test_runs_are_read(run_folder):
