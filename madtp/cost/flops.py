@@ -40,6 +40,25 @@ class VisionShape:
 
 
 @dataclass(frozen=True)
+class TowerShape:
+    """Sizes of anybody's vision transformer that decide its cost.
+
+    Attributes:
+        width: D.
+        hidden: of the feed-forward part, as wide as one of two matrices would be that cost the same.
+        patch: multiply-accumulates of turning one patch into a token.
+        prefix: tokens in front that are no patches.
+        class_token: whether the first of them is a class token.
+    """
+
+    width: int
+    hidden: float
+    patch: int
+    prefix: int = 1
+    class_token: bool = True
+
+
+@dataclass(frozen=True)
 class TextShape:
     """Sizes of a BERT that decide its cost; `states_width` is the width of what it attends to."""
 
@@ -58,6 +77,15 @@ def vision(shape: VisionShape, layers: Sequence[LayerTrace], num_learnable: int)
         cost += pre_norm_layer(layer, shape.width, int(shape.width * shape.mlp_ratio))
         cost += pruning(layer, shape.width, shape.sd_dim, num_learnable, mapped=shape.width != shape.sd_dim)
     return cost + layer_norm(layers[-1].left, shape.width)
+
+
+def tower(shape: TowerShape, layers: Sequence[LayerTrace]) -> Cost:
+    """Multiply-accumulates of one image through anybody's vision transformer, final norm included, heads not."""
+    cost = (layers[0].entered - shape.prefix) * shape.patch + layer_norm(layers[-1].left, shape.width)
+    for layer in layers:
+        cost += pre_norm_layer(layer, shape.width, shape.hidden)
+        cost += layer.scored * covering(layer, shape.width, shape.prefix, shape.class_token)
+    return cost
 
 
 def text(
@@ -117,15 +145,20 @@ def cross_attention(length: int, states: int, width: int, states_width: int) -> 
 def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> Cost:
     """A rule's own cost in a layer.
 
-    MADTP's: alignment, threshold and, where tokens go, the merged token. Coverage's: the class token's attention and,
-    where tokens go, the similarities of all pairs and the means.
+    MADTP's is alignment, threshold and, where tokens go, the merged token.
     """
-    tokens = layer.entered - 1
     if layer.rule == "coverage":
-        return (tokens + (tokens + 1) * tokens * (layer.left < layer.entered)) * width * layer.scored
+        return covering(layer, width) * layer.scored
+    tokens = layer.entered - 1
     alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped
     merged = tokens * width * (layer.left < layer.entered)
     return (alignment + tokens * num_learnable + merged) * layer.scored
+
+
+def covering(layer: LayerTrace, width: int, prefix: int = 1, class_token: bool = True) -> Cost:
+    """Coverage's own cost: the class token's attention and, where tokens go, similarities of all pairs and means."""
+    tokens = layer.entered - prefix
+    return (tokens * class_token + (tokens + 1) * tokens * (layer.left < layer.entered)) * width
 
 
 def layer_norm(length: int, width: int) -> Cost:

@@ -102,7 +102,7 @@ def _reachable(ceiling: float, target: float, tolerance: float, slack: float) ->
     if ceiling > target + tolerance + slack:
         raise RatioOutOfReach(
             f"p {1 - target:.3g} is out of reach: without any bound on the temperature this model still costs "
-            f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; lower --p"
+            f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; lower p"
         )
     if ceiling <= target + tolerance:
         return target

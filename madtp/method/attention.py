@@ -73,19 +73,20 @@ def attend(
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
 
 
-def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, prefix: int = 1) -> Tensor:
     """What the class token pays to every prunable token, the mean over the heads: [B, N].
 
     Args:
         query: [B, H, L, E], the class token's first.
         key: [B, H, L, E].
         bias: added to the logits, or boolean, broadcastable to [B, H, 1, L].
+        prefix: how many tokens in front are never pruned, the class token the first of them.
     """
     with torch.autocast(query.device.type, enabled=False):
         logits = at_least_single(query[:, :, :1] @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
         if bias is not None:
             logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
-        return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+        return logits.softmax(dim=-1)[:, :, 0, prefix:].mean(dim=1)
 
 
 @cache

@@ -10,10 +10,11 @@ gives way to the best of its group (k-medoids), and those that are missed least 
 token becomes the mean of all patches that it stands for, and attention weighs it by their number (token merging, Bolya
 et al., 2023). Nothing here is learned, and nothing depends on the other samples of a batch.
 
-Shapes: B batch, N prunable tokens, L = N + 1 with the class token in front, D width, n tokens kept.
+Shapes: B batch, N prunable tokens, D width, n tokens kept.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
     """
     stays = peaks(cosine, significance, keep)
     stays = exchange(cosine, significance, medoids(cosine, significance, stays))
-    return stays.nonzero()[:, 1].view(len(stays), keep)
+    return stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :keep]
 
 
 def uncovered(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
@@ -143,3 +144,18 @@ def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, 
     weights = (sizes / total.gather(1, owner)).to(x.dtype)
     merged = x.new_zeros(batch, keep, width)
     return merged.scatter_add(1, owner.unsqueeze(2).expand(-1, -1, width), x * weights.unsqueeze(2)), total
+
+
+def places(owners_of_layers: Sequence[Tensor]) -> Tensor | None:
+    """Which of the tokens left in the end every token of the beginning is part of: [B, N].
+
+    Args:
+        owners_of_layers: what `owners` said in every layer that merged, each [B, N of that layer].
+
+    Returns:
+        None where no layer merged.
+    """
+    place = None
+    for owner in owners_of_layers:
+        place = owner if place is None else owner.gather(1, place)
+    return place

@@ -3,13 +3,13 @@
 Attention to a token counts it as often as it has patches: the logarithm of its size is added to the logits, in the
 tower itself and wherever another sequence attends to these tokens. Copies of a token merged into one change nothing.
 
-Shapes: B samples, L tokens with the class token in front, N = L - 1, D width, H heads, E = D / H, n tokens kept.
+Shapes: B samples, L tokens, F of them in front that always stay (the class token, registers), N = L - F, D width, H
+heads, E = D / H, n tokens kept.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.method import coverage
@@ -28,12 +28,17 @@ class Schedule:
         shape: when they go: below 1 early, above 1 late.
         tokens: N of the first layer.
         layer: the one that prunes next, from 0.
+        prefix: F.
+        class_token: whether the first of them is a class token, whose attention says what is important; without one
+            all tokens are alike.
     """
 
     depth: int
     shape: float
     tokens: int
     layer: int = 0
+    prefix: int = 1
+    class_token: bool = True
 
     def left(self, amount: float) -> int:
         """Tokens that this layer leaves."""
@@ -49,7 +54,7 @@ class Merged(Rectangle):
 
     Args:
         schedule: how many tokens go where.
-        sizes: [B, L], how many patches each token stands for, the class token for one; None is one each.
+        sizes: [B, L], how many patches each token stands for, those in front for one; None is one each.
     """
 
     rule, guided = "coverage", False
@@ -64,7 +69,9 @@ class Merged(Rectangle):
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
         bias = self.seen_from_outside(mask, query.dtype)
         output, _ = attend(query, key, value, bias, dropout=dropout)
-        return output, AttentionScores(None, class_attention(query, key, bias)) if scores else None
+        if not scores or not self.schedule.class_token:
+            return output, None
+        return output, AttentionScores(None, class_attention(query, key, bias, self.schedule.prefix))
 
     def seen_from_outside(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if self.sizes_of_tokens is None:
@@ -73,22 +80,25 @@ class Merged(Rectangle):
         return bias[:, None, None, :].to(dtype)
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
-        keep, after = self.schedule.left(temperature), self.schedule.next()
-        if keep >= x.shape[1] - 1:
+        keep, after, prefix = self.schedule.left(temperature), self.schedule.next(), self.schedule.prefix
+        if keep >= x.shape[1] - prefix:
             return x, Merged(after, self.sizes_of_tokens), None
-        kept, owner = self._cover(x[:, 1:].detach(), scores.cls_attention.detach(), keep)
+        front, x = x[:, :prefix], x[:, prefix:]
+        kept, owner = self._cover(x.detach(), None if scores is None else scores.cls_attention.detach(), keep)
         sizes = self.sizes_of_tokens
-        sizes = torch.ones_like(x[..., 0], dtype=accumulator(x.dtype)) if sizes is None else sizes
-        merged, own = coverage.absorb(x[:, 1:], sizes[:, 1:], owner, keep)
-        rows = F.pad(kept + 1, (1, 0))
-        sizes = torch.cat([sizes[:, :1], own], dim=1)
-        return torch.cat([x[:, :1], merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
+        if sizes is None:
+            sizes = x.new_ones(len(x), prefix + x.shape[1], dtype=accumulator(x.dtype))
+        merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
+        rows = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), kept + prefix], dim=1)
+        sizes = torch.cat([sizes[:, :prefix], own], dim=1)
+        return torch.cat([front, merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
 
     @staticmethod
-    def _cover(x: Tensor, cls_attention: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def _cover(x: Tensor, cls_attention: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):  # halves cannot tell cosines near 1 apart
             cosine = coverage.similarity(at_least_single(x))
-            significance = coverage.importance(cls_attention).to(cosine.dtype)
+            attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
+            significance = coverage.importance(attention).to(cosine.dtype)
             kept = coverage.choose(cosine, significance, keep)
             return kept, coverage.owners(cosine, kept)
 

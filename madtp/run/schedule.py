@@ -5,21 +5,14 @@ the calibration sample, by what a task says of its answers before they are decid
 1 or probabilities. Their squared distance needs no label.
 """
 
-import logging
 from dataclasses import replace
-
-from torch import Tensor
 
 from madtp.cost.measure import CalibrationSample, device_of, to_device
 from madtp.cost.processes import all_reduce_sum
-from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
+from madtp.cost.schedule import amounts_for, least_moved, squared_distance
 from madtp.method.keep import Coverage
 from madtp.method.rules import COVERAGE
 from madtp.run.preparation import Run
-
-SHAPES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
-
-logger = logging.getLogger(__name__)
 
 
 def settle_shape(run: Run, sample: CalibrationSample, share: float | None, found: float | None) -> float | None:
@@ -55,8 +48,13 @@ def set_shape(run: Run, shape: float) -> Coverage:
 
 def find_shape(run: Run, sample: CalibrationSample, share: float) -> float:
     """The shape at which a model that costs this share of dense answers most like the dense one."""
+
+    def cost(shape: float, amount: float) -> float:
+        set_shape(run, shape)
+        return sample.cost(run.task, run.model, amount)
+
     with run.inference() as model:
-        amounts = amounts_for(run, sample, share)
+        amounts = amounts_for(cost, share)
         moved = dict.fromkeys(amounts, 0.0)
         for batch in sample.batches:
             batch = run.task.answered_by(model, to_device(batch, device_of(model)))
@@ -64,31 +62,4 @@ def find_shape(run: Run, sample: CalibrationSample, share: float) -> float:
             for shape, amount in amounts.items():
                 set_shape(run, shape)
                 moved[shape] += squared_distance(dense, run.task.outputs(model, batch, amount))
-    total = {shape: all_reduce_sum(value) for shape, value in moved.items()}
-    best = min(total, key=total.get)
-    table = ", ".join(f"{shape:g}: {value / total[best]:.2f}" for shape, value in total.items())
-    logger.info(
-        "schedule of shape %g at %.4g %% of dense; how far each moves the outputs: %s", best, 100 * share, table
-    )
-    return best
-
-
-def amounts_for(run: Run, sample: CalibrationSample, share: float) -> dict[float, float]:
-    """For every shape that can cost this share of dense, the amount at which it does."""
-    amounts, floor, start = {}, None, FIRST_TEMPERATURE
-    for shape in SHAPES:
-        set_shape(run, shape)
-        try:
-            start = calibrate(lambda amount: sample.cost(run.task, run.model, amount), share, start)
-        except RatioOutOfReach as error:
-            floor = error
-        else:
-            amounts[shape] = start
-    if not amounts:
-        raise floor
-    return amounts
-
-
-def squared_distance(one: Tensor, other: Tensor) -> float:
-    """Sum of squares, over all samples and numbers."""
-    return float((one.double() - other.double()).square().sum())
+    return least_moved({shape: all_reduce_sum(value) for shape, value in moved.items()}, share)

@@ -8,9 +8,10 @@ import torch
 
 from compress_nlvr_dtp import NLVR
 from madtp.cost.measure import CalibrationSample
+from madtp.cost.schedule import SHAPES
 from madtp.run.engine import main, prepare
 from madtp.run.flags import parse
-from madtp.run.schedule import SHAPES, find_shape
+from madtp.run.schedule import find_shape
 from madtp.shared.weights.checkpoint import Stored, read
 from tests.miniature import make_data, write_config
 from tests.run.test_distributed import common

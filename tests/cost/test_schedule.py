@@ -1,0 +1,46 @@
+"""Schedules that cost the same, and which is chosen."""
+
+import pytest
+
+from madtp.cost.flops import TowerShape, tower
+from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned
+from madtp.cost.temperature import RatioOutOfReach
+from madtp.method.coverage import left_by
+from madtp.method.merged import Schedule
+
+SHAPE = TowerShape(384, 1536.0, 3 * 16 * 16 * 384, prefix=2)
+
+
+def cost(shape, amount):
+    layers = planned(Schedule(12, shape, 196, prefix=2), amount)
+    return tower(SHAPE, layers) / tower(SHAPE, planned(Schedule(12, shape, 196, prefix=2), 0.0))
+
+
+def test_what_is_planned_is_what_every_layer_is_told():
+    layers = planned(Schedule(12, 0.7, 196, prefix=2), 1.5)
+    assert [layer.left for layer in layers] == [2 + left_by(196, 1.5, 0.7, layer, 12) for layer in range(12)]
+    assert [layer.entered for layer in layers] == [198, *(layer.left for layer in layers[:-1])]
+    assert {(layer.left, layer.scored) for layer in planned(Schedule(12, 0.7, 196, prefix=2), 0.0)} == {(198, False)}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_every_shape_costs_the_share(share):
+    amounts = amounts_for(cost, share, 0.002)
+    assert list(amounts) == list(SHAPES)
+    assert all(abs(cost(shape, amount) - share) <= 0.002 for shape, amount in amounts.items())
+
+
+def test_shapes_that_cannot_cost_the_share_are_left_out():
+    floors = {shape: cost(shape, 1e9) for shape in SHAPES}
+    assert len({*floors.values()}) == 1  # one token is left to every layer, whatever the shape
+    with pytest.raises(RatioOutOfReach):
+        amounts_for(cost, min(floors.values()) - 0.02)
+    with pytest.raises(RatioOutOfReach, match="p 0.7 "):
+        amounts_for(lambda shape, amount: max(0.5, cost(shape, amount)), 0.3)
+    some = amounts_for(lambda shape, amount: max(shape / 2, cost(shape, amount)), 0.6)
+    assert list(some) == [shape for shape in SHAPES if shape / 2 <= 0.605]
+
+
+def test_the_least_moved_wins():
+    assert least_moved({0.5: 3.0, 1.0: 1.0, 2.0: 1.5}, 0.5) == 1.0
+    assert least_moved({0.5: 0.0, 1.0: 1.0}, 0.5) == 0.5
