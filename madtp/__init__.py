@@ -4,8 +4,14 @@ The names below are what other people's models build on. Each is imported when i
 """
 
 from importlib import import_module
+from types import ModuleType
+
+from madtp import cost as costs
 
 HOMES = {
+    "prune": "shared.library.prune",
+    "restore": "shared.library.prune",
+    "picture": "shared.library.picture",
     "attend": "method.attention",
     "prune_tokens": "method.pruning",
     "QueryModel": "method.alignment",
@@ -18,7 +24,18 @@ HOMES = {
     "calibrate": "cost.temperature",
 }
 
-__all__ = list(HOMES)
+__all__ = [*HOMES, "cost"]
+
+
+class Costs(ModuleType):
+    """The room `madtp.cost`, which is also a function: the name says both."""
+
+    def __call__(self, model) -> dict:
+        """See `madtp.shared.library.prune.cost`."""
+        return import_module(f"{__name__}.shared.library.prune").cost(model)
+
+
+costs.__class__ = Costs
 
 
 def __getattr__(name: str):

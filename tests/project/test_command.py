@@ -78,8 +78,9 @@ def test_names_are_lent_when_they_are_asked_for():
         "import sys, madtp; assert 'torch' not in sys.modules; from madtp import attend; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    for name in madtp.__all__:
+    for name in madtp.HOMES:
         assert getattr(madtp, name).__module__ == f"madtp.{madtp.HOMES[name]}" and name in dir(madtp)
+    assert callable(madtp.cost) and madtp.cost.flops.GIGA == 1e9 and {*madtp.__all__} == {*madtp.HOMES, "cost"}
     with pytest.raises(AttributeError, match="no attribute 'atend'"):
         _ = madtp.atend
 

@@ -51,6 +51,20 @@ assert cost(0) == 1
 assert abs(cost(calibrate(cost, 0.5, 1.0, tolerance=0.03)) - 0.5) < 0.03
 """
 
+# And in one line, in a model of a library that was not imported before.
+PRUNED = """
+import sys
+import torch
+import madtp.shared.library.prune, madtp.shared.library.picture
+assert not {"timm", "open_clip", "transformers"} & {*sys.modules}
+import timm
+
+model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
+madtp.prune(model, p=0.4, batches=torch.randn(2, 3, 64, 64))
+assert 50 < madtp.cost(model)["percent"] < 65
+assert not {"open_clip", "transformers"} & {*sys.modules}
+"""
+
 
 def made_at_import(tree):
     """The imports that happen when a module is imported: not those of functions, nor those for annotations alone."""
@@ -127,6 +141,7 @@ def test_installed_alone_it_brings_the_method_and_its_cost(install):
     refused = run("madtp", "predict", "--checkpoint", "x.pth", "--image", "x.png", status=2)
     assert refused.startswith("error: predict needs the whole repository") and refused.count("\n") == 1
     run("python", "-c", FOREIGN)
+    run("python", "-c", PRUNED)
 
 
 def test_installed_from_a_clone_the_command_works_from_anywhere(install):

@@ -1,0 +1,204 @@
+"""One line that prunes somebody else's model, and its way back."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from madtp.cost import flops
+from madtp.cost.measure import device_of
+from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned, squared_distance
+from madtp.method.errors import UserError, excerpt
+from madtp.shared.library.adapted import Adapted
+from madtp.shared.library.refusal import refusal
+from madtp.shared.library.tower import HandOn, Pruned, replaced
+
+LIBRARIES = ("timm", "open_clip", "transformers")
+IMAGES = "pixel_values"
+FINEST = 0.001  # of dense: how closely p is met where tokens are many enough
+
+Batches = Tensor | Mapping[str, Any] | Iterable[Any]
+
+
+def prune(
+    model: nn.Module,
+    p: float | None = None,
+    batches: Batches | None = None,
+    *,
+    amount: float | None = None,
+    shape: float | None = None,
+    tower: str = "image",
+) -> nn.Module:
+    """Makes the image tower of a model cost a share p less, by merging the patches that resemble others.
+
+    Nothing is trained and no weight is touched. How much goes follows from p and the size of the images; when it goes,
+    early or late in the tower, is how the model's outputs on some images move least. A model that is pruned already is
+    pruned anew.
+
+    Args:
+        model: of timm, open_clip or transformers.
+        p: the share of the image tower's GFLOPs to remove; 0 is the dense model.
+        batches: some images as the model takes them, [B, 3, H, W], a few dozen of what it will see; or a mapping with
+            `pixel_values`, or what a loader gives, of which images come first. No labels are needed.
+        amount: how much goes, as `cost` tells it of a model pruned before, instead of p and batches.
+        shape: when it goes, likewise; with p and batches it is not searched.
+        tower: of CLIP and SigLIP; the rule leaves texts whole, so "image" is all there is.
+
+    Returns:
+        The same model, pruned.
+
+    Raises:
+        UserError: the model cannot be pruned, or not this far, or something is missing.
+    """
+    if tower != "image":
+        raise UserError(f"tower {excerpt(tower)} stays whole: coverage merges patches, so 'image' is all there is")
+    if (p is None) == (amount is None):
+        raise UserError("give p, the share of GFLOPs to remove, or the amount and the shape of a model pruned before")
+    if p is not None and not 0 <= p < 1:
+        raise UserError(f"p {excerpt(p)} is the share of GFLOPs to remove, from 0 to less than 1")
+    restore(model)
+    adapted = adapt(model)
+    pruned = install(adapted)
+    try:
+        if amount is not None:
+            pruned.amount, pruned.shape = amount, settled(shape)
+        elif p > 0:
+            with inference(model):
+                search(adapted, pruned, 1 - p, images_of(batches, model), SHAPES if shape is None else (shape,))
+    except Exception:
+        restore(model)
+        raise
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Makes a pruned model what it was, with the weights that it has now."""
+    for module in list(replaced(model)):
+        del module.forward
+    return model
+
+
+def cost(model: nn.Module) -> dict[str, Any]:
+    """What the image tower of a pruned model costs, for images of the size that it saw last.
+
+    Returns:
+        `gflops` and `gflops_dense` of one image, `percent` of dense, `tokens` left after every layer, and the `amount`
+        and the `shape` that prune it so again. GFLOPs are those of docs/method.md: multiply-accumulates of patches,
+        layers and the last norm, without heads.
+
+    Raises:
+        UserError: the model is not pruned, or has not seen an image.
+    """
+    pruned = pruned_of(model)
+    if pruned.entered is None:
+        raise UserError("the cost depends on the size of the images: let the model see one first")
+    layers = planned(pruned.tower.schedule(pruned.entered, pruned.shape), pruned.amount)
+    spent, dense = (gflops(pruned, pruned.entered, pruned.shape, amount) for amount in (pruned.amount, 0.0))
+    return {
+        "gflops": spent,
+        "gflops_dense": dense,
+        "percent": 100 * spent / dense,
+        "tokens": [layer.left for layer in layers],
+        "amount": pruned.amount,
+        "shape": pruned.shape,
+    }
+
+
+def gflops(pruned: Pruned, entered: int, shape: float, amount: float) -> float:
+    """Of one image, of which so many tokens enter."""
+    layers = planned(pruned.tower.schedule(entered, shape), amount)
+    return flops.tower(pruned.tower.shape, layers) / flops.GIGA
+
+
+def pruned_of(model: nn.Module) -> Pruned:
+    """The forward that prunes the image tower of a model."""
+    for module in replaced(model):
+        if isinstance(module.forward, Pruned):
+            return module.forward
+    raise UserError(f"this {type(model).__name__} is not pruned: madtp.prune(model, p=0.5, batches=images) first")
+
+
+def adapt(model: nn.Module) -> Adapted:
+    """The model by the adapter of its library."""
+    for library in LIBRARIES:
+        adapted = import_module(f"madtp.shared.library.{library}").adapt(model)
+        if adapted is not None:
+            return adapted
+    raise refusal(model)
+
+
+def install(adapted: Adapted) -> Pruned:
+    """Gives the modules of a model the forwards that prune, by nothing as yet."""
+    tower = adapted.tower
+    pruned = Pruned(tower)
+    forwards = [(tower.entry, pruned), *((layer, HandOn()) for layer in tower.passed), *adapted.others]
+    for module, forward in forwards:
+        forward.install(module)
+    return pruned
+
+
+def settled(shape: float | None) -> float:
+    """The shape that goes with an amount."""
+    if shape is None:
+        raise UserError("an amount needs the shape that it was found with")
+    return shape
+
+
+def search(
+    adapted: Adapted, pruned: Pruned, share: float, batches: Iterable[Tensor], shapes: tuple[float, ...]
+) -> None:
+    """Finds amount and shape: of those that cost this share of dense, the ones that move the model's answers least."""
+    amounts, moved = {}, {}
+    for images in batches:
+        pruned.amount = 0.0
+        dense = adapted.answer(images)
+        amounts = amounts or amounts_at(pruned, share, shapes)
+        for shape, amount in amounts.items():
+            pruned.shape, pruned.amount = shape, amount
+            distance = squared_distance(dense, adapted.answer(images)) if len(amounts) > 1 else 0.0
+            moved[shape] = moved.get(shape, 0.0) + distance
+    if not moved:
+        raise UserError("there is no image in batches: give some of those that the model will see")
+    pruned.shape = least_moved(moved, share)
+    pruned.amount = amounts[pruned.shape]
+
+
+def amounts_at(pruned: Pruned, share: float, shapes: tuple[float, ...]) -> dict[float, float]:
+    """The amount for each shape, for images of the size that the tower saw last, as near as single tokens allow."""
+    entered, tower = pruned.entered, pruned.tower
+    one_token = 1 / (len(tower.layers) * (entered - tower.prefix))
+    dense = gflops(pruned, entered, 1.0, 0.0)
+
+    def cost(shape: float, amount: float) -> float:
+        return gflops(pruned, entered, shape, amount) / dense
+
+    return amounts_for(cost, share, max(FINEST, one_token), shapes)
+
+
+def images_of(batches: Batches | None, model: nn.Module) -> Iterator[Tensor]:
+    """The images of batches in any of their forms, where and in what precision the model wants them."""
+    if batches is None:
+        raise UserError("p needs batches: some images that the model will see, to find out what can go")
+    weight = next(model.parameters())
+    for batch in [batches] if isinstance(batches, Tensor | Mapping) else batches:
+        images = batch[IMAGES] if isinstance(batch, Mapping) and IMAGES in batch else batch
+        images = images[0] if isinstance(images, tuple | list) and images else images
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+            raise UserError(f"batches are of images [B, 3, H, W], as the model takes them, not {excerpt(batch)}")
+        yield images.to(device_of(model), weight.dtype)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Without gradients and dropout; afterwards every module trains or not as before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

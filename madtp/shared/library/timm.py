@@ -1,0 +1,82 @@
+"""timm's vision transformers: ViT, DeiT, CLIP's, SigLIP's, DINOv2's with registers, EVA's without rotary positions."""
+
+from torch import Tensor, nn
+
+from madtp.method.errors import UserError
+from madtp.shared.library.adapted import Adapted, name_of, unit
+from madtp.shared.library.layer import Layer, Names, part
+from madtp.shared.library.refusal import refusal
+from madtp.shared.library.tower import Tower
+
+ATTENTION = {
+    "query_key_value": ("attn.qkv",),
+    "heads": "attn.num_heads",
+    "query_key_norm": ("attn.q_norm?", "attn.k_norm?"),
+    "dropout": "attn.attn_drop?",
+}
+OUTPUT = ("attn.norm?", "attn.proj", "attn.proj_drop?")
+NAMES = {
+    "vision_transformer.Block": Names(
+        norm="norm1",
+        output=(*OUTPUT, "ls1?", "drop_path1?"),
+        second_norm="norm2",
+        feed_forward=("mlp", "ls2?", "drop_path2?"),
+        **ATTENTION,
+    ),
+    "eva.EvaBlock": Names(
+        norm="norm1",
+        output=(*OUTPUT, "gamma_1?", "drop_path1?"),
+        second_norm="norm2",
+        feed_forward=("mlp", "gamma_2?", "drop_path2?"),
+        biases=("attn.q_bias?", "attn.k_bias?", "attn.v_bias?"),
+        **ATTENTION,
+    ),
+}
+
+
+def adapt(model: nn.Module) -> Adapted | None:
+    """A model of timm's; None for a model of another library."""
+    if not any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
+        return None
+
+    def answer(images: Tensor) -> Tensor:
+        output = model(images)
+        return output.softmax(dim=-1) if getattr(model, "num_classes", 0) else unit(output)
+
+    return Adapted(tower(model), answer)
+
+
+def tower(model: nn.Module) -> Tower:
+    """The model as a tower.
+
+    Raises:
+        UserError: it cannot be pruned, and why.
+    """
+    blocks = getattr(model, "blocks", None)
+    kinds = {name_of(block) for block in blocks} if isinstance(blocks, nn.Sequential | nn.ModuleList) else set()
+    patches = part(model, "patch_embed.proj")
+    if len(kinds) != 1 or not kinds <= NAMES.keys() or not isinstance(patches, nn.Conv2d):
+        raise refusal(model)
+    names = NAMES[kinds.pop()]
+    if getattr(model, "rope", None) is not None or not all(plain(block, names) for block in blocks):
+        raise refusal(model)
+    if getattr(model, "grad_checkpointing", False):
+        raise UserError("timm recomputes layers past what prunes them: model.set_grad_checkpointing(False) first")
+    looped = not isinstance(blocks, nn.Sequential)
+    return Tower(
+        entry=blocks[0] if looped else blocks,
+        passed=list(blocks[1:]) if looped else [],
+        layers=[Layer(block, names) for block in blocks],
+        patches=patches,
+        prefix=model.num_prefix_tokens,
+        class_token=getattr(model, "cls_token", None) is not None,
+        flag="grad_checkpointing",
+    )
+
+
+def plain(block: nn.Module, names: Names) -> bool:
+    """Whether attention is what its name says and no more."""
+    attention = block.attn
+    known = type(attention).__name__ in ("Attention", "EvaAttention") and names.fit(block)
+    gated = getattr(attention, "gate", None) is not None
+    return known and not gated and attention.scale == (attention.proj.in_features // attention.num_heads) ** -0.5
