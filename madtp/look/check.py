@@ -24,7 +24,7 @@ from data.files import correction, decode_image, image_folder, read_entries
 from data.forms import form_of
 from data.loading import REPLACEMENTS, BatchSampler
 from data.text import clean_caption
-from madtp.look.predictor import task_named
+from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.run.texts import lengths

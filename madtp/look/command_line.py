@@ -141,5 +141,6 @@ def answers(parser: ArgumentParser) -> None:
     """Whose answers count, and where the list goes."""
     flag = parser.add_argument
     flag("--config", default=own_file("configs/vqa.yaml"), help="names ann_root and train_files")
+    flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
     flag("--out", help="file to write, instead of answer_list.json in ann_root")
     flag("--least", type=int, default=9, help="questions that an answer needs (9)")

@@ -23,7 +23,7 @@ from madtp.method.errors import UserError
 from madtp.shared.files import write_atomic
 
 NAMED = 10  # missing pictures; all of them stand in a file
-LIST = "missing_pictures.txt"
+LIST = "missing_{}.txt"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,9 +41,10 @@ def run(args: argparse.Namespace) -> None:
     done = convert(bar, form.rows, out, images, draw, args.drop_missing)
     if not done.entries:
         raise UserError(f"nothing in {', '.join(args.files)} to convert")
+    absent_list = out / LIST.format(args.form)
     if missing := done.looked_for.missing:
-        write_atomic(out / LIST, "".join(f"{name}\n" for name in missing))
-    print(*summary(done, out, args.images, draw), sep="\n")
+        write_atomic(absent_list, "".join(f"{name}\n" for name in missing))
+    print(*summary(done, absent_list, args.images, draw), sep="\n")
 
 
 def source_of(text: str, form: str) -> Source:
@@ -69,7 +70,7 @@ def renamed(records: Iterable[Record | LeftOut], name: str | None) -> Iterable[R
         yield record._replace(files=name) if other else record
 
 
-def summary(done: Converted, out: Path, images: str | None, draw: Draw) -> list[str]:
+def summary(done: Converted, absent_list: Path, images: str | None, draw: Draw) -> list[str]:
     """What was done, for people to read."""
     said = []
     for path, count in done.entries.items():
@@ -83,7 +84,7 @@ def summary(done: Converted, out: Path, images: str | None, draw: Draw) -> list[
     ]
     missing, total = list(done.looked_for.missing), len(done.looked_for.found)
     if missing:
-        said.append(f"not in {images}: {len(missing)} of {total} pictures, all named in {out / LIST}, the first are")
+        said.append(f"not in {images}: {len(missing)} of {total} pictures, all named in {absent_list}, the first are")
         said += [f"  {name}" for name in missing[:NAMED]]
     elif images:
         said.append(f"all {total} pictures are in {images}")

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is one already, or no answer is frequent enough.
     """
-    config = configuration.resolve(args.config, "vqa")
+    config = configuration.resolve(args.config, "vqa", args.set)
     root = Path(config["ann_root"])
     path = Path(args.out or root / "answer_list.json")
     if path.exists():

@@ -78,3 +78,9 @@ def write(folder, files):
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return [folder / f"{name}.json" for name in files]
+
+
+def genome_question(number, image, question, answer):
+    """One of Visual Genome's questions."""
+    objects = {"a_objects": [], "q_objects": []}
+    return {**objects, "question": question, "image_id": image, "qa_id": number, "answer": answer}

@@ -12,7 +12,15 @@ from data.official import FORMS
 from data.official.questions import DAQUAR_PICTURE
 from madtp.__main__ import main
 from madtp.look import command_line
-from tests.data.official_files import coco_file, flickr_files, karpathy_file, nlvr2_file, vqa_files, write
+from tests.data.official_files import (
+    coco_file,
+    flickr_files,
+    genome_question,
+    karpathy_file,
+    nlvr2_file,
+    vqa_files,
+    write,
+)
 
 SIDE = 16
 
@@ -78,19 +86,15 @@ def test_vqav2(tmp_path, converted):
 
 
 def test_visual_genome(tmp_path, converted):
-    def question(number, image, question, answer):
-        return {
-            "a_objects": [],
-            "question": question,
-            "image_id": image,
-            "qa_id": number,
-            "answer": answer,
-            "q_objects": [],
-        }
-
     content = [
-        {"id": 1, "qas": [question(986768, 1, "What color is the clock?", "Green."), question(5, 1, "When?", " . ")]},
-        {"id": 2, "qas": [question(6, 2, "Who is it?", "The U.S. team.")]},
+        {
+            "id": 1,
+            "qas": [
+                genome_question(986768, 1, "What color is the clock?", "Green."),
+                genome_question(5, 1, "When?", " . "),
+            ],
+        },
+        {"id": 2, "qas": [genome_question(6, 2, "Who is it?", "The U.S. team.")]},
         {"id": 3, "qas": []},
     ]
     paint(tmp_path / "vg", ["VG_100K/1.jpg", "VG_100K_2/2.jpg"])
@@ -283,7 +287,7 @@ def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted)
     paint(tmp_path / "images", [f"dev/dev-{n}-0-img{side}.png" for n in range(4) for side in (0, 1)])
     files, said = converted("nlvr2", source, "--images", tmp_path / "images")
     assert len(files["nlvr_dev"]) == 20 and "32 of 40 pictures, all named in" in said and said.count("\n  dev/") == 10
-    listed = (tmp_path / "annotation/missing_pictures.txt").read_text().split()
+    listed = (tmp_path / "annotation/missing_nlvr2.txt").read_text().split()
     assert listed == [f"dev/dev-{n}-0-img{side}.png" for n in range(4, 20) for side in (0, 1)]
     (tmp_path / "annotation/nlvr_dev.json").unlink()
     files, said = converted("nlvr2", source, "--images", tmp_path / "images", "--drop_missing")

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from argparse import ArgumentParser
+from glob import glob
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -12,8 +13,11 @@ import timm
 import torch
 from PIL import Image
 
-from data import create_dataset
-from madtp.__main__ import COMMANDS
+from data import create_dataset, splits
+from madtp.__main__ import COMMANDS, main
+from madtp.look.scripts import SCRIPTS
+from madtp.run import config as configuration
+from tests.data import official_files as official
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -108,3 +112,60 @@ def test_commands_have_the_flags_that_the_pages_give_them(words):
     parser = ArgumentParser(allow_abbrev=False)
     resolve_name(COMMANDS[name].flags)(parser)
     parser.parse_args(flags)
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """Small files under the names by which the page of own data calls the published ones."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    said = [(f"{n}_a.jpg", split, ["A dog."]) for n, split in enumerate(("train", "val", "test"))]
+    coco = [(f"COCO_val2014_{n:012d}.jpg", split, captions) for n, (_, split, captions) in enumerate(said)]
+    official.karpathy_file(folder, "coco", coco)
+    for dataset in ("flickr30k", "flickr8k"):
+        official.karpathy_file(folder, dataset, said)
+    for subset in ("train2014", "val2014"):
+        names = [(f"COCO_{subset}_{n:012d}.jpg", n, ["A dog."]) for n in range(60)]
+        official.coco_file(folder, subset, names)
+        official.vqa_files(folder, subset, [(7, 3, "Is it a dog?", ["yes"] * 10)])
+    official.vqa_files(folder, "test2015", [(8, 4, "Is it a cat?", [""])], answered=False)
+    official.write(folder, {"question_answers": [{"id": 1, "qas": [official.genome_question(5, 1, "Who?", "A man.")]}]})
+    lists = {split: [name] for split, (name, *_) in zip(("train", "dev", "test"), said, strict=True)}
+    official.flickr_files(folder, [(name, captions) for name, _, captions in said], lists)
+    for name in ("train", "dev", "test1"):
+        official.nlvr2_file(folder, name, [(f"{name}-1-0-0", 3 if name == "train" else None, "A dog.", "True")])
+    for split in ("train", "test"):
+        asked = (f"what is in the image{n} ?\nlamp\n" for n in range(60))
+        (folder / f"qa.894.raw.{split}.txt").write_text("".join(asked))
+    for name in ("coco", "NLVR2", "visual-genome", "flickr", "flickr8k", "daquar"):
+        (tmp_path / "datasets/vision" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_for_published_sets_make_what_the_tasks_read(downloads):
+    """Every conversion of the page, one after the other; and then the files that its runs are going to read."""
+    (section,) = re.findall(
+        r"## Published sets\n(.*?)\n## ", (ROOT / "docs/own_data.md").read_text() + "\n## ", re.DOTALL
+    )
+    lines = re.findall(r"^python (?:-m madtp )?((?:[^\n]*\\\n)*[^\n]*)", section, re.MULTILINE)
+    commands = [shlex.split(line.replace("\\\n", " "), comments=True) for line in lines]
+    for name, *flags in (words for words in commands if words[0] == "convert"):
+        assert main([name, *(path for flag in flags for path in sorted(glob(flag)) or [flag])]) == 0
+    runs = [flags for flags in commands if flags[0].startswith("compress_")]
+    assert len(runs) == 9
+    for script, *flags in runs:
+        module = script.removesuffix(".py").replace("_flickr", "")
+        task = next(name for name, (stem, _) in SCRIPTS.items() if stem == module)
+        args = parse_known(flags)
+        config = configuration.resolve(str(ROOT / args.config), task, args.set)
+        missing = [path for _, paths in splits(task, config).values() for path in paths if not path.exists()]
+        assert not missing, flags
+
+
+def parse_known(flags):
+    """Of the flags of a run those that decide what it reads."""
+    parser = ArgumentParser()
+    parser.add_argument("--config")
+    parser.add_argument("--set", nargs="+", default=[])
+    return parser.parse_known_args(flags)[0]
