@@ -73,9 +73,9 @@ COMPARED = {
     "tome": Method(
         "merging alike image tokens", by_tower(Merging.by(even, TOME_WITHIN), WHOLE), guided=(), similarity=False
     ),
-    "tome_even": merging("merging, sizes known to the text", TOME, even),
-    "tome_geometric": merging("the same, the same share in every layer", TOME, geometric),
-    "tome_front": merging("the same, most in the first layers", TOME, front),
+    "tome_even": merging("merging, even, sizes known to the text", TOME, even),
+    "tome_geometric": merging("merging, geometric, sizes known to the text", TOME, geometric),
+    "tome_front": merging("merging, front-loaded, sizes known to the text", TOME, front),
 }
 ABLATED = {
     "self": Method("self-attention score alone", everywhere(Pruning(by_one_score("self")))),

@@ -103,6 +103,17 @@ def gap(results: Results, task: str, method: str, p: str, other: str = REFERENCE
     return spread([final(ours[seed])["score"] - final(theirs[seed])["score"] for seed in both], sign="+")
 
 
+def tuned_gaps(results: Results, method: str, p: str) -> str:
+    """How much better a method is than MADTP at one cost, on every task where both were run, and on how many seeds."""
+    found = []
+    for task in TASKS:
+        both = results.of(task, method, float(p)).keys() & results.of(task, REFERENCE, float(p)).keys()
+        if both:
+            seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
+            found.append(f"{gap(results, task, method, p)} points on {task} ({seeds})")
+    return ", ".join(found) or "not run"
+
+
 def score(results: Results, task: str, method: str, p: str = "0", batch: str = str(BATCH)) -> str:
     """The score of a method at one cost, by the evaluation's batch size."""
     records = results.of(task, method, float(p))
@@ -241,6 +252,7 @@ BLOCKS = named(
     overview,
     ablations,
     gap,
+    tuned_gaps,
     score,
     untuned,
     left,
