@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from madtp.cost.processes import all_gather
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.precision import at_least_single
 
 EMPTY = -100  # number of the image where the queue has not been filled yet
 QUEUES = ("image_queue", "text_queue", "idx_queue", "ptr_queue")
@@ -95,9 +96,10 @@ class MomentumContrast(nn.Module):
         with torch.no_grad():
             momentum = self.views(image, text, temperature, twin="_m")
         features = online.image, online.text, momentum.image, momentum.text
+        features = tuple(map(at_least_single, features))  # autocast leaves norms in half precision on a CPU
         losses = {"loss_ita": self.contrastive_loss(*features, idx, alpha, scale)}
         losses |= self.further_losses(online, text, idx, temperature, trace)
-        self.enqueue(momentum.image, momentum.text, idx)
+        self.enqueue(*features[2:], idx)
         if temperature > 0:
             losses["loss_sim"] = similarity_loss(online.image_aligned, online.text_aligned)
             losses["loss_sim_m"] = similarity_loss(momentum.image_aligned, momentum.text_aligned)

@@ -221,6 +221,17 @@ def test_captions_or_their_ids():
     assert model.encode_captions(captions).equal(ids)
 
 
+def test_half_precision_trains_and_fills_the_queue():
+    """On a CPU autocast leaves normalised features in half precision, while the queue holds single."""
+    model = fill(ClipRetrieval(Sizes(24, 64, 1, 64, 16, 12, 49408, 64, 1), 6, 40, queue_size=4))
+    ids, idx = torch.tensor([[5, 9, 49407, *[0] * 9]] * 2), torch.tensor([1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images(2).float(), ids, 0.4, idx, 3.0)
+    sum(found.values()).backward()
+    assert all(loss.isfinite() for loss in found.values())
+    assert model.image_queue.dtype == torch.float32 and model.idx_queue[0, :2].tolist() == [1, 2]
+
+
 # The task, in miniature.
 
 
