@@ -1,17 +1,20 @@
 """One checked configuration from defaults, a YAML file and assignments, each overriding the one before."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from typing import TYPE_CHECKING
 
 from madtp.method.errors import UserError, excerpt
 from madtp.run.clone import own_file
 from madtp.run.keys import TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 
 def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
@@ -20,8 +23,7 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
     Raises:
         UserError: a key or value that does not exist or does not fit, or a file that cannot be read.
     """
-    keys = keys_of(task)
-    config = {name: deepcopy(key.default) for name, key in keys.items()}
+    keys, config = keys_of(task), defaults(task)
     config |= checked(_split_batch_size(_read(path)), keys, path)
     for assignment in assignments:
         keypath, equals, text = assignment.partition("=")
@@ -33,6 +35,11 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
     if isinstance(config["med_config"], str):
         config["med_config"] = own_file(config["med_config"])
     return config
+
+
+def defaults(task: str) -> dict:
+    """The configuration of a task where nobody says anything."""
+    return {name: deepcopy(key.default) for name, key in keys_of(task).items()}
 
 
 def task_of(path: str) -> str:
@@ -56,6 +63,8 @@ def write(config: dict, path: str | Path) -> None:
 
 
 def _loader() -> YAML:
+    from ruamel.yaml import YAML  # only now, so that whoever makes a configuration in Python needs no YAML
+
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
@@ -64,6 +73,8 @@ def _loader() -> YAML:
 
 def _yaml(text: str, source: str) -> object:
     """Reads YAML 1.2, in which 1e-5 is a number."""
+    from ruamel.yaml.error import MarkedYAMLError
+
     try:
         return _loader().load(text)
     except MarkedYAMLError as error:
