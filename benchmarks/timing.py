@@ -83,13 +83,18 @@ def environment(device: str) -> dict[str, Any]:
     """What a result depends on: command, date, versions and hardware."""
     cuda = torch.device(device).type == "cuda"
     return {
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", command(Path(sys.argv[0])), *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": torch.cuda.get_device_name(device) if cuda else processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def command(script: Path) -> str:
+    """The module that was run; of a package its `__main__` goes without saying."""
+    return f"benchmarks.{script.parent.name if script.stem == '__main__' else script.stem}"
 
 
 def processor() -> str:
