@@ -1,0 +1,1 @@
+"""What is to be measured on a GPU, prepared for whoever has one: `bash benchmarks/gpu.sh`."""
