@@ -8,11 +8,13 @@ from torch import Tensor
 from benchmarks.comparison.merging import TOME, TOME_WITHIN, Merger, Merging
 from benchmarks.comparison.rules import Pruning, Static, Whole, by_one_score, by_tower, unguided
 from benchmarks.comparison.schedules import Schedule, even, front, geometric
-from madtp.method.keep import Keep, keep_batch, keep_sample
+from benchmarks.comparison.shaped import Shaped
+from madtp.method.keep import Coverage, Keep, keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 
 TOWERS = ("image", "text")
 LONGER = 4
+DEPTH = 6  # of the experiment's image towers
 
 
 @dataclass(frozen=True)
@@ -98,4 +100,8 @@ ABLATED |= {
     for name, method in COMPARED.items()
     if name in ("madtp", "unguided", "tome")
 }
-METHODS = COMPARED | ABLATED
+SCHEDULED = {  # scored on the dense models as they are; the shape of a schedule is searched without labels
+    "coverage": Method("coverage", Coverage(DEPTH)),
+    "tome_shaped": Method("ToMe by coverage's schedule", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
+}
+METHODS = COMPARED | ABLATED | SCHEDULED

@@ -2,9 +2,11 @@
 
     python -m benchmarks.experiment --task nlvr
     python -m benchmarks.experiment --report
+    python -m benchmarks.experiment --task nlvr --untuned
 
 Every cell (a dense model; a method at one cost, fine-tuned from it) is run once and adds a line to the results. What
-was stopped goes on with the cells that are left; several processes may work side by side.
+was stopped goes on with the cells that are left; several processes may work side by side. With --untuned the dense
+models that are there are pruned as they are, and scored on validation.
 """
 
 import argparse
@@ -16,15 +18,16 @@ from pathlib import Path
 from benchmarks.comparison.ledger import claimed
 from benchmarks.comparison.methods import METHODS
 from benchmarks.experiment.cells import TASKS, Cell, Places
-from benchmarks.experiment.ledger import RATIOS, SEEDS, add, finished, plan
+from benchmarks.experiment.ledger import RATIOS, SEEDS, add, finished, plan, plan_untuned
 from benchmarks.experiment.report import write_report
 from benchmarks.experiment.running import compare, train_dense
+from benchmarks.experiment.untuned import score
 from utils import UserError
 
 logger = logging.getLogger("experiment")
 
 
-def work(cells: list[Cell], places: Places, results: Path, minutes: float) -> int:
+def work(cells: list[Cell], places: Places, results: Path, minutes: float, untuned: bool = False) -> int:
     """Runs what is not finished, until the time is up.
 
     Returns:
@@ -35,15 +38,16 @@ def work(cells: list[Cell], places: Places, results: Path, minutes: float) -> in
         if time.perf_counter() - started > 60 * minutes:
             break
         with claimed(places.output / "locks" / cell.name) as ours:
-            known = finished(results)
-            if not ours or cell.name in known or (cell.earlier and cell.earlier.name not in known):
+            known = finished(results, untuned)
+            ready = untuned or cell.earlier is None or cell.earlier.name in known
+            if not ours or cell.name in known or not ready:
                 continue
             began = time.perf_counter()
-            found = (compare if cell.p else train_dense)(cell, places)
+            found = (score if untuned else compare if cell.p else train_dense)(cell, places)
             seconds = time.perf_counter() - began
-            add(results, cell, found | {"seconds": seconds})
+            add(results, cell, found | {"seconds": seconds}, untuned)
             logger.info("%s took %.0f s", cell.name, seconds)
-    return len([cell for cell in cells if cell.name not in finished(results)])
+    return len([cell for cell in cells if cell.name not in finished(results, untuned)])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     flag("--data", type=Path, default=Path("datasets/experiment"))
     flag("--output", type=Path, default=Path("output/experiment"), help="folder of checkpoints")
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    flag("--untuned", action="store_true", help="score the dense models as they are, pruned, on validation")
     flag("--report", type=Path, nargs="?", const=Path("docs"), help="write results.md into this folder")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -65,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     left = 0
     try:
         if args.task:
-            cells = plan(args.task, args.methods, args.p, args.seeds)
-            left = work(cells, Places(args.data, args.output), args.results, args.minutes)
+            cells = (plan_untuned if args.untuned else plan)(args.task, args.methods, args.p, args.seeds)
+            left = work(cells, Places(args.data, args.output), args.results, args.minutes, args.untuned)
         if args.report:
             write_report(args.results, args.report)
     except UserError as error:

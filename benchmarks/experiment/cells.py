@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.comparison.methods import METHODS
+from benchmarks.comparison.methods import DEPTH, METHODS
 from madtp.run import engine
 
 TASKS = ("nlvr", "vqa", "caption")
 PRETRAINED = 1  # the seed of the captioner that all start from: as with BLIP, there is one for all
 BATCH = 32  # of evaluation, where no other is named
-DEPTH = 6
 MODEL = (f"vit={{embed_dim: 96, depth: {DEPTH}, num_heads: 3, patch_size: 12}}",)
 DENSE_TRAINING = {
     "caption": ("max_epoch=4",),

@@ -5,12 +5,13 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.comparison.ledger import add_line, read_lines
-from benchmarks.comparison.methods import COMPARED, METHODS
-from benchmarks.experiment.cells import DEPTH, TASKS, Cell
+from benchmarks.comparison.methods import ABLATED, COMPARED, DEPTH, SCHEDULED
+from benchmarks.experiment.cells import TASKS, Cell
 
 RATIOS = (0.3, 0.5, 0.7, 0.8)
 ABLATED_AT = 0.5
 SEEDS = (1, 2, 3)
+UNTUNED = "untuned.jsonl"
 # Nothing new where no text is pruned, in captioning.
 NEED_TEXT = ("static_image", "image", "sample_image", "unguided_image", "text")
 
@@ -24,7 +25,7 @@ def plan(
     """
     chosen = [
         Cell(task, seed, method, p)
-        for p, method, seed in product(ratios or RATIOS, methods or METHODS, seeds)
+        for p, method, seed in product(ratios or RATIOS, methods or [*COMPARED, *ABLATED], seeds)
         if method != "dense"
         and (method in COMPARED or p == ABLATED_AT or ratios)
         and not (task == "caption" and method in NEED_TEXT)
@@ -35,15 +36,24 @@ def plan(
     return list(dict.fromkeys(dense + chosen))
 
 
-def finished(results: Path) -> dict[str, dict]:
+def plan_untuned(
+    task: str, methods: Sequence[str] = (), ratios: Sequence[float] = (), seeds: Sequence[int] = SEEDS
+) -> list[Cell]:
+    """The dense models of a task, then what prunes them as they are, a cost at a time."""
+    dense = [Cell(task, seed) for seed in seeds]
+    rules = methods or ["madtp", "sample", "tome_even", *SCHEDULED]
+    return dense + [Cell(task, seed, method, p) for p, method, seed in product(ratios or RATIOS, rules, seeds)]
+
+
+def finished(results: Path, untuned: bool = False) -> dict[str, dict]:
     """The results there are, by the name of their cell."""
-    return read_lines(results / f"{task}.jsonl" for task in TASKS)
+    return read_lines([results / UNTUNED] if untuned else [results / f"{task}.jsonl" for task in TASKS])
 
 
-def add(results: Path, cell: Cell, found: dict) -> None:
+def add(results: Path, cell: Cell, found: dict, untuned: bool = False) -> None:
     """Adds a line to the results of a task."""
     record = {
         **{"name": cell.name, "task": cell.task, "method": cell.method, "p": cell.p, "seed": cell.seed},
-        **{"depth": DEPTH, **found, "command": cell.command},
+        **{"depth": DEPTH, **found, "command": cell.command + " --untuned" * untuned},
     }
-    add_line(results / f"{cell.task}.jsonl", record)
+    add_line(results / (UNTUNED if untuned else f"{cell.task}.jsonl"), record)

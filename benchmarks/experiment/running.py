@@ -172,14 +172,14 @@ def cost_on(run: Run, loader: DataLoader, batches: int = 0) -> Callable[[float],
     return cost
 
 
-def scored(run: Run, temperature: float, batch: int = BATCH) -> dict:
-    """The score, cost and speed of evaluating in batches of this size."""
-    run.loaders["scored"] = scored_loader(run, batch)
+def scored(run: Run, temperature: float, batch: int = BATCH, split: str = "") -> dict:
+    """The score, cost and speed of evaluating in batches of this size, on the split that the task is scored on."""
+    run.loaders["scored"] = scored_loader(run, batch, split)
     metrics = engine.evaluate(run, "scored", temperature)
     names = "gflops percent percent_p10 percent_p90 tokens samples_per_second".split()
     return {"score": metrics[SCORE[run.task.name]], **{name: metrics[name] for name in names}}
 
 
-def scored_loader(run: Run, batch: int) -> DataLoader:
+def scored_loader(run: Run, batch: int, split: str = "") -> DataLoader:
     """What a task is scored on, in batches of this size."""
-    return create_loader(run.loaders[SCORED[run.task.name]].dataset.dataset, batch, train=False)
+    return create_loader(run.loaders[split or SCORED[run.task.name]].dataset.dataset, batch, train=False)

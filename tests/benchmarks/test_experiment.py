@@ -12,6 +12,7 @@ from benchmarks.comparison.methods import METHODS
 from benchmarks.comparison.rules import Whole, by_tower
 from benchmarks.experiment import __main__ as driver
 from benchmarks.experiment import cells, report, results, running
+from madtp.cost.schedule import SHAPES
 from madtp.cost.trace import Trace
 from madtp.method.layout import RECTANGLE
 from models.blip import blip_decoder
@@ -102,6 +103,19 @@ def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small,
     assert small.run("--task", "caption", "--methods", "tome", "--p", "0.2") == 0
     assert lines(small)[:-1] == before and lines(small)[-1]["ran"] == "caption-1-tome-0.2"
     (small.results / "caption.jsonl").write_text("".join(json.dumps(record) + "\n" for record in before))
+
+
+def test_schedules_are_searched_and_scored_untuned_on_validation(small):
+    flags = ["--task", "caption", "--untuned", "--p", "0.2", "--methods", "coverage", "tome_shaped"]
+    assert small.run(*flags) == 0
+    found = [json.loads(line) for line in (small.results / "untuned.jsonl").read_text().splitlines()]
+    dense, *others = found
+    assert dense["untuned"]["percent"] == 100 and [record["method"] for record in others] == flags[-2:]
+    for record in others:
+        assert record["shape"] in SHAPES and record["untuned"]["percent"] == pytest.approx(80, abs=2)
+        assert record["command"].endswith(f"--methods {record['method']} --p 0.2 --seeds 1 --untuned")
+        assert record["untuned"]["percent_p10"] == pytest.approx(record["untuned"]["percent_p90"])
+    assert small.run(*flags, "--seeds", "2") == 2, "nobody trained that one"
 
 
 def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, capsys):
@@ -197,6 +211,8 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
         "tome_even": "text",
         "tome_geometric": "text",
         "tome_front": "text",
+        "tome_shaped": "text",
+        "coverage": "text",
         "static_image": "text",
         "image": "text",
         "sample_image": "text",

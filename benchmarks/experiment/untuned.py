@@ -1,0 +1,50 @@
+"""Scores methods on the dense models as they are: no step of training, on validation, where choices are made.
+
+A schedule's shape is searched for without labels, on validation batches; the amount by the cost of what is scored.
+"""
+
+import torch
+
+from benchmarks.experiment.cells import BATCH, Cell, Places
+from benchmarks.experiment.running import PRECISION, STEERING, cost_on, prepared, scored, scored_loader
+from madtp.cost.measure import CalibrationSample
+from madtp.cost.temperature import RatioOutOfReach, calibrate
+from madtp.run.engine import Run
+from madtp.run.schedule import find_shape, set_shape
+from utils import UserError
+
+SPLIT = "val"
+
+
+def score(cell: Cell, places: Places) -> dict:
+    """The dense model, or a method at the cost 1 - p of it.
+
+    Raises:
+        UserError: nobody has trained the dense model yet.
+    """
+    dense = places.checkpoint(Cell(cell.task, cell.seed))
+    if not dense.exists():
+        raise UserError(f"{dense} is not there: run `{Cell(cell.task, cell.seed).command}` first")
+    run = prepared(cell, places)
+    run.model.load_state_dict(torch.load(dense, weights_only=True)["model"])
+    if not cell.p:
+        return {"untuned": scored(run, 0.0, split=SPLIT)}
+    try:
+        return {**schedule(run, 1 - cell.p), **at_cost(run, 1 - cell.p)}
+    except RatioOutOfReach as error:
+        return {"out_of_reach": str(error)}
+
+
+def schedule(run: Run, share: float) -> dict:
+    """Gives a rule that has one its shape."""
+    if not hasattr(run.model.keep, "shape"):
+        return {}
+    return {"shape": set_shape(run, find_shape(run, CalibrationSample(run.loaders[SPLIT], STEERING), share)).shape}
+
+
+def at_cost(run: Run, share: float) -> dict:
+    """The temperature or amount at which what is scored costs this share of dense, and the score there."""
+    temperature = calibrate(cost_on(run, run.loaders[SPLIT], STEERING), share, 1.0)
+    cost = cost_on(run, scored_loader(run, BATCH, SPLIT))
+    temperature = calibrate(cost, share, temperature, tolerance=PRECISION * share)
+    return {"temperature": temperature, "untuned": scored(run, temperature, split=SPLIT)}
