@@ -15,7 +15,7 @@ from madtp.cost.trace import LayerTrace
 from madtp.method.merged import Schedule
 from madtp.method.rules import COVERAGE
 
-SHAPES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+SHAPES = (0.1, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 
 logger = logging.getLogger(__name__)
 
