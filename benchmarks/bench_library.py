@@ -1,0 +1,158 @@
+"""What `madtp.prune` leaves of DINOv2's features, untrained: `python -m benchmarks.bench_library --pictures FOLDER`.
+
+Pictures are described by the class token. Asked is how like the dense feature each one is (cosine), and whether a
+picture's nearest neighbours among the others are still the same. ToMe runs in the same loop over the same layers; its
+schedule is searched as ours is, on the same other pictures, among all of `benchmarks.comparison.schedules`.
+
+Shapes: B pictures, L tokens with the class token in front, D width.
+"""
+
+import argparse
+import copy
+import itertools
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+import madtp
+from benchmarks.comparison.merging import TOME, Merging
+from benchmarks.comparison.schedules import SHAPES, Schedule, Steps
+from benchmarks.timing import arguments, ratio, report, take_turns
+from madtp.cost import flops
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import LayerTrace, Trace
+from madtp.method.layout import Sequences
+from madtp.shared.layers import Guidance, run_layers
+from madtp.shared.library.layer import part
+from madtp.shared.library.prune import pruned_of
+from madtp.shared.library.tower import Pruned
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NEIGHBOURS = 10
+AT_ONCE = 50  # pictures
+SHARES = (0.3, 0.5, 0.7)
+
+
+class Tome(Pruned):
+    """The tower's forward by ToMe. Attributes `schedule` and `amount` say how much goes where."""
+
+    def __init__(self, pruned: Pruned):
+        super().__init__(pruned.tower)
+        self.schedule: Schedule = SHAPES["even"]
+
+    def run(self, x: Tensor) -> tuple[Sequences, None]:
+        layout = Merging(Steps(self.schedule, x.shape[1] - 1), TOME)
+        return run_layers(self.tower.layers, Sequences(x, layout), Guidance(None, self.amount), "image").sequences, None
+
+    def cost(self, amount: float) -> float:
+        """Share of dense, its own similarities and means included."""
+        shape, layer = self.tower.shape, self.tower.layers[0]
+        head = shape.width // part(layer.block, layer.names.heads)
+        steps, entered, layers = Steps(self.schedule, self.entered - 1), self.entered, []
+        for _ in self.tower.layers:
+            count = entered - 1
+            left = 1 + min(count, max(steps.left(amount), count - int(TOME.most * count)))
+            layers.append(LayerTrace(entered, left))
+            entered, steps = left, steps.next()
+        own = sum(TOME.cost(layer, shape.width, head) for layer in layers)
+        return (flops.tower(shape, layers) + own) / flops.tower(shape, Trace({"": layers}).dense().layers[""])
+
+
+def read(paths: list[Path], size: int) -> Tensor:
+    """Pictures as the model takes them, [B, 3, size, size]."""
+    pictures = [np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.BICUBIC)) for path in paths]
+    values = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def features(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Class tokens of length 1, [B, D]."""
+    return torch.cat([F.normalize(model(part).pooler_output, dim=-1) for part in pictures.split(AT_ONCE)])
+
+
+def neighbours(found: Tensor) -> Tensor:
+    """The nearest other pictures of each, nearest first: [B, NEIGHBOURS]."""
+    return (found @ found.T).fill_diagonal_(-2).topk(NEIGHBOURS).indices
+
+
+def compared(found: Tensor, dense: Tensor) -> dict[str, float]:
+    """What is left of the dense features."""
+    ours, theirs = neighbours(found), neighbours(dense)
+    common = (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=2).float().mean()
+    return {
+        "cosine": float((found * dense).sum(dim=1).mean()),
+        "nearest": 100 * float((ours[:, 0] == theirs[:, 0]).float().mean()),
+        "ten_nearest": 100 * float(common),
+    }
+
+
+def prune_by_tome(model: nn.Module, p: float, pictures: Tensor) -> dict:
+    """Gives the model the schedule of ToMe that moves its features least, as `madtp.prune` does with its own."""
+    dense = features(model, pictures)
+    madtp.prune(model, 0)
+    features(model, pictures[:1])
+    pruned = pruned_of(model)
+    tome, found = Tome(pruned), []
+    tome.entered = pruned.entered
+    pruned.tower.entry.forward = tome
+    for name, schedule in SHAPES.items():
+        tome.schedule = schedule
+        try:
+            tome.amount = calibrate(tome.cost, 1 - p, 0.05, 0.001)
+        except madtp.method.errors.UserError:
+            continue
+        if abs(tome.cost(tome.amount) - (1 - p)) < 0.01:
+            moved = float((features(model, pictures) - dense).square().sum())
+            found.append((moved, name, tome.amount))
+    _, name, tome.amount = min(found)
+    tome.schedule = SHAPES[name]
+    return {"percent": 100 * tome.cost(tome.amount), "shape": name}
+
+
+def prune_by_coverage(model: nn.Module, p: float, pictures: Tensor) -> dict:
+    """`madtp.prune`, and what it found."""
+    madtp.prune(model, p, pictures)
+    return {name: value for name, value in madtp.cost(model).items() if name in ("percent", "shape")}
+
+
+def speed(model: nn.Module, pictures: Tensor, p: float, rounds: int, device: str) -> list[dict]:
+    """How much faster the pruned model is, at one picture and at 32, in turns with the dense one."""
+    dense, rows = madtp.restore(copy.deepcopy(model)), []
+    for batch in (1, 32):
+        some = pictures[:batch]
+        sides = {"dense": lambda some=some: features(dense, some), "pruned": lambda some=some: features(model, some)}
+        times = take_turns(sides, rounds, device)
+        rows.append({"rule": "coverage", "p": p, "batch": batch, "faster": ratio(times["dense"], times["pruned"])})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--weights", default="datasets/photos/dinov2-small", help="folder of a Dinov2Model")
+    parser.add_argument("--pictures", default="datasets/photos/flickr8k", help="folder of pictures, taken in order")
+    parser.add_argument("--output", help="file to append JSON lines to")
+    args = arguments(parser, threads=1, first=6000, number=1000, search=64, size=168, rounds=0)
+    paths = sorted(Path(args.pictures).glob("*.jpg"))
+    model = transformers.Dinov2Model.from_pretrained(args.weights, torch_dtype=torch.float32).eval().to(args.device)
+    load = partial(read, size=args.size)
+    others = load(paths[: args.search]).to(args.device)
+    pictures = load(paths[args.first : args.first + args.number]).to(args.device)
+    dense = features(model, pictures)
+    rules = {"coverage": prune_by_coverage, "ToMe": prune_by_tome}
+    for p, (name, prune) in itertools.product(SHARES, rules.items()):
+        found = prune(madtp.restore(model), p, others)
+        left = compared(features(model, pictures), dense)
+        report([{"rule": name, "p": p, "pictures": len(pictures), **found, **left}], args.device, args.output)
+        if name == "coverage" and args.rounds:
+            report(speed(model, others, p, args.rounds, args.device), args.device, args.output)
+
+
+if __name__ == "__main__":
+    main()
