@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils import UserError
 
-PLACE = re.compile(r"\{(\w+)((?:\s+[\w.]+)*)\}")  # {name argument ...}
+PLACE = re.compile(r"\{(\w+)((?:\s+[\w.:]+)*)\}")  # {name argument ...}
 
 Block = Callable[..., str]
 

@@ -125,6 +125,34 @@ def untuned(results: Results, task: str, method: str, p: str) -> str:
     return spread([record["untuned"]["score"] for record in results.of(task, method, float(p)).values()])
 
 
+def as_they_are(results: Results, *columns: str) -> str:
+    """Scores of dense models pruned without training, on validation, method by method; columns are TASK:P."""
+    asked = [(task, float(p)) for task, p in (column.split(":") for column in columns)]
+    found = {(r["task"], r["p"], r["method"], r["seed"]): r for r in results.as_they_are}
+    rows = [
+        [METHODS[method].title, *(as_it_is(list(cells(found, task, p, method)), task, found) for task, p in asked)]
+        for method in dict.fromkeys(method for _, p, method, _ in found if p)
+    ]
+    return table(["", *(f"{task}, p {p:g}" for task, p in asked)], rows)
+
+
+def cells(found: dict[tuple, dict], task: str, p: float, method: str) -> Iterable[dict]:
+    """The records of a method at a cost."""
+    return (record for key, record in found.items() if key[:3] == (task, p, method))
+
+
+def as_it_is(records: list[dict], task: str, found: dict[tuple, dict]) -> str:
+    """The score, of how much, and the shape of the schedule."""
+    if not records:
+        return "not run"
+    if any("untuned" not in record for record in records):
+        return OUT
+    dense = mean(record["untuned"]["score"] for record in cells(found, task, 0.0, "dense"))
+    shapes = ", ".join(f"{record['shape']:g}" for record in records if "shape" in record)
+    score = spread([record["untuned"]["score"] for record in records])
+    return f"{score} of {dense:.1f}" + f" (shape {shapes})" * bool(shapes)
+
+
 def left(results: Results, task: str, method: str, p: str, tower: str) -> str:
     """Tokens of a tower that a method leaves after the last layer, the mean over samples and seeds."""
     records = results.of(task, method, float(p)).values()
@@ -255,6 +283,7 @@ BLOCKS = named(
     tuned_gaps,
     score,
     untuned,
+    as_they_are,
     left,
     keep,
     crossed,

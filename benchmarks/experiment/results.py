@@ -16,10 +16,15 @@ class Results:
     Args:
         folder: of the JSON lines.
         pictures: folder for the plots.
+
+    Attributes:
+        known: records by the name of their cell.
+        as_they_are: records of dense models pruned without training, scored on validation.
     """
 
     def __init__(self, folder: Path, pictures: Path):
         self.known, self.pictures = finished(folder), pictures
+        self.as_they_are = list(finished(folder, untuned=True).values())
 
     def of(self, task: str, method: str, p: float) -> dict[int, dict]:
         """The records of a method that reached this cost, by seed."""

@@ -134,6 +134,24 @@ def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, caps
     assert small.run("--report", str(tmp_path)) == 2 and "{nonsense caption} is none of" in capsys.readouterr().err
 
 
+def test_what_is_pruned_as_it_is_stands_beside_dense():
+    def record(method, p, **told):
+        return {"task": "vqa", "method": method, "p": p, "seed": 1, **told}
+
+    known = [
+        record("dense", 0.0, untuned={"score": 90.0}),
+        record("coverage", 0.5, untuned={"score": 89.5}, shape=0.25),
+        record("madtp", 0.5, untuned={"score": 60.0}),
+        record("madtp", 0.7, out_of_reach="T"),
+    ]
+    assert report.as_they_are(SimpleNamespace(as_they_are=known), "vqa:0.5", "vqa:0.7").splitlines() == [
+        "|  | vqa, p 0.5 | vqa, p 0.7 |",
+        "| --- | --- | --- |",
+        "| coverage | 89.5 of 90.0 (shape 0.25) | not run |",
+        "| MADTP | 60.0 of 90.0 | out of reach |",
+    ]
+
+
 def test_the_template_asks_for_nothing_unknown():
     assert {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())} <= set(report.BLOCKS)
 
