@@ -3,7 +3,10 @@
 Makes photographs of its own, JPEGs of 640 x 480 as COCO has them and some of 4000 x 3000 as cameras do, and measures
 
     decode    reading them, whole and as they are read for a model (large ones at a fraction of their size)
-    load      what comes out of a loader, transformed for evaluation or for training, by the number of workers
+    load      what comes out of a loader, transformed for evaluation or for training, by the number of workers; `in
+              floats` as one would write it down, resized by Pillow and normalised by the worker
+
+They take turns, and `faster` is the median over the rounds of a row's rate over that `in floats`.
 """
 
 import argparse
@@ -17,12 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import transforms
 
-from benchmarks.timing import report, spread, take_turns
+from benchmarks.timing import ratio, report, spread, take_turns
 from data.files import decode_image
 from data.loading import collate, create_loader
-from transform.pictures import evaluation_transform, training_transform
+from transform.pictures import MEAN, STD, evaluation_transform, training_transform
 
+PLAIN = " in floats"
 SHAPES = {"640 x 480": (640, 480), "4000 x 3000": (4000, 3000)}
 
 
@@ -67,6 +72,19 @@ def read_all(loader: torch.utils.data.DataLoader) -> None:
         pass
 
 
+def transforms_of(size: int) -> dict[str, Callable]:
+    """Ours, and what they are compared with."""
+    resize = transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC)
+    to_floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    training = training_transform(size)
+    return {
+        "evaluation": evaluation_transform(size),
+        "evaluation" + PLAIN: transforms.Compose([resize, *to_floats]),
+        "training": training,
+        "training" + PLAIN: transforms.Compose([*training.transforms[:-1], *to_floats]),
+    }
+
+
 def measure(folder: Path, args: argparse.Namespace) -> list[dict]:
     """One row per kind of work: images per second."""
     size, found = args.image_size, []
@@ -75,15 +93,17 @@ def measure(folder: Path, args: argparse.Namespace) -> list[dict]:
         whole, drafted = partial(decode_all, paths, 0), partial(decode_all, paths, size)
         work = {("decode", "whole", 0): whole, ("decode", "for the model", 0): drafted}
         if kind == "640 x 480":
-            for name, transform in (("evaluation", evaluation_transform), ("training", training_transform)):
+            for name, transform in transforms_of(size).items():
                 for workers in args.workers:
-                    dataset = Photos(paths, size, transform(size))
+                    dataset = Photos(paths, size, transform)
                     loader = create_loader(dataset, args.batch, train=False, num_workers=workers)
                     work["load", name, workers] = partial(read_all, loader)
-        for (step, name, workers), times in take_turns(work, args.rounds, "cpu").items():
+        found_times = take_turns(work, args.rounds, "cpu")
+        for (step, name, workers), times in found_times.items():
             low, median, high = spread(times)
             rates = {"images_per_second": len(paths) / median, "low": len(paths) / high, "high": len(paths) / low}
             rates["per_worker"] = rates["images_per_second"] / max(1, workers)
+            rates["faster"] = ratio(found_times.get((step, name + PLAIN, workers), times), times)
             found.append({"photos": kind, "step": step, "name": name, "workers": workers, **rates})
     return found
 
@@ -99,12 +119,13 @@ def main() -> None:
     torch.set_num_threads(1)  # as a data worker has
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), args)
-    print(f"{'photos':<13}{'step':<8}{'':<15}{'workers':>8}{'images/s':>10}{'quartiles':>16}{'per worker':>12}")
+    head = f"{'photos':<13}{'step':<8}{'':<22}{'workers':>8}{'images/s':>10}"
+    print(f"{head}{'quartiles':>16}{'per worker':>12}{'faster':>8}")
     for row in found:
         quartiles = f"{row['low']:.0f} - {row['high']:.0f}"
         print(
-            f"{row['photos']:<13}{row['step']:<8}{row['name']:<15}{row['workers']:>8}"
-            f"{row['images_per_second']:>10.0f}{quartiles:>16}{row['per_worker']:>12.0f}"
+            f"{row['photos']:<13}{row['step']:<8}{row['name']:<22}{row['workers']:>8}"
+            f"{row['images_per_second']:>10.0f}{quartiles:>16}{row['per_worker']:>12.0f}{row['faster']:>8.2f}"
         )
     report(found, "cpu", args.output)
 

@@ -21,6 +21,7 @@ from madtp.method.layout import Rectangle
 from madtp.method.pruning import Kept
 from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.recompute import through
+from transform.pictures import normalised
 
 HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
 TEXT_TOWER = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
@@ -179,7 +180,7 @@ class VisionTransformer(nn.Module):
         keep: Keep = keep_batch,
     ) -> tuple[Tensor, Tensor | None]:
         """Features [B, F] of images [B, 3, S, S], and the aligned feature [B, K, C] or None; see `Transformer`."""
-        x = self.conv1(image).flatten(2).transpose(1, 2)  # [B, N, D]
+        x = self.conv1(normalised(image)).flatten(2).transpose(1, 2)  # [B, N, D]
         x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1) + self.positional_embedding
         first, aligned = self.transformer(self.ln_pre(x), Guidance.by(space_dict, temperature, align), trace, keep)
         return self.ln_post(first) @ self.proj, aligned

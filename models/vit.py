@@ -16,6 +16,7 @@ from madtp.method.layout import Rectangle, Sequences
 from madtp.method.pruning import Kept
 from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.recompute import through
+from transform.pictures import normalised
 
 
 class Attention(nn.Module):
@@ -113,7 +114,7 @@ class VisionTransformer(nn.Module):
         """Encodes images.
 
         Args:
-            image: [B, 3, img_size, img_size].
+            image: [B, 3, img_size, img_size], normalised, or as it comes from a picture: uint8.
             space_dict: [K, C], the learnable tokens; without them nothing is pruned or aligned.
             temperature: pruning temperature; 0 is the dense model.
             align: whether the aligned feature of the similarity loss is wanted.
@@ -133,7 +134,7 @@ class VisionTransformer(nn.Module):
 
         Of a sample with several images, B / together apart, each keeps equally many tokens.
         """
-        x = self.patch_embed(image)  # [B, N, D]
+        x = self.patch_embed(normalised(image))  # [B, N, D]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         sequences = (keep if guidance.prunes else keep_batch)(x, None, guidance.align, together)
         passed = run_layers(self.blocks, sequences, guidance, "image", trace, self.checkpointed_layers)

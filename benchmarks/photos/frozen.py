@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.shared.weights import checkpoint
 from models.vit import VisionTransformer
-from transform.pictures import evaluation_transform
+from transform.pictures import evaluation_transform, normalised
 
 BATCH = 32
 
@@ -25,7 +25,8 @@ def batches(files: Sequence[Path], size: int, batch: int = BATCH) -> Iterator[Te
     """Photos as the models take them, [B, 3, size, size]."""
     transform = evaluation_transform(size)
     for start in range(0, len(files), batch):
-        yield torch.stack([transform(Image.open(file).convert("RGB")) for file in files[start : start + batch]])
+        pixels = [transform(Image.open(file).convert("RGB")) for file in files[start : start + batch]]
+        yield normalised(torch.stack(pixels))
 
 
 @torch.inference_mode()

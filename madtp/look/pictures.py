@@ -97,7 +97,9 @@ def mask_of(patches: Sequence[int], side: int, pixels: int) -> np.ndarray:
 
 
 def readable_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undoes the normalisation of a picture [3, H, W] -> [H, W, 3] from 0 to 1."""
+    """Undoes the normalisation of a picture [3, H, W], if it has been normalised -> [H, W, 3] from 0 to 1."""
+    if image.dtype == torch.uint8:
+        return (image.cpu().float() / 255).permute(1, 2, 0).numpy()
     mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return (image.cpu().float() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 

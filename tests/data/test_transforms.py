@@ -8,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
 
+import clip.model as clip
 from data.text import clean_caption, clean_question
-from transform.pictures import evaluation_transform, training_transform
+from models.vit import VisionTransformer
+from transform.pictures import evaluation_transform, normalised, training_transform
 from transform.randaugment import GEOMETRIC, OPERATIONS, RandAugment, augment
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,11 +29,45 @@ def picture(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray((ramp + rng.integers(0, 20, (height, width, 3))).astype(np.uint8))
 
 
-def test_evaluation_squares_and_normalises():
-    image = picture()
-    pixels = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)) / 255
-    expected = ((pixels - MEAN) / STD).transpose(2, 0, 1)
-    np.testing.assert_allclose(evaluation_transform(24)(image), expected, atol=1e-5)
+@pytest.mark.parametrize("side", [24, 40, 90])
+@pytest.mark.parametrize("size", [(60, 40), (40, 71), (24, 24), (640, 480)])
+def test_evaluation_squares_as_pillow_does(size, side):
+    rng = np.random.default_rng(1)
+    noisy = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    for image in (picture(*size), noisy):  # noise makes the overshoot beyond black and white
+        expected = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        found = evaluation_transform(side)(image)
+        assert found.dtype == torch.uint8
+        difference = np.abs(found.numpy().astype(int) - expected)
+        assert difference.max() <= 2 and difference.mean() < 0.05
+        assert size != (side, side) or difference.max() == 0
+
+
+def test_integers_are_normalised_and_floats_left_alone():
+    pixels = torch.randint(256, (2, 3, 5, 7), dtype=torch.uint8)
+    expected = (pixels.double().permute(0, 2, 3, 1) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    found = normalised(pixels)
+    torch.testing.assert_close(found, expected.permute(0, 3, 1, 2).float(), rtol=1e-5, atol=1e-6)
+    assert normalised(found) is found
+
+
+def test_training_pictures_are_bit_for_bit_what_workers_normalised():
+    """Runs of earlier versions go on with the same pictures."""
+    training = training_transform(24)
+    floats = Compose([*training.transforms[:-1], ToTensor(), Normalize(MEAN, STD)])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        found = normalised(torch.stack([training(picture())]))
+        torch.manual_seed(seed)
+        assert torch.equal(found[0], floats(picture()))
+
+
+def test_models_see_the_same_in_integers_and_in_floats():
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    vit = VisionTransformer(32, 16, 16, 1, 2, 16).eval()
+    tower = clip.VisionTransformer(clip.Sizes(24, 32, 1, 64, 16, 12, 100, 64, 1), 16).eval()
+    for model in (vit, tower):
+        assert torch.equal(model(pixels)[0], model(normalised(pixels))[0])
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 70), (24, 24)])
@@ -39,7 +76,7 @@ def test_training_gives_other_squares_each_time(size):
     torch.manual_seed(0)
     first, second = transform(picture(*size)), transform(picture(*size))
     torch.manual_seed(0)
-    assert first.shape == (3, 24, 24) and first.dtype == torch.float32
+    assert first.shape == (3, 24, 24) and first.dtype == torch.uint8
     assert not torch.equal(first, second) and torch.equal(first, transform(picture(*size)))
 
 
