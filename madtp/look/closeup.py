@@ -39,7 +39,7 @@ LEGEND = (
     "Maps and colours behind words: from dark (words: light), the layer's least important, to the most important."
 )
 LEGEND_OF_GROUPS = (
-    "Every group of patches, one token from this layer on, in its mean colour; nothing is dropped.\n"
+    "Every group of patches, one token from this layer on, in its mean colour, tinted where it has several.\n"
     "Maps: from dark, the layer's least important token, to the most important; all its patches have its colour."
 )
 

@@ -21,6 +21,7 @@ from madtp.look.charts import COMPRESSED, DENSE, finish, plot_cost, plot_scores,
 from madtp.look.survival import Step, Token
 
 OUTLINE = "#ff7f0e"
+TINT, GOLDEN = 0.25, 0.618  # how strong, and how far along the colours the next one is
 GREY, FAINT = 0.55, 0.22  # what a dropped patch fades to, dark pictures and bright ones alike, and what is left of it
 
 
@@ -62,10 +63,16 @@ def regions_of(groups: Sequence[Token], side: int) -> np.ndarray:
 
 
 def mean_colors(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """The picture with every region filled with its mean colour."""
+    """The picture with every region filled with its mean colour, tinted where it is of several patches.
+
+    The tints tell neighbours of one colour apart, and show which patches that do not touch are together.
+    """
     patch = len(image) // len(regions)
     wide = np.kron(regions, np.ones((patch, patch), dtype=int))
     colors = np.array([image[wide == region].mean(axis=0) for region in range(regions.max() + 1)])
+    several = np.flatnonzero(np.bincount(regions.flat) > 1)
+    tints = plt.get_cmap("hsv")(np.arange(len(several)) * GOLDEN % 1)[:, :3]
+    colors[several] = (1 - TINT) * colors[several] + TINT * tints
     return colors[wide]
 
 

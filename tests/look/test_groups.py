@@ -51,9 +51,12 @@ def test_groups_have_their_mean_colour_and_a_border():
     assert regions.tolist() == [[0, 0], [2, 1]]
     picture = np.random.default_rng(0).random((8, 8, 3))
     painted = drawing.mean_colors(picture, regions)
-    for place, patches in {(0, 0): picture[:4], (4, 0): picture[4:, :4], (7, 7): picture[4:, 4:]}.items():
+    for place, patches in {(4, 0): picture[4:, :4], (7, 7): picture[4:, 4:]}.items():
         np.testing.assert_allclose(painted[place], patches.mean(axis=(0, 1)))
     assert (painted[:4] == painted[0, 0]).all()
+    np.testing.assert_array_less(abs(painted[0, 0] - picture[:4].mean(axis=(0, 1))), drawing.TINT + 1e-9)
+    two = drawing.mean_colors(np.full((4, 4, 3), 0.5), np.array([[0, 1], [0, 1]]))
+    assert (two[0, 0] != two[0, 3]).any() and (two[0, 0] == two[3, 0]).all()
     axis = drawing.plt.figure().add_subplot()
     drawing.draw_borders(axis, np.pad(regions, 1, mode="edge"), pixels=8, color="white")
     across, down, right = sorted(line.tolist() for line in axis.collections[0].get_segments())
