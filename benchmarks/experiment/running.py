@@ -32,6 +32,7 @@ from madtp.run.flags import parse
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
 from madtp.run.resume import Progress, State
+from madtp.run.schedule import find_shape, set_shape
 from utils import UserError, set_seed
 
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
@@ -110,6 +111,7 @@ def compare(cell: Cell, places: Places) -> dict:
     loop = ClosedLoop(cell.p, EPOCHS, ramp=0.0, slack=run.config["cost_slack"])
     find = partial(calibrate, final, 1 - cell.p, tolerance=PRECISION * (1 - cell.p), slack=loop.slack)
     try:
+        shape = schedule(run, "val", 1 - cell.p)
         temperature = loop.before_epoch(steering, 0, None)
         untuned = scored(run, find(temperature))
         state = begin(run)
@@ -120,7 +122,7 @@ def compare(cell: Cell, places: Places) -> dict:
         temperature = find(temperature)
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
-    results = {"temperature": temperature, "steps": EPOCHS * cell.epoch_steps, "losses": losses}
+    results = {**shape, "temperature": temperature, "steps": EPOCHS * cell.epoch_steps, "losses": losses}
     results |= {"untuned": untuned, "scores": {str(BATCH): scored(run, temperature)}}
     if cell.method in OTHER_RULE:
         results["scores"] |= {str(batch): scored(run, temperature, batch) for batch in BATCHES}
@@ -133,6 +135,13 @@ def compare(cell: Cell, places: Places) -> dict:
     if cell.method == "madtp" and cell.p == ABLATED_AT:
         results |= changed_afterwards(run, temperature)
     return results
+
+
+def schedule(run: Run, split: str, share: float) -> dict:
+    """Gives a rule that has a schedule its shape at a share of dense, found without labels on a split."""
+    if not hasattr(run.model.keep, "shape"):
+        return {}
+    return {"shape": set_shape(run, find_shape(run, CalibrationSample(run.loaders[split], STEERING), share)).shape}
 
 
 def changed_afterwards(run: Run, temperature: float) -> dict:

@@ -6,11 +6,9 @@ A schedule's shape is searched for without labels, on validation batches; the am
 import torch
 
 from benchmarks.experiment.cells import BATCH, Cell, Places
-from benchmarks.experiment.running import PRECISION, STEERING, cost_on, prepared, scored, scored_loader
-from madtp.cost.measure import CalibrationSample
+from benchmarks.experiment.running import PRECISION, STEERING, cost_on, prepared, schedule, scored, scored_loader
 from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.run.engine import Run
-from madtp.run.schedule import find_shape, set_shape
 from utils import UserError
 
 SPLIT = "val"
@@ -30,16 +28,9 @@ def score(cell: Cell, places: Places) -> dict:
     if not cell.p:
         return {"untuned": scored(run, 0.0, split=SPLIT)}
     try:
-        return {**schedule(run, 1 - cell.p), **at_cost(run, 1 - cell.p)}
+        return {**schedule(run, SPLIT, 1 - cell.p), **at_cost(run, 1 - cell.p)}
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
-
-
-def schedule(run: Run, share: float) -> dict:
-    """Gives a rule that has one its shape."""
-    if not hasattr(run.model.keep, "shape"):
-        return {}
-    return {"shape": set_shape(run, find_shape(run, CalibrationSample(run.loaders[SPLIT], STEERING), share)).shape}
 
 
 def at_cost(run: Run, share: float) -> dict:

@@ -116,6 +116,12 @@ def test_schedules_are_searched_and_scored_untuned_on_validation(small):
         assert record["command"].endswith(f"--methods {record['method']} --p 0.2 --seeds 1 --untuned")
         assert record["untuned"]["percent_p10"] == pytest.approx(record["untuned"]["percent_p90"])
     assert small.run(*flags, "--seeds", "2") == 2, "nobody trained that one"
+    before = lines(small)
+    assert small.run("--task", "caption", "--p", "0.2", "--methods", "coverage") == 0
+    assert lines(small)[-1]["shape"] in SHAPES and lines(small)[-1]["scores"]["32"]["percent"] == pytest.approx(
+        80, abs=2
+    )
+    (small.results / "caption.jsonl").write_text("".join(json.dumps(record) + "\n" for record in before))
 
 
 def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, capsys):
