@@ -5,6 +5,7 @@ the gallery of a retrieval, stays fixed.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ def paired_difference(
     return Difference(float(differences.sum() / weights.sum()), float(low), float(high))
 
 
+@cache
 def resamples(photos: int, seed: int) -> np.ndarray:
     """How often each photo is drawn, [RESAMPLES, photos]."""
     draw = np.random.default_rng(seed)

@@ -91,6 +91,15 @@ def value(results: Results, task: str, p: str, rule: str, schedule: str = "") ->
     return "not run" if record is None else f"{score(record):.1f}" if "scores" in record else "out of reach"
 
 
+def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: str, theirs: str = "none") -> str:
+    """The difference of two cells of a cost, paired by photo, with its interval; a schedule may be none."""
+    cells = ((rule, schedule), (other, theirs))
+    pair = [results.of(task, one, shape.replace("none", ""), float(p)) for one, shape in cells]
+    if any(one is None or "photos" not in one for one in pair):
+        return "not run"
+    return str(results.against(*pair))
+
+
 def chosen(results: Results, task: str) -> str:
     """Which shape of schedule the search without labels took for each rule and cost, beside the best of the others."""
     rows = []
@@ -162,5 +171,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 
 BLOCKS = named(
-    dense, curves, compared, best, value, chosen, split, comparisons, missing, final, machines, plot
+    dense, curves, compared, best, value, gap, chosen, split, comparisons, missing, final, machines, plot
 )  # what the template may ask for
