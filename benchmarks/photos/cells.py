@@ -18,6 +18,12 @@ TITLES = {
     "important": "importance, absorbed",
     "random": "random, absorbed",
 }
+OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
+
+
+def title_of(rule: str) -> str:
+    """A rule for readers."""
+    return (TITLES | OWN_TITLES)[rule]
 
 
 def mergers(depth: int) -> dict[str, Merger]:
@@ -51,7 +57,7 @@ class Cell:
         """For readers."""
         if self.rule in ("dense", "blind"):
             return self.rule
-        name = TITLES.get(self.rule) or METHODS[self.rule].title
+        name = title_of(self.rule)
         return f"{name}, {self.schedule}" if self.schedule else name
 
     @property

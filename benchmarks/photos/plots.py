@@ -7,8 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.comparison.methods import METHODS
-from benchmarks.photos.cells import TITLES
+from benchmarks.photos.cells import title_of
 from benchmarks.photos.results import SCORE, Results, score
 
 MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
@@ -27,7 +26,7 @@ def scores(results: Results, path: Path, task: str) -> str:
         (line,) = axis.plot(
             [one["percent"] for one in best],
             [score(one) for one in best],
-            label=TITLES.get(rule) or METHODS[rule].title,
+            label=title_of(rule),
         )
         for one in own:
             axis.plot(
@@ -43,7 +42,7 @@ def tokens(results: Results, path: Path, task: str, p: str) -> str:
     figure, axis = plt.subplots(figsize=(9, 5.5))
     for one in results.at(task, float(p)):
         if "tokens" in one:
-            name = TITLES.get(one["rule"]) or METHODS[one["rule"]].title
+            name = title_of(one["rule"])
             title = f"{name}, {one['schedule']}" if one["schedule"] else name
             axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=title, alpha=0.8)
     axis.set_xlabel("layer")
@@ -56,7 +55,8 @@ def finish(figure, path: Path, title: str) -> str:
     """Puts a legend beside the panel, saves the figure and returns its title."""
     (axis,) = figure.axes
     axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)
     return title

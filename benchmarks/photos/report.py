@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.comparison.reporting import fill, named, table
 from benchmarks.photos import plots
-from benchmarks.photos.cells import Cell, plan
+from benchmarks.photos.cells import REFERENCE, Cell, plan
 from benchmarks.photos.results import FURTHER, SCORE, Results, score
 from benchmarks.photos.world import TASKS
 from utils import UserError, prepare_output, write_atomic
@@ -63,7 +63,8 @@ def compared(results: Results, task: str, p: str) -> str:
             continue
         title += f" ({one['shape']})" if "shape" in one else ""
         worth = results.worth(one)
-        gaps = [results.against(one, results.dense(task)), results.against(one, results.reference(one))]
+        reference = None if one["rule"] == REFERENCE else results.reference(one)
+        gaps = [results.against(one, results.dense(task)), results.against(one, reference)]
         differences = [NONE if gap is None else str(gap) for gap in gaps]
         rates = " / ".join(f"{one['rates'][batch]:.0f}" for batch in ("1", "32"))
         rows.append(
@@ -129,18 +130,18 @@ def comparisons(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    """Cells of the plan that nobody has run, and the command for them."""
+    """Cells of the plan that nobody has run."""
     lines = []
     for task in TASKS:
-        left = [cell for cell in plan(task, "val") if cell.name not in results.known]
-        by_cost = {}
-        for cell in left:
-            by_cost.setdefault(cell.p, []).append(cell.title)
-        for p, titles in sorted(by_cost.items()):
-            what = f"p {p:g}" if p else "the dense model"
-            lines.append(f"- {task}, {what}: {'; '.join(titles)}")
-        if left:
-            lines.append(f"- all of these: `python -m benchmarks.photos --task {task}`")
+        planned = plan(task, "val")
+        if all(cell.name not in results.known for cell in planned):
+            lines.append(f"- {task}: everything, the dense model included")
+            continue
+        for p in dict.fromkeys(cell.p for cell in planned):
+            cells = [cell for cell in planned if cell.p == p]
+            left = [cell.title for cell in cells if cell.name not in results.known]
+            if left:
+                lines.append(f"- {task}, p {p:g}: {'everything' if len(left) == len(cells) else '; '.join(left)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
 
 
