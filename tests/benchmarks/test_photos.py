@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks.comparison import reporting
+from benchmarks.comparison.ledger import read_lines
 from benchmarks.photos import __main__ as driver
 from benchmarks.photos import cells, prepare, report, running, training
 from benchmarks.photos.results import Results, chance
@@ -78,7 +79,7 @@ def small(tmp_path_factory):
 
 
 def lines(small, name):
-    return {one["name"]: one for one in map(json.loads, (small.results / f"{name}.jsonl").read_text().splitlines())}
+    return read_lines([small.results / f"{name}.jsonl"])
 
 
 @needs_5
