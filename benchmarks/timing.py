@@ -89,6 +89,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "hardware": torch.cuda.get_device_name(device) if cuda else processor(),
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],  # of the last minute: beyond the number of cores only ratios mean something
     }
 
 

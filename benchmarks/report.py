@@ -1,0 +1,206 @@
+"""Writes docs/performance.md: the words come from `words.md`, every table from lines of results.
+
+python -m benchmarks.report [--results benchmarks/results] [--docs docs]
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.comparison.reporting import fill, named, table
+from utils import write_atomic
+
+WORDS = Path(__file__).parent / "words.md"
+RESULTS, DOCS = Path("benchmarks/results"), Path("docs")
+AMP = {"off": "float32", "bf16": "bf16", "fp16": "fp16"}
+NOT_MEASURED = "not measured"
+
+
+class Lines:
+    """The lines of one folder, file by file.
+
+    Args:
+        folder: of the JSON lines.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def of(self, file: str, /, **wanted: object) -> list[dict]:
+        """The lines of a file whose entries are as wanted, in order; none where there is no file."""
+        path = self.folder / f"{file}.jsonl"
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
+        return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def models(lines: Lines, file: str) -> str:
+    """NLVR2, dense, pruned, on the plain map: cost, rate, memory and, where it was measured, the share of the bound."""
+    rows = [
+        [
+            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            f"{row['percent']:.1f}",
+            f"{row['samples_per_second']:.3g}",
+            f"{row['speedup']:.2f}",
+            f"{row['efficiency']:.2f}",
+            f"{row['percent_of_bound']:.0f}" if "percent_of_bound" in row else NOT_MEASURED,
+            f"{row['peak_mib']:.0f}",
+        ]
+        for row in lines.of(f"speed_{file}", plain="amax")
+    ]
+    head = ["", "% of dense GFLOPs", "samples/s", "speed-up", "efficiency", "% of the bound", "peak MiB"]
+    return table(head, rows)
+
+
+def over_plain(lines: Lines, file: str) -> str:
+    """How many times as fast the pruned model is as on the plain map, by how that finds its maximum."""
+    rows = [
+        [f"{AMP[row['amp']]}, batch {row['batch']}", row["plain"], f"{row['plain_over_own']:.2f}"]
+        for row in lines.of(f"speed_{file}", name="pruned")
+    ]
+    return table(["", "maximum over the heads", "plain over pruned"], rows)
+
+
+def attention(lines: Lines) -> str:
+    """One layer's attention: fused, by its whole map, and ours."""
+    found = lines.of("speed_attention")
+    names = {"fused": "fused, no scores", "ours": "with scores", "plain": "plain map"}
+    dtypes = list(dict.fromkeys(row["dtype"] for row in found))
+    rows = []
+    for name, title in names.items():
+        own = [row for dtype in dtypes for row in found if (row["name"], row["dtype"]) == (name, dtype)]
+        rows.append([title, *(f"{row['median_ms']:.0f} ({row['ratio']:.2f})" for row in own)])
+    return table(["", *(f"{dtype}, ms (over fused)" for dtype in dtypes)], rows)
+
+
+def keep(lines: Lines) -> str:
+    """The rule `sample` beside `batch`, where images differ and where they do not."""
+    rows = []
+    for images in dict.fromkeys(row["images"] for row in lines.of("speed_keep")):
+        (batch,), (sample,) = (lines.of("speed_keep", images=images, name=name) for name in ("pruned", "sample"))
+        pairs = [f"{batch[key]:.3g} / {sample[key]:.3g}" for key in ("gflops", "samples_per_second")]
+        faster = sample["batch_over_own"]
+        promised = faster / sample["batch_gflops_over_own"]
+        rows.append([f"{batch['batch']}, `--images {images}`", *pairs, f"{faster:.2f} x", f"{promised:.2f}"])
+    head = ["images of the batch", "GFLOPs `batch` / `sample`", "samples/s `batch` / `sample`"]
+    return table([*head, "faster", "of what the costs promise"], rows)
+
+
+def batches(lines: Lines) -> str:
+    """What one T costs at other batch sizes: MADTP at p 0.5 in the experiment, the mean over the seeds."""
+    costs: dict[int, list[float]] = {}
+    for row in lines.of("nlvr", method="madtp", p=0.5):
+        for batch, score in row.get("scores", {}).items():
+            costs.setdefault(int(batch), []).append(score["percent"])
+    cells = [f"{mean(costs[batch]):.1f}" for batch in sorted(costs)]
+    return table(["evaluated at batch", *map(str, sorted(costs))], [["% of dense GFLOPs", *cells]])
+
+
+def decoding(lines: Lines) -> str:
+    """Captions, answers and re-ranking against their plain forms."""
+    names = {"caption": "captions, 3 beams", "vqa": "answers, the best 128 of 3128"}
+    names["retrieval"] = "re-ranking, 256 texts"
+    rows = [
+        [
+            f"{names[row['task']]}, batch {row['batch']}",
+            f"{row['ours']:.1f}",
+            f"{row['plain']:.1f}",
+            f"{row['factor']:.1f} x",
+            f"{row['whole_factor']:.1f} x",
+        ]
+        for row in lines.of("speed_decoding")
+    ]
+    return table(["", "ours, s", "plain, s", "faster", "whole prediction"], rows)
+
+
+def feeding(lines: Lines) -> str:
+    """Pictures a second, and how many times as many as with floats made by the worker; at which load."""
+    rows = [
+        [
+            f"{row['step']}, {row['name']}",
+            str(row["workers"]),
+            f"{row['images_per_second']:.0f}",
+            f"{row['faster']:.2f}" if row["step"] == "load" else "",
+            f"{row['load']:.0f}",
+        ]
+        for row in lines.of("speed_data", photos="640 x 480")
+    ]
+    return table(["640 x 480", "workers", "pictures/s", "over floats", "load"], rows)
+
+
+def machines(lines: Lines, *files: str) -> str:
+    """Where and when lines were made."""
+    found = Counter(
+        f"{row['hardware']}, {row['threads']} threads, torch {row['torch'].partition('+')[0]}, {row['date']}"
+        for file in files
+        for row in lines.of(f"speed_{file}")
+        if "hardware" in row
+    )
+    return "; ".join(found)
+
+
+def gpu(lines: Lines) -> str:
+    """What `benchmarks/gpu.sh` found on a GPU; that it has not been run on one, where it has not."""
+    found, section_machine, on_gpu = lines.of("gpu"), "", []
+    for row in found:
+        if row["part"] == "machine":
+            section_machine = row["hardware"] if row["device"] == "cuda" else ""
+        elif section_machine:
+            on_gpu.append({**row, "hardware": section_machine})
+    if not on_gpu:
+        return "No GPU has run it yet, so no number of one stands here."
+    return "\n\n".join([gpu_summary(on_gpu), gpu_speed(on_gpu)])
+
+
+def gpu_summary(rows: list[dict]) -> str:
+    """Which parts ran, failed, were skipped or disagreed, by section."""
+    head = ["section", "parts that ran", "failed", "skipped", "kernels that disagree"]
+    cells = []
+    for section in dict.fromkeys(row["section"] for row in rows):
+        own = [row for row in rows if row["section"] == section]
+        wrong = [row["part"] for row in own if row.get("agrees") is False]
+        failed, skipped = ({row["part"] for row in own if word in row} for word in ("failed", "skipped"))
+        ran = {row["part"] for row in own} - failed - skipped
+        cells.append([section, str(len(ran)), ", ".join(sorted(failed)), ", ".join(sorted(skipped)), ", ".join(wrong)])
+    hardware = ", ".join(dict.fromkeys(row["hardware"] for row in rows))
+    return f"{hardware}:\n\n{table(head, cells)}"
+
+
+def gpu_speed(rows: list[dict]) -> str:
+    """Time and memory of every side of the grid."""
+    cells = [
+        [
+            f"{row['task']} {'training' if row['train'] else 'inference'}, {row['batch']}",
+            f"{row['name']}{', compiled' if row['compiled'] else ''}",
+            f"{row['p']:g}",
+            f"{row['percent']:.1f}",
+            f"{row['samples_per_second']:.4g}",
+            f"{row['speedup']:.2f}",
+            f"{row['peak_mib']:.0f}",
+        ]
+        for row in rows
+        if "samples_per_second" in row
+    ]
+    return table(["", "", "p", "% of dense GFLOPs", "samples/s", "speed-up", "peak MiB"], cells)
+
+
+BLOCKS = named(models, over_plain, attention, keep, batches, decoding, feeding, machines, gpu)
+
+
+def write_report(results: Path, docs: Path) -> None:
+    """Writes performance.md."""
+    write_atomic(docs / "performance.md", fill(WORDS, BLOCKS, Lines(results)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    args = parser.parse_args(argv)
+    write_report(args.results, args.docs)
+
+
+if __name__ == "__main__":
+    main()
