@@ -1,5 +1,6 @@
 """From a picture's file, whatever camera, scanner or microscope it comes from, to upright RGB with 8 bits."""
 
+import errno
 import re
 import warnings
 from contextlib import suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils import UserError
+
 # What pictures come in, the last two where they can be read. Pillow would also hand PostScript to an interpreter.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 ENDINGS = (
@@ -16,6 +19,8 @@ ENDINGS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif"),
 )
 HEIC = (".heic", ".heif", ".hif")  # what phones of one maker write; a package beside Pillow reads it
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what says nothing about the file that was to be read
 
 MOST_PIXELS = 2**28  # of a decoded picture, which then takes 805 MB
 TOO_MANY = f"more than the {MOST_PIXELS} that are decoded; save it smaller"
@@ -41,6 +46,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `d
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # such a picture stays as it is
 
 
+class Exhausted(UserError):
+    """The machine has no room to read a picture, which may be a good one."""
+
+
 class UnfitImage(ValueError):
     """A picture that is whole but cannot be used; says why, and what to do."""
 
@@ -57,6 +66,7 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is none.
+        Exhausted: no more files can be opened, or no more memory be had.
         UnfitImage: it is whole, but too large, or of a kind that cannot be read here.
         ValueError: it cannot be decoded; says why.
     """
@@ -73,6 +83,8 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UnfitImage(f"it has more than {2 * MOST_PIXELS} pixels, {TOO_MANY}") from error
     except Exception as error:  # there is no telling what a decoder raises over broken bytes
+        if getattr(error, "errno", None) in EXHAUSTED:
+            raise Exhausted(f"{path} is not read: {error.strerror}; allow more, or lower --num_workers") from error
         if path.suffix.lower() in HEIC and "HEIF" not in readable_formats():
             raise UnfitImage("HEIC takes another package, pip install pillow-heif; or save it as JPEG") from error
         raise ValueError(str(error) or type(error).__name__) from error

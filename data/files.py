@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from data.decoding import UnfitImage, decode_image
+from data.decoding import Exhausted, UnfitImage, decode_image
 from data.forms import form_of, is_json_lines
 from utils import UserError, excerpt, read_json
 
@@ -124,6 +124,8 @@ def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Im
     except FileNotFoundError as error:
         fault = f"{path}: no such image"
         raise BadImage(f"{fault} ({where}); complete the images or correct the image folder", fault) from error
+    except Exhausted:
+        raise
     except ValueError as error:
         fault = f"{path}: unreadable image"
         way_out = "" if isinstance(error, UnfitImage) else "; fetch it again"

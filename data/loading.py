@@ -3,10 +3,8 @@
 An augmented sample depends on the seed, the epoch and its index alone, not on workers, processes or resumption.
 """
 
-import atexit
 import random
-import signal
-import weakref
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.files import BadImage
+from data.workers import batches_of, begin
 from utils import UserError
 
 REPLACEMENTS = 10  # tried for a sample with a bad image
 
-_at_work = weakref.WeakSet()  # passes over loaders whose workers are alive
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than processors
 
 
 class BatchSampler:
@@ -128,14 +127,13 @@ class SeededDataset(Dataset):
 
 
 class Loader(DataLoader):
-    """A DataLoader that raises, in this process, the `UserError` that a worker met."""
+    """A DataLoader that raises, in this process, the `UserError` that a worker met, and whose workers end with it."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, worker_init_fn=begin, **options)
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in _ended_at_exit(super().__iter__()):
-            if isinstance(batch, UserError):
-                self._iterator = None  # ends persistent workers now
-                raise batch
-            yield batch
+        return batches_of(self, super().__iter__)
 
 
 class Collate:
@@ -186,33 +184,9 @@ def create_loader(
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws a number that nobody uses from the global one
     )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Lets a worker go on when a terminal or SLURM signals everyone: its process saves first, and then ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _ended_at_exit(batches: Iterator[dict]) -> Iterator[dict]:
-    """The same pass over a loader, whose workers are ended before PyTorch waits for them at exit.
-
-    After a crash it would ask them to leave by a signal, which they ignore, and wait for ever.
-    """
-    if hasattr(batches, "_shutdown_workers"):  # there are some
-        _at_work.add(batches)
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)  # anew: what is registered last comes first
-    return batches
-
-
-def _end_workers() -> None:
-    for batches in list(_at_work):
-        batches._shutdown_workers()
 
 
 def _mix(*numbers: int) -> int:

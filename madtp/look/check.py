@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from data import splits
 from data.annotated import AnnotatedDataset, respelled
-from data.files import correction, decode_image, image_folder, read_entries
+from data.decoding import Exhausted, decode_image
+from data.files import correction, image_folder, read_entries
 from data.forms import form_of
 from data.loading import REPLACEMENTS, BatchSampler
 from data.text import clean_caption
@@ -171,6 +172,8 @@ def image_fault(path: Path, wanted: int) -> tuple[str, str] | None:
         decode_image(path, wanted)
     except FileNotFoundError:
         return MISSING, ""
+    except Exhausted:
+        raise
     except ValueError as error:
         return UNREADABLE, f": {error}"
     return None

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 
 from madtp.cost.measure import device_of, to_device
@@ -17,6 +18,7 @@ from madtp.cost.processes import (
     leave_distributed,
     on_any_process,
     rank,
+    world_size,
 )
 from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
 from madtp.method.errors import UserError
@@ -36,6 +38,8 @@ from madtp.shared.files import prepare_output, print_any_text, write_atomic
 from madtp.shared.weights import checkpoint
 
 __all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
+
+PATIENCE = 20.0  # seconds that a batch gets after a signal; launchers kill after 30
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +75,9 @@ def execute(task: Task, args: Namespace, config: dict, interruption: Interruptio
     """Runs a task with a checked configuration, its output folder ready and its log open."""
     folder = prepare_output(args.output_dir)
     logging_elsewhere = scalars.writing(folder, config, args.tensorboard, args.wandb)
-    with owned(folder, args), output.logging_to(folder), logging_elsewhere as write_scalars:
+    from data.workers import supervised  # only now, so that --help and a wrong flag are answered at once
+
+    with owned(folder, args), output.logging_to(folder), supervised(), logging_elsewhere as write_scalars:
         run = prepare(task, args, config)
         run.interruption, run.write_scalars = interruption, write_scalars
         if is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay
@@ -150,7 +156,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
     epoch, temperature = progress.epoch, progress.temperature
     loader.batch_sampler.set_epoch(epoch, progress.step)
     run.model.train()
-    for step, batch in enumerate(output.progress_bar(loader, f"epoch {epoch}"), progress.step):
+    for step, batch in enumerate(awaited(run, state, output.progress_bar(loader, f"epoch {epoch}")), progress.step):
         optimization.schedule(epoch, step)
         state.bad_images.update(batch["bad_images"])
         samples, batch = batch["index"], to_device(batch, device)
@@ -164,6 +170,29 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
             progress.step = step + 1
             look_up(run, state, batches)
     return losses.finish_epoch()
+
+
+def awaited(run: Run, state: State, batches: Iterable[dict]) -> Iterator[dict]:
+    """The batches of an epoch from where it stands; a signal does not wait for ever for one that may never come.
+
+    Between two steps of one process there is nothing to wait for. Otherwise the step gets the time to be finished, for
+    others are in it or its gradient is incomplete; if it is not, what was saved before stays.
+    """
+    batches, taken, progress = iter(batches), state.progress.step, state.progress
+    while True:
+        between = world_size() == 1 and taken == progress.step
+        try:
+            with run.interruption.awaiting(0.0 if between else PATIENCE):
+                batch = next(batches, None)
+        except Interrupted:
+            if between and taken:
+                look_up(run, state, len(run.loaders["train"]))
+            logger.info("stopped while waiting for a batch; --resume goes on from the last checkpoint, if there is one")
+            raise
+        if batch is None:
+            return
+        taken += 1
+        yield batch
 
 
 def look_up(run: Run, state: State, batches: int) -> None:

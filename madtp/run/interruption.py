@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,11 @@ class Interrupted(BaseException):
         self.status = status
 
 
+AGAIN = 1.0  # seconds after which a signal is no echo of the one before: a launcher may send several
+
+
 class Interruption:
-    """Turns the first signal into `Interrupted`; a launcher may send several, the others are ignored.
+    """Turns the first signal into `Interrupted`, and a later one if that got lost in code that lets nothing through.
 
     Within `with interruption:` the signals are caught, in the main thread, where Python delivers them.
 
@@ -32,6 +36,8 @@ class Interruption:
     def __init__(self):
         self.status = 0
         self._postponing = False
+        self._patience = None
+        self._left = 0.0
         self._handlers = {}
 
     def __enter__(self) -> "Interruption":
@@ -54,13 +60,39 @@ class Interruption:
         if self.status:
             self.leave()
 
+    @contextmanager
+    def awaiting(self, patience: float) -> Iterator[None]:
+        """Within, what is awaited may never come: also where signals are postponed, one ends it after some seconds."""
+        self._patience = patience
+        if self.status:
+            self._give_up_later()
+        try:
+            yield
+        finally:
+            self._patience = None
+            self._set_alarm(0)
+
     def leave(self) -> None:
         """Raises `Interrupted`, also where another process got the signal."""
+        self._left = time.monotonic()
         raise Interrupted(self.status or 128 + signal.SIGTERM)
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.status:
-            return
-        self.status = 128 + number
+        first = not self.status
+        self.status = self.status or 128 + number
         if not self._postponing:
+            if first or time.monotonic() > self._left + AGAIN:
+                self.leave()
+        elif first and self._patience is not None:
+            self._give_up_later()
+
+    def _give_up_later(self) -> None:
+        if self._patience == 0:
             self.leave()
+        self._set_alarm(self._patience)
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Leaves after some seconds; 0 puts that off. Not on Windows, which has no alarms."""
+        if self._handlers and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda number, frame: self.leave())
+            signal.setitimer(signal.ITIMER_REAL, seconds)
