@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, prepare_output, write_atomic
 
 PLACE = re.compile(r"\{(\w+)((?:\s+[\w.:]+)*)\}")  # {name argument ...}
 
@@ -25,6 +25,25 @@ def fill(template: Path, blocks: dict[str, Block], results: object) -> str:
         return blocks[name](results, *arguments)
 
     return PLACE.sub(filled, template.read_text())
+
+
+def write_page(page: Path, template: Path, blocks: dict[str, Block], results: object, way_out: str) -> None:
+    """Writes a document and makes room for its plots.
+
+    Args:
+        page: of the document.
+        template: its words.
+        blocks: what fills them.
+        results: whose `known` tells whether there are any, and `pictures` where plots go.
+        way_out: how to get results.
+
+    Raises:
+        UserError: there are no results, or the template asks for what there is not.
+    """
+    if not results.known:
+        raise UserError(f"there are no results in {results.folder} to write {page.name} of: run `{way_out}` first")
+    prepare_output(results.pictures)
+    write_atomic(page, fill(template, blocks, results))
 
 
 def named(*functions: Block) -> dict[str, Block]:

@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.methods import ABLATED, COMPARED, METHODS, TOWERS
-from benchmarks.comparison.reporting import fill, named, table
+from benchmarks.comparison.reporting import named, table, write_page
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
 from benchmarks.experiment.results import Results, costs, final, scores, speed, spread
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from madtp.look.paper import POINTS
-from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
 REFERENCE = "madtp"
@@ -31,17 +30,9 @@ KEPT = {
 
 
 def write_report(results: Path, docs: Path) -> None:
-    """Writes results.md and its plots.
-
-    Raises:
-        UserError: there are no results, or the template asks for what there is not.
-    """
-    found = Results(results, docs / "results")
-    if not found.known:
-        raise UserError(f"there are no results in {results}: run `python -m benchmarks.experiment --task nlvr` first")
-    prepare_output(found.pictures)
-
-    write_atomic(docs / "results.md", fill(WORDS, BLOCKS, found))
+    """Writes results.md and its plots."""
+    found, command = Results(results, docs / "results"), "python -m benchmarks.experiment --task nlvr"
+    write_page(docs / "results.md", WORDS, BLOCKS, found, command)
 
 
 def compared(results: Results, task: str, p: str) -> str:

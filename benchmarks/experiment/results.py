@@ -23,7 +23,7 @@ class Results:
     """
 
     def __init__(self, folder: Path, pictures: Path):
-        self.known, self.pictures = finished(folder), pictures
+        self.folder, self.known, self.pictures = folder, finished(folder), pictures
         self.as_they_are = list(finished(folder, untuned=True).values())
 
     def of(self, task: str, method: str, p: float) -> dict[int, dict]:

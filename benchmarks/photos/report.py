@@ -3,28 +3,20 @@
 import json
 from pathlib import Path
 
-from benchmarks.comparison.reporting import fill, named, table
+from benchmarks.comparison.reporting import named, table, write_page
 from benchmarks.photos import plots
 from benchmarks.photos.cells import REFERENCE, Cell, plan
 from benchmarks.photos.results import FURTHER, SCORE, Results, score
 from benchmarks.photos.world import TASKS
-from utils import UserError, prepare_output, write_atomic
 
 WORDS = Path(__file__).parent / "words.md"
 NONE = "—"
 
 
 def write_report(results: Path, docs: Path) -> None:
-    """Writes photos.md and its plots.
-
-    Raises:
-        UserError: there are no results, or the template asks for what there is not.
-    """
-    found = Results(results, docs / "photos")
-    if not found.known:
-        raise UserError(f"there are no photo results in {results}: run `python -m benchmarks.photos --task retrieval`")
-    prepare_output(found.pictures)
-    write_atomic(docs / "photos.md", fill(WORDS, BLOCKS, found))
+    """Writes photos.md and its plots."""
+    found, command = Results(results, docs / "photos"), "python -m benchmarks.photos --task retrieval"
+    write_page(docs / "photos.md", WORDS, BLOCKS, found, command)
 
 
 def dense(results: Results) -> str:
