@@ -122,9 +122,10 @@ def test_half_precision_keeps_about_the_same(name):
 
 @pytest.mark.parametrize("name", ["timm", "timm-eva", "open_clip", "CLIPModel", "BlipForConditionalGeneration"])
 def test_it_is_compiled(name):
+    """In one graph, whatever code is made of it; of transformers' models others may break the graph."""
     model, images = make(name), noise()
     madtp.prune(model, amount=1.2, shape=0.7)
     plain = ask(name, model, images)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="eager", fullgraph="timm" in name or "open_clip" in name)
     torch.testing.assert_close(ask(name, compiled, images), plain, rtol=1e-9, atol=1e-9)
