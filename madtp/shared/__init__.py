@@ -1,4 +1,5 @@
 """What the towers of BLIP and CLIP share: the loop over layers, momentum, generation, weights in files.
 
+`library` brings the same loop, with coverage, to models of other libraries.
 It knows nothing of tasks, data or how a model is trained.
 """
