@@ -122,8 +122,8 @@ class Pruned(Replacement):
         Raises:
             UserError: the caller asks for what pruning does not know how to do.
         """
-        unmet = [name for name in UNMET if named.get(name) is not None]
-        unmet += ["a further input"] * any(value is not None for value in given[1:])
+        unmet = [name for name in UNMET if _given(named.get(name))]
+        unmet += ["further input"] * any(_given(value) and value is not False for value in given[1:])
         if unmet:
             raise UserError(f"a pruned tower takes no {unmet[0]}: give none, or madtp.restore(model)")
         unheard = [name for name in UNHEARD if named.get(name)]
@@ -141,6 +141,11 @@ class Pruned(Replacement):
         passed = run_layers(layers, sequences, guidance, "image", trace, len(layers) * any(flags))
         merged = [layer.kept.groups for layer in trace.layers["image"] if layer.kept is not None]
         return passed.sequences, coverage.places(merged)
+
+
+def _given(value: Any) -> bool:
+    """Whether an input says something; some libraries give a list of nothing, one for every layer."""
+    return any(map(_given, value)) if isinstance(value, list | tuple) else value is not None
 
 
 def spread(x: Tensor, place: Tensor, prefix: int) -> Tensor:

@@ -6,6 +6,7 @@ channel more, and add it to the logits: a token of several patches weighs as muc
 Shapes: B batch, L tokens, D width.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -210,11 +211,12 @@ class WithoutSize(Sized):
 class CrossAttention(Sized):
     """Attends to tokens [B, L, D + 1] as often as they have patches."""
 
+    def __init__(self, module: nn.Module):
+        super().__init__(module)
+        self.names = tuple(signature(type(module).forward).parameters)[2:]  # in the order of this version
+
     def __call__(self, hidden_states: Tensor, *given: Any, **named: Any) -> Any:
-        names = ("attention_mask", "encoder_hidden_states", "encoder_attention_mask")
-        if len(given) > 1:
-            raise UserError("cross-attention of this version of transformers is called in a way that is not known here")
-        named |= dict(zip(names, given, strict=False))
+        named |= dict(zip(self.names, given, strict=False))
         states, log_sizes = split(named["encoder_hidden_states"])
         mask, bias = named.get("encoder_attention_mask"), log_sizes[:, None, None, :]
         named["encoder_hidden_states"] = states
