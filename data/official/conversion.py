@@ -45,18 +45,37 @@ class Pictures:
         return self.found[places]
 
 
+class EntryFile:
+    """A file of entries that is being written, an entry a line.
+
+    Attributes:
+        path: where it will be.
+        entries: how many there are.
+        pictures: the names of those in it, in the order in which they came.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.file, self.entries = path, file, 0
+        self.pictures: dict[str, None] = {}
+
+    def write(self, entry: dict, names: Sequence[str]) -> None:
+        """Adds an entry that speaks of pictures of these names."""
+        self.file.write(b",\n" if self.entries else b"[")
+        self.file.write(json.dumps(entry, ensure_ascii=False).encode())
+        self.entries += 1
+        self.pictures |= dict.fromkeys(names)
+
+
 class Converted(NamedTuple):
     """What was written, and what was not.
 
     Attributes:
-        entries: how many there are, by file.
-        pictures: the names of those in it, by file, in the order in which they came.
+        files: what was written, by the name of the file.
         left_out: how many of what, by the reason.
         looked_for: where every picture is, or should be.
     """
 
-    entries: Counter[Path]
-    pictures: dict[Path, dict[str, None]]
+    files: dict[str, EntryFile]
     left_out: Counter[str]
     looked_for: Pictures
 
@@ -69,7 +88,7 @@ def convert(
     split: Callable[[Record], str] = lambda record: record.split,
     drop_missing: bool = False,
 ) -> Converted:
-    """Writes the files that the tasks read, an entry a line, each whole or not at all.
+    """Writes the files that the tasks read, each whole or not at all.
 
     Args:
         records: of any number.
@@ -83,28 +102,23 @@ def convert(
         UserError: a file cannot be read or written, is there already, or is not of its form.
     """
     prepare_output(out)
-    pictures = Pictures(images)
-    done = Converted(Counter(), {}, Counter(), pictures)
+    done = Converted({}, Counter(), Pictures(images))
     with ExitStack() as stack:
-        files: dict[Path, BinaryIO] = {}
         for record in records:
             if isinstance(record, LeftOut):
                 done.left_out[record.reason] += record.count
                 continue
-            names = [pictures.find(places) for places in record.pictures]
-            if drop_missing and not pictures.missing.keys().isdisjoint(names):
+            names = [done.looked_for.find(places) for places in record.pictures]
+            if drop_missing and not done.looked_for.missing.keys().isdisjoint(names):
                 done.left_out[MISSING] += 1
                 continue
             for name, entry in rows(record._replace(split=split(record)), names):
-                path = out / f"{name}.json"
-                if path not in files:
-                    files[path] = stack.enter_context(_new_file(path))
-                files[path].write(b",\n" if done.entries[path] else b"[")
-                files[path].write(json.dumps(entry, ensure_ascii=False).encode())
-                done.entries[path] += 1
-                done.pictures.setdefault(path, {}).update(dict.fromkeys(names))
-        for file in files.values():
-            file.write(b"]\n")
+                if name not in done.files:
+                    path = out / f"{name}.json"
+                    done.files[name] = EntryFile(path, stack.enter_context(_new_file(path)))
+                done.files[name].write(entry, names)
+        for written in done.files.values():
+            written.file.write(b"]\n")
     return done
 
 
@@ -141,6 +155,8 @@ class Draw:
             raise UserError(f"shares {self.shares}: expected parts of the training pictures, together below 1")
 
     def __call__(self, record: Record) -> str:
+        if not self.listed and not self.shares:
+            return record.split
         path = PurePosixPath(record.pictures[0][0])
         number = re.search(r"\d+$", path.stem)
         names = {path.name, path.stem, *([str(int(number[0]))] if number else [])}

@@ -32,7 +32,8 @@ def read_vqa(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
             yield from answered_questions(source.path, annotations[subset].path, subset, split)
         elif split == "test":
             for number, question in enumerate(stream.entries(source.path, "questions")):
-                yield vqa_record(split, subset, checked_question(source.path, number, question))
+                checked_question(source.path, number, question)
+                yield vqa_record(split, subset, question["question_id"], question["question"], question["image_id"])
         else:
             raise UserError(f"{source.path}: give the answers too, v2_mscoco_{subset}_annotations.json")
 
@@ -55,7 +56,7 @@ def answered_questions(asked: Path, answered: Path, subset: str, split: str) -> 
     waiting = {}
     for number, question in enumerate(stream.entries(asked, "questions")):
         checked_question(asked, number, question)
-        waiting[question["question_id"]] = question
+        waiting[question["question_id"]] = question["question"], question["image_id"]
     for number, one in enumerate(stream.entries(answered, "annotations")):
         answers = checked(answered, number, one, {"question_id": int}).get("answers")
         if one["question_id"] not in waiting:
@@ -63,22 +64,23 @@ def answered_questions(asked: Path, answered: Path, subset: str, split: str) -> 
         if not isinstance(answers, list) or not answers:
             raise UserError(f"{answered}, entry {number}: 'answers' should be a list, it is {excerpt(answers)}")
         given = [checked(answered, number, answer, {"answer": str})["answer"] for answer in answers]
-        yield vqa_record(split, subset, waiting.pop(one["question_id"]), given)
+        yield vqa_record(split, subset, one["question_id"], *waiting.pop(one["question_id"]), given)
     if waiting:
         yield LeftOut("questions without answers", len(waiting))
 
 
-def checked_question(path: Path, number: int, question: object) -> dict:
-    """A question as VQAv2 has it."""
-    return checked(path, number, question, {"question_id": int, "question": str, "image_id": int})
+def checked_question(path: Path, number: int, question: object) -> None:
+    """Refuses what is no question as VQAv2 has it."""
+    checked(path, number, question, {"question_id": int, "question": str, "image_id": int})
 
 
-def vqa_record(split: str, subset: str, question: dict, answers: list[str] | None = None) -> Record:
+def vqa_record(
+    split: str, subset: str, number: int, question: str, image: int, answers: list[str] | None = None
+) -> Record:
     """A question about one of COCO's pictures, whose names follow from their numbers."""
     subset = subset.replace("test-dev", "test")  # part of the test set, with its pictures
-    picture = places(f"COCO_{subset}_{question['image_id']:012d}.jpg", subset)
-    content = {name: question[name] for name in ("question_id", "question")}
-    return Record(split, QUESTIONS, (picture,), content | ({"answer": answers} if answers else {}))
+    content = {"question_id": number, "question": question} | ({"answer": answers} if answers else {})
+    return Record(split, QUESTIONS, (places(f"COCO_{subset}_{image:012d}.jpg", subset),), content)
 
 
 def read_genome(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     bar = tqdm(records, desc=args.form, unit=" records", leave=False, disable=not sys.stderr.isatty())
     images = Path(args.images) if args.images else None
     done = convert(bar, form.rows, out, images, draw, args.drop_missing)
-    if not done.entries:
+    if not done.files:
         raise UserError(f"nothing in {', '.join(args.files)} to convert")
     absent_list = out / LIST.format(args.form)
     if missing := done.looked_for.missing:
@@ -73,9 +73,9 @@ def renamed(records: Iterable[Record | LeftOut], name: str | None) -> Iterable[R
 def summary(done: Converted, absent_list: Path, images: str | None, draw: Draw) -> list[str]:
     """What was done, for people to read."""
     said = []
-    for path, count in done.entries.items():
-        pictures = done.pictures[path]
-        said.append(f"{path}: {count} entries, {len(pictures)} pictures like {next(iter(pictures))}")
+    for file in done.files.values():
+        pictures = file.pictures
+        said.append(f"{file.path}: {file.entries} entries, {len(pictures)} pictures like {next(iter(pictures))}")
     said += [f"left out: {count} {reason}" for reason, count in done.left_out.items()]
     said += [
         f"{path}: {len(names)} of its pictures are none of these, one is {min(names)}"
@@ -94,9 +94,9 @@ def summary(done: Converted, absent_list: Path, images: str | None, draw: Draw) 
 def absent(done: Converted) -> list[Path]:
     """What a task reads beside the files that were written, but is not there."""
     siblings = {}
-    for path in done.entries:
-        files, _, split = path.stem.rpartition("_")
+    for name, file in done.files.items():
+        files, _, split = name.rpartition("_")
         if split != "qa":  # Visual Genome's, all for training
             splits = ("train", "dev", "test") if files == STATEMENTS else SPLITS
-            siblings |= dict.fromkeys(path.with_name(f"{files}_{one}.json") for one in splits)
+            siblings |= dict.fromkeys(file.path.with_name(f"{files}_{one}.json") for one in splits)
     return [path for path in siblings if not path.exists()]
