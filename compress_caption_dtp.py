@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from data.text import clean_caption
 from madtp.cost import flops
 from madtp.cost.trace import Trace, dense_layers
+from madtp.method.errors import UserError
 from madtp.run.engine import Task, main
 from madtp.scoring import metrics
 from madtp.scoring.caption_metrics import caption_metrics
@@ -42,7 +43,11 @@ class Caption(Task):
         from models.blip import blip_decoder  # only now, so that --help and a wrong flag are answered at once
 
         sizes = config["image_size"], config["vit"], config["med_config"]
-        return blip_decoder(config["pretrained"], *sizes, config["prompt"], evaluate, config)
+        model = blip_decoder(config["pretrained"], *sizes, config["prompt"], evaluate, config)
+        if config["max_length"] > model.most_tokens:
+            allowed = f"the position embeddings allow {model.most_tokens} (max_position_embeddings of med_config)"
+            raise UserError(f"max_length is {config['max_length']}, but {allowed}; lower it")
+        return model
 
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:
         return model(batch["image"], batch["caption"], temperature)

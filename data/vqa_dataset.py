@@ -81,7 +81,7 @@ class VQAEvaluation(_Questions):
         answer_list: the answers to rank; empty where answers are generated.
     """
 
-    fields = {"question": str, "image": str, "dataset": str, "question_id": int}
+    fields = {"question": str, "image": str, "dataset": str, "question_id": (int, str)}
     identity = ("question_id",)
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from madtp.cost.processes import all_gather, rank
 from madtp.cost.trace import Trace
+from madtp.method.errors import UserError
 from madtp.method.layout import RECTANGLE, Masked, Sequences
 from madtp.method.merged import Merged
 from madtp.method.precision import at_least_single
@@ -44,6 +45,9 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         super().__init__(image_size, vit, config)
         image_width = self.visual_encoder.embed_dim
         self.text_encoder = med_encoder(self.text_config(med_config, image_width))
+        if self.most_tokens < self.text_limits["caption"]:
+            padded = f"captions are padded to {self.text_limits['caption']}"
+            raise UserError(f"med_config: max_position_embeddings is {self.most_tokens}, but {padded}; raise it")
         width = self.text_encoder.shape.width
         self.vision_proj = nn.Linear(image_width, embed_dim)
         self.text_proj = nn.Linear(width, embed_dim)

@@ -248,7 +248,7 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
         ("vqa", "vqa_train", {**asked, "answer": "yes"}),
         ("vqa", "vg_qa", {**asked, "answer": ["yes"], "dataset": "vg"}),
         ("vqa", "vqa_val", {**asked, "dataset": "gqa"}),
-        ("vqa", "vqa_test", {**asked, "question_id": "one"}),
+        ("vqa", "vqa_test", {**asked, "question_id": 0.5}),
         ("vqa", "vqa_val", asked),
         ("caption", "coco_karpathy_test", {"image": "1.png", "caption": "a"}),
         ("retrieval", "coco_karpathy_train", {"image": "1.png", "caption": "a"}),
