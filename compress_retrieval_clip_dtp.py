@@ -28,7 +28,7 @@ from madtp.run.engine import main
 from madtp.run.output import progress_bar
 from madtp.scoring import metrics
 from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, retrieval_remarks, summary
-from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.hub import is_name
 from utils import rank, world_size
 
 
@@ -39,22 +39,26 @@ class RetrievalClip(Retrieval):
     default_config = "configs/retrieval_coco_clip.yaml"
     recipe = "retrieval_clip"
     loss_weights = {"loss_ita": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
+    fresh_image_size = 224
     floor = "of a text CLIP only drops what a batch's longest text does not need, so nearly all has to come from images"
 
     def download(self, name: str) -> None:
-        from clip.download import download
+        from clip.download import MODELS, download
 
-        download(name)
+        if name in MODELS or not is_name(name):
+            download(name)
+        else:
+            super().download(name)
 
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:
         import clip  # only now, so that --help and a wrong flag are answered at once
 
         return clip.load(config["pretrained"], "cpu", evaluate, config)[0]
 
-    def stored(self, path: str) -> Stored:
+    def read(self, path: str) -> dict:
         from clip.clip import locate, read
 
-        return Stored.of(read(locate(path)))
+        return read(locate(path))
 
     def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
         return retrieval_remarks(split, dataset, self.config)

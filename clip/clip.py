@@ -3,11 +3,10 @@
 Shapes: N patches of an image, D width.
 """
 
-import math
 import re
 import warnings
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,11 +17,12 @@ from torchvision.transforms import InterpolationMode
 from clip.download import FOLDER, MODELS
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
-from clip.tokenizer import CONTEXT_LENGTH, VOCABULARY
+from clip.sizes import OPENAI, fresh_sizes, hidden_sizes, sizes_of
 from madtp.method.errors import UserError
 from madtp.method.keep import rule_of
 from madtp.shared.momentum import complete_momentum
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import architecture, checkpoint
+from madtp.shared.weights.folders import located
 from transform.pictures import MEAN, STD
 
 # Fidelity: OpenAI's archives hold these numbers among the weights; the sizes come from the weights themselves.
@@ -41,8 +41,9 @@ def load(
         name: a file, or one of `available_models()` whose file is in `pretrained/`; empty for fresh weights.
         device: where the model goes; by default to the GPU, if there is one.
         evaluate: whether it is used as it is.
-        config: `sd_num` (100), `sd_dim` (768), `queue_size` (57600), `image_size` (the file's); `vit_grad_ckpt` and
-            `vit_ckpt_layer`; `keep` ("batch"); for fresh weights `clip` with the sizes.
+        config: `sd_num` (100), `sd_dim` (768), `queue_size` (57600), `image_size` (the file's); `activation`,
+            `head_width` and `text_head_width` where the file does not say them; `vit_grad_ckpt` and `vit_ckpt_layer`;
+            `keep` ("batch"); for fresh weights `clip` with the sizes.
 
     Returns:
         The model, its sizes those of the file, and the transform from a PIL image to its input [3, S, S].
@@ -54,10 +55,8 @@ def load(
     path = locate(name) if name else None
     content = read(path) if path else None
     sizes = sizes_of(content["model"], path) if content else fresh_sizes(config.get("clip"))
-    sizes = replace(sizes, image_resolution=config.get("image_size", sizes.image_resolution))
-    if sizes.image_resolution % sizes.vision_patch_size:
-        resolution, patch = sizes.image_resolution, sizes.vision_patch_size
-        raise UserError(f"image_size {resolution} is no multiple of the patches of {patch} pixels; choose another")
+    sizes = hidden_sizes(sizes, content or {"model": {}, "architecture": OPENAI}, config, path or "a fresh CLIP")
+    sizes = at_resolution(sizes, config.get("image_size") or sizes.image_resolution, path, evaluate)
     model = ClipRetrieval(
         sizes,
         config.get("sd_num", 100),
@@ -74,11 +73,11 @@ def load(
 
 
 def locate(name: str) -> Path:
-    """The file of a published model's name, or of a path."""
+    """The file of a published model's name, or where the weights of a path are."""
     if re.fullmatch(r"RN\d+(x\d+)?", name):
         raise UserError(f"{name} is a CLIP with ResNet, which has no tokens to prune; use one of {', '.join(MODELS)}")
     if name not in MODELS:
-        return Path(name)
+        return located(name)
     path = Path(FOLDER) / MODELS[name][0]
     if not path.is_file():
         raise UserError(f"{name} is not in {FOLDER}/: copy {path.name} there, or fetch it with --download")
@@ -96,7 +95,8 @@ def read(path: str | Path) -> dict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files stay what they are
-            return {"model": dict(torch.jit.load(path, map_location="cpu").state_dict())}
+            state = torch.jit.load(path, map_location="cpu").state_dict()
+            return {"model": dict(state), "architecture": OPENAI}  # whose form of file this is
     except RuntimeError as error:
         raise UserError(f"{path} is a damaged TorchScript archive; download it again") from error
 
@@ -109,42 +109,18 @@ def is_torchscript(path: str | Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def sizes_of(state: dict[str, Tensor], path: str | Path) -> Sizes:
-    """The sizes that a state dict's shapes tell."""
-    if "visual.layer1.0.conv1.weight" in state:
-        raise UserError(f"{path} is a CLIP with ResNet, which has no tokens to prune; use a ViT, like ViT-B-16.pt")
-    try:
-        vision_width, _, _, patch_size = state["visual.conv1.weight"].shape
-        patches = len(state["visual.positional_embedding"]) - 1
-        context_length, transformer_width = state["positional_embedding"].shape
-        vocab_size, embed_dim = len(state["token_embedding.weight"]), state["text_projection"].shape[1]
-    except KeyError as error:
-        raise UserError(f"{path} is no CLIP: {error.args[0]} is missing; check --pretrained") from error
-    return Sizes(
-        embed_dim=embed_dim,
-        image_resolution=math.isqrt(patches) * patch_size,
-        vision_layers=depth(state, "visual.transformer."),
-        vision_width=vision_width,
-        vision_patch_size=patch_size,
-        context_length=context_length,
-        vocab_size=vocab_size,
-        transformer_width=transformer_width,
-        transformer_layers=depth(state, "transformer."),
-    )
+def at_resolution(sizes: Sizes, image_size: int, path: object, evaluate: bool) -> Sizes:
+    """The sizes for images of another size, which is said.
 
-
-def depth(state: dict[str, Tensor], tower: str) -> int:
-    """The number of layers of a tower."""
-    return sum(key.startswith(f"{tower}resblocks.") and key.endswith(".ln_1.weight") for key in state)
-
-
-def fresh_sizes(chosen: dict | None) -> Sizes:
-    """The sizes that a configuration chose for a model from scratch; those of the text follow from the tokenizer."""
-    sizes = {"image_resolution": 224, "context_length": CONTEXT_LENGTH, "vocab_size": VOCABULARY} | (chosen or {})
-    absent = [field.name for field in fields(Sizes) if field.name not in sizes]
-    if absent:
-        raise UserError(f"without a checkpoint (--pretrained) the config's `clip` has to say {', '.join(absent)}")
-    return Sizes(**sizes)
+    Raises:
+        UserError: patches do not fill such images.
+    """
+    own, patch = sizes.image_resolution, sizes.vision_patch_size
+    if image_size % patch:
+        way_out = f"the model's own is {own}: --set image_size={own}"
+        raise UserError(f"image_size {image_size} is no multiple of the patches of {patch} pixels; {way_out}")
+    architecture.say_resized({"image_size": own} if path else {}, image_size, path, evaluate)
+    return replace(sizes, image_resolution=image_size)
 
 
 def without_archive_numbers(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ H heads, E = D / H, F width of the features, K tokens learned, C their width.
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,15 @@ from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.recompute import through
 from transform.pictures import normalised
 
-HEAD_WIDTH = 64  # E of every CLIP; the number of heads is no entry of a checkpoint
 TEXT_TOWER = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a CLIP with vision transformer is built from, by the names of CLIP's own constructor."""
+    """What a CLIP with vision transformer is built from, by the names of CLIP's own constructor.
+
+    What that does not have is equal in all of OpenAI's. It may differ in others, and no shape tells the last four.
+    """
 
     embed_dim: int
     image_resolution: int
@@ -40,6 +43,12 @@ class Sizes:
     vocab_size: int
     transformer_width: int
     transformer_layers: int
+    vision_mlp_ratio: float = 4.0
+    transformer_mlp_ratio: float = 4.0
+    activation: str = "quick_gelu"
+    vision_head_width: int = 64
+    transformer_head_width: int = 64
+    norm_eps: float = 1e-5
 
 
 class QuickGELU(nn.Module):
@@ -47,6 +56,25 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class Layer(NamedTuple):
+    """What every layer of a tower is built from: D, the hidden width of the MLP, H, and what no shape tells."""
+
+    width: int
+    hidden: int
+    num_heads: int
+    activation: str
+    norm_eps: float
+
+    @classmethod
+    def of(cls, sizes: Sizes, tower: str) -> "Layer":
+        """Of a tower, `vision` or `transformer`."""
+        width, ratio, head_width = (getattr(sizes, f"{tower}_{name}") for name in ("width", "mlp_ratio", "head_width"))
+        return cls(width, int(width * ratio), max(1, width // head_width), sizes.activation, sizes.norm_eps)
 
 
 class Attention(nn.Module):
@@ -74,13 +102,15 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer layer: attend, prune, feed forward."""
 
-    def __init__(self, width: int, num_heads: int, sd_dim: int):
+    def __init__(self, layer: Layer, sd_dim: int):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, num_heads)
+        width, hidden = layer.width, layer.hidden
+        self.ln_1 = nn.LayerNorm(width, layer.norm_eps)
+        self.attn = Attention(width, layer.num_heads)
         self.query_model = QueryModel(width, sd_dim, always_map=True)
-        self.ln_2 = nn.LayerNorm(width)
-        layers = {"c_fc": nn.Linear(width, 4 * width), "gelu": QuickGELU(), "c_proj": nn.Linear(4 * width, width)}
+        self.ln_2 = nn.LayerNorm(width, layer.norm_eps)
+        activation = ACTIVATIONS[layer.activation]()
+        layers = {"c_fc": nn.Linear(width, hidden), "gelu": activation, "c_proj": nn.Linear(hidden, width)}
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(
@@ -104,18 +134,17 @@ class Transformer(nn.Module):
 
     Args:
         tower: its name in a trace.
-        width: D.
+        layer: what every layer is built from.
         depth: number of layers.
         sd_dim: C.
         checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
     """
 
-    def __init__(self, tower: str, width: int, depth: int, sd_dim: int, checkpointed_layers: int = 0):
+    def __init__(self, tower: str, layer: Layer, depth: int, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
-        self.tower, self.width = tower, width
+        self.tower, self.width = tower, layer.width
         self.checkpointed_layers = checkpointed_layers
-        num_heads = max(1, width // HEAD_WIDTH)
-        self.resblocks = nn.ModuleList(Block(width, num_heads, sd_dim) for _ in range(depth))
+        self.resblocks = nn.ModuleList(Block(layer, sd_dim) for _ in range(depth))
 
     def forward(
         self,
@@ -161,13 +190,13 @@ class VisionTransformer(nn.Module):
     def __init__(self, sizes: Sizes, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
         width, patch_size, depth = sizes.vision_width, sizes.vision_patch_size, sizes.vision_layers
-        self.shape = VisionShape(sizes.image_resolution, patch_size, width, depth, sd_dim=sd_dim)
+        self.shape = VisionShape(sizes.image_resolution, patch_size, width, depth, sizes.vision_mlp_ratio, sd_dim)
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.shape.length, width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer("image", width, depth, sd_dim, checkpointed_layers)
-        self.ln_post = nn.LayerNorm(width)
+        self.ln_pre = nn.LayerNorm(width, sizes.norm_eps)
+        self.transformer = Transformer("image", Layer.of(sizes, "vision"), depth, sd_dim, checkpointed_layers)
+        self.ln_post = nn.LayerNorm(width, sizes.norm_eps)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
 
     def forward(
@@ -201,12 +230,13 @@ class CLIP(nn.Module):
         super().__init__()
         self.sizes, self.keep = sizes, keep
         width, depth = sizes.transformer_width, sizes.transformer_layers
-        self.text_shape = TextShape(width, depth, 4 * width, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
+        layer = Layer.of(sizes, "transformer")
+        self.text_shape = TextShape(width, depth, layer.hidden, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
         self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
-        self.transformer = Transformer("text", width, depth, sd_dim, checkpointed_layers)
+        self.transformer = Transformer("text", layer, depth, sd_dim, checkpointed_layers)
         self.token_embedding = nn.Embedding(sizes.vocab_size, width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, width))
-        self.ln_final = nn.LayerNorm(width)
+        self.ln_final = nn.LayerNorm(width, sizes.norm_eps)
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.space_dict = nn.Parameter(torch.randn(sd_num, sd_dim))
@@ -218,6 +248,18 @@ class CLIP(nn.Module):
     def num_learnable(self) -> int:
         """K."""
         return len(self.space_dict)
+
+    @property
+    def architecture(self) -> dict:
+        """What a checkpoint has to say of the model, see `madtp.shared.weights.architecture`."""
+        sizes = self.sizes
+        return {
+            "image_size": sizes.image_resolution,
+            "activation": sizes.activation,
+            "head_width": sizes.vision_head_width,
+            "text_head_width": sizes.transformer_head_width,
+            "norm_eps": sizes.norm_eps,
+        }
 
     def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None) -> Tensor:
         """Features [B, F] of images [B, 3, S, S], not normalised."""

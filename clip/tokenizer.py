@@ -10,6 +10,7 @@ from madtp.method.errors import UserError
 
 CONTEXT_LENGTH = 77
 VOCABULARY = 49408
+MARKS = ("<|startoftext|>", "<|endoftext|>")  # the last two words
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> Tensor:
@@ -42,6 +43,13 @@ def words(text: str) -> list[str]:
     """What the tokens behind the start of text stand for, the end of text included."""
     tokenizer = _tokenizer()
     return [*(tokenizer.decoder[token].removesuffix("</w>") for token in tokenizer.encode(text)), "[END]"]
+
+
+def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary, by the names that CLIP's own files have for start and end, and the pairs to merge in order."""
+    tokenizer = _tokenizer()
+    words = list(tokenizer.encoder)[:-2] + list(MARKS)
+    return {word: number for number, word in enumerate(words)}, sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
 
 
 @lru_cache

@@ -74,6 +74,11 @@ COMMANDS = {
         "madtp.look.towers:run",
         "madtp.look.command_line:towers",
     ),
+    "export": Command(
+        "writes a dense or fine-tuned model as transformers' classes load it; the pruning stays behind",
+        "madtp.look.export:run",
+        "madtp.look.command_line:export",
+    ),
     "check": Command(
         "looks at all data of a configuration, so that no run of hours stumbles over it",
         "madtp.look.check:run",

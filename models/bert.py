@@ -98,6 +98,9 @@ def read_config(med_config: str | Path | dict, **overrides: Any) -> BertConfig:
     if odd:
         heads = f"num_attention_heads {sizes.num_attention_heads}"
         raise UserError(f"{where}: hidden_size {sizes.hidden_size} is no multiple of {heads}; choose another")
+    for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if (value := getattr(sizes, name, only)) != only:
+            raise UserError(f"{where}: {name} {value!r} is not supported; the text towers here have {only!r}")
     return sizes
 
 

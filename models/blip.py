@@ -3,14 +3,14 @@
 Shapes: B batch, L text tokens, K learnable tokens, C their width.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding, BertTokenizer
+from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
@@ -20,9 +20,11 @@ from madtp.method.layout import Sequences
 from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from madtp.shared.layers import Guidance
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights.architecture import MED
 from models.bert import Embeddings, TextOutput, read_config
+from models.building import built
 from models.med import Decoder, next_tokens, token_losses
+from models.tokenizer import fingerprint, init_tokenizer
 from models.vit import VisionTransformer
 
 VIT_SIZES = {
@@ -31,8 +33,6 @@ VIT_SIZES = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
 }
-
-logger = logging.getLogger(__name__)
 
 
 class BlipBase(nn.Module):
@@ -49,6 +49,7 @@ class BlipBase(nn.Module):
     Attributes:
         keep: the rule by which all towers keep tokens.
         text_limits: for each kind of text that it reads, the tokens after which one is cut; None for never.
+        architecture: what a checkpoint has to say of the model, see `madtp.shared.weights.architecture`.
     """
 
     text_limits: dict[str, int | None]
@@ -60,6 +61,7 @@ class BlipBase(nn.Module):
         self.space_dict = nn.Parameter(torch.randn(config["sd_num"], config["sd_dim"]))
         self.keep = rule_of(config, self.visual_encoder.shape.depth)
         self.tokenizer = init_tokenizer(config["tokenizer"])
+        self.architecture = {"image_size": image_size, "vit": vit, "vocabulary": fingerprint(self.tokenizer)}
 
     @property
     def num_learnable(self) -> int:
@@ -98,6 +100,7 @@ class BlipBase(nn.Module):
                 f"med_config: vocab_size {sizes.vocab_size} is less than the {len(self.tokenizer)} tokens of "
                 f"{self.config['tokenizer']} ([DEC] and [ENC] included); set vocab_size to {len(self.tokenizer)}"
             )
+        self.architecture["med_config"] = {name: getattr(sizes, name) for name in MED}
         return sizes
 
     @property
@@ -124,7 +127,7 @@ def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float 
     if not isinstance(vit, dict) and vit not in VIT_SIZES:
         raise UserError(f"vit: {vit!r} is none of {', '.join(VIT_SIZES)}; a dict with embed_dim, depth, ... works too")
     sizes = vit if isinstance(vit, dict) else VIT_SIZES[vit]
-    if vit == "large":
+    if VIT_SIZES["large"].items() <= sizes.items():
         drop_path = max(drop_path, 0.1)
     if config.get("drop_path") is not None:
         drop_path = config["drop_path"]
@@ -146,83 +149,6 @@ def check_vit(
         raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size} of vit; choose another")
     if embed_dim % num_heads:
         raise UserError(f"vit: embed_dim {embed_dim} is no multiple of num_heads {num_heads}; choose another")
-
-
-def init_tokenizer(folder: str) -> BertTokenizer:
-    """BERT's tokenizer from a folder, with [DEC] to start decoding and [ENC] to start multimodal encoding."""
-    if not (Path(folder) / "vocab.txt").is_file():
-        raise UserError(
-            f"tokenizer: no vocab.txt in {folder}; put the files of bert-base-uncased there or point the key "
-            "`tokenizer` to a folder that has them"
-        )
-    try:
-        tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-        words = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in words]:
-            raise ValueError(f"vocab.txt lacks {' '.join(missing)}")
-    except Exception as error:  # the tokenizer's own library raises no type in particular
-        raise UserError(f"tokenizer: {folder} cannot be used: {error}; take the files of bert-base-uncased") from error
-    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    tokenizer.add_tokens(["[ENC]"], special_tokens=True)
-    return tokenizer
-
-
-def finish(
-    model: nn.Module,
-    pretrained: str,
-    evaluate: bool,
-    fresh: Sequence[str] = (),
-    convert: Sequence[Callable[[dict, nn.Module], dict]] = (),
-) -> nn.Module:
-    """Draws fresh weights by the config's scheme, then loads the checkpoint if there is one.
-
-    Args:
-        model: the model just built.
-        pretrained: checkpoint, or an empty string for a model from scratch.
-        evaluate: everything but the guidance's own weights has to be in the checkpoint.
-        fresh: parts that a checkpoint of an earlier stage may lack when the model is to be trained.
-        convert: changes to the checkpoint's entries before they are loaded, besides resizing positions.
-    """
-    if model.config.get("init_scheme") == "xavier":
-        xavier_(model)
-    if pretrained:
-        convert = (*(() if evaluate else (text_from_sibling,)), checkpoint.resize_positions, *convert)
-        checkpoint.load(model, pretrained, fresh=fresh, evaluate=evaluate, convert=convert)
-    return model
-
-
-TEXT_SIBLINGS = {"text_encoder.": "text_decoder.bert.", "text_decoder.bert.": "text_encoder."}
-
-
-def text_from_sibling(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Lets a text tower that a checkpoint lacks start from the one that it has.
-
-    BLIP's encoder and decoder share everything but self-attention, so either knows the other's words and images.
-    """
-    own, given = model.state_dict(), dict(state)
-    for tower, sibling in TEXT_SIBLINGS.items():
-        wanted, held = (any(name.startswith(tower) for name in names) for names in (own, state))
-        copies = {name: name.replace(sibling, tower, 1) for name in state if name.startswith(sibling)}
-        if wanted and copies and not held:
-            logger.info("%s starts from the checkpoint's %s", tower.partition(".")[0], sibling.partition(".")[0])
-            given |= {copy: state[name] for name, copy in copies.items()}
-            given = {name: value for name, value in given.items() if name in own or name not in copies}
-    return given
-
-
-@torch.no_grad()
-def xavier_(model: nn.Module) -> None:
-    """Draws weights that let small models learn fast: Xavier for matrices, wider embeddings than BERT's 0.02."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.flatten(1))
-            nn.init.zeros_(module.bias)
-    for module in model.modules():  # after the matrices, since the output matrix is the word embedding
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("pos_embed", "cls_token", "position_embeddings.weight")):
-            nn.init.normal_(parameter, std=0.05)
 
 
 class BlipDecoder(BlipBase):
@@ -327,5 +253,6 @@ def blip_decoder(
     config: dict | None = None,
 ) -> BlipDecoder:
     """Builds the captioner and loads a checkpoint of BLIP, of MADTP or of ours."""
-    model = BlipDecoder(med_config, image_size, vit, prompt, config)
-    return finish(model, pretrained, evaluate, fresh=("text_decoder.",))
+
+    construct = partial(BlipDecoder, image_size=image_size, prompt=prompt)
+    return built(construct, {"vit": vit, "med_config": med_config}, config, pretrained, evaluate, ("text_decoder.",))

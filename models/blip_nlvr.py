@@ -3,13 +3,18 @@
 Shapes: B batch, L text tokens, K learnable tokens, C their width.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.errors import UserError
 from madtp.shared.weights import checkpoint
-from models.blip import BlipBase, finish
+from madtp.shared.weights.transformers_models import class_of
+from models.blip import BlipBase
+from models.building import built
 from models.nlvr_encoder import nlvr_encoder
 
 
@@ -66,6 +71,12 @@ def blip_nlvr(
     config: dict | None = None,
 ) -> BlipNLVR:
     """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours."""
-    model = BlipNLVR(med_config, image_size, vit, config)
-    twins = (checkpoint.copy_cross_attention_to_twins,)
-    return finish(model, pretrained, evaluate, fresh=("cls_head.", "crossattention."), convert=twins)
+
+    if evaluate and (kind := class_of(pretrained)):
+        raise UserError(
+            f"{pretrained} is a {kind}: transformers has no class with NLVR2's twin encoder; let it start training, or "
+            "evaluate BLIP's model_base_nlvr.pth"
+        )
+    sizes, twins = {"vit": vit, "med_config": med_config}, (checkpoint.copy_cross_attention_to_twins,)
+    construct = partial(BlipNLVR, image_size=image_size)
+    return built(construct, sizes, config, pretrained, evaluate, ("cls_head.", "crossattention."), twins)

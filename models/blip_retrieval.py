@@ -5,6 +5,7 @@ tokens, D width, E width of the features.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from madtp.method.precision import at_least_single
 from madtp.method.pruning import own_tokens
 from madtp.shared.layers import Guidance
 from madtp.shared.momentum import MomentumContrast, Views, complete_momentum
-from models.blip import BlipBase, finish
+from models.blip import BlipBase
+from models.building import built
 from models.med import med_encoder
 
 IGNORED = -100  # label that costs no loss
@@ -54,6 +56,7 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         self.itm_head = nn.Linear(width, 2)
         self.temp = nn.Parameter(torch.tensor(0.07))
         self.negative_all_rank = negative_all_rank
+        self.architecture["embed_dim"] = embed_dim
         self.init_momentum(embed_dim, queue_size, momentum)
 
     def bounded_scale(self) -> Tensor:
@@ -216,9 +219,11 @@ def blip_retrieval(
     config: dict | None = None,
 ) -> BlipRetrieval:
     """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
-    model = BlipRetrieval(med_config, image_size, vit, embed_dim, queue_size, momentum, negative_all_rank, config)
+    sizes = {"vit": vit, "med_config": med_config, "embed_dim": embed_dim}
+    contrast = {"queue_size": queue_size, "momentum": momentum, "negative_all_rank": negative_all_rank}
+    construct = partial(BlipRetrieval, image_size=image_size, **contrast)
     fresh = ("vision_proj", "text_proj", "itm_head", "temp", "crossattention")
-    finish(model, pretrained, evaluate, fresh=fresh, convert=(complete_momentum,))
+    model = built(construct, sizes, config, pretrained, evaluate, fresh, (complete_momentum,))
     if not pretrained:
         model.copy_params()  # the scheme may have drawn the weights of towers and twins anew
     return model

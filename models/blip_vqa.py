@@ -4,6 +4,7 @@ Shapes: B questions, A answers, L text tokens, K learnable tokens.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from models.answer_ranking import rank_answers
 from models.bert import TextOutput
-from models.blip import BlipBase, finish
+from models.blip import BlipBase
+from models.building import built
 from models.med import Decoder, med_encoder, next_tokens, token_losses
 
 
@@ -122,5 +124,7 @@ def blip_vqa(
     config: dict | None = None,
 ) -> BlipVQA:
     """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
-    model = BlipVQA(med_config, image_size, vit, config)
-    return finish(model, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))
+
+    sizes = {"vit": vit, "med_config": med_config}
+    construct = partial(BlipVQA, image_size=image_size)
+    return built(construct, sizes, config, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))

@@ -95,7 +95,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(img_size, patch_size, embed_dim=embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
-        drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         layer = (embed_dim, num_heads, mlp_ratio, norm_eps, sd_dim)
         self.blocks = nn.ModuleList(Block(*layer, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)

@@ -257,21 +257,25 @@ def clip_image_feature(
 ) -> Cost:
     """Multiply-accumulates of CLIP's feature of an image."""
     cost = patches(image) + layer_norm(image.length, image.width)
-    return cost + clip_tower(image.width, image.sd_dim, layers["image"], num_learnable, feature_width)
+    widths = image.width, int(image.width * image.mlp_ratio), image.sd_dim
+    return cost + clip_tower(*widths, layers["image"], num_learnable, feature_width)
 
 
 def clip_text_feature(
     words: TextShape, layers: dict[str, Sequence[LayerTrace]], num_learnable: int, feature_width: int
 ) -> Cost:
     """Multiply-accumulates of CLIP's feature of a text."""
-    return clip_tower(words.width, words.sd_dim, layers["text"], num_learnable, feature_width)
+    widths = words.width, words.intermediate, words.sd_dim
+    return clip_tower(*widths, layers["text"], num_learnable, feature_width)
 
 
-def clip_tower(width: int, sd_dim: int, layers: Sequence[LayerTrace], num_learnable: int, feature_width: int) -> Cost:
+def clip_tower(
+    width: int, hidden: int, sd_dim: int, layers: Sequence[LayerTrace], num_learnable: int, feature_width: int
+) -> Cost:
     """Multiply-accumulates of CLIP's layers, of either tower, and of the feature that is read at a single token."""
     cost = layer_norm(1, width) + width * feature_width
     for layer in layers:
-        cost += pre_norm_layer(layer, width, 4 * width) + pruning(layer, width, sd_dim, num_learnable, mapped=True)
+        cost += pre_norm_layer(layer, width, hidden) + pruning(layer, width, sd_dim, num_learnable, mapped=True)
     return cost
 
 

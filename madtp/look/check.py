@@ -82,8 +82,10 @@ class Findings:
 
 def check(name: str, config: dict, threads: int) -> dict[str, Findings]:
     """Checks all data of a task; the findings by split, and "other files"."""
-    task = task_named(name)
+    task, other = task_named(name), Findings()
     task.config = config
+    readable = other.attempt(task.adopt) is not None
+    config["image_size"] = config["image_size"] or task.fresh_image_size
     parts = splits(name, config)
     found = {split: check_entries(*part, config) for split, part in parts.items()}
     datasets = {
@@ -92,12 +94,13 @@ def check(name: str, config: dict, threads: int) -> dict[str, Findings]:
         if not found[split].fatal and (dataset := found[split].attempt(kind, None, files, config))
     }
     check_images(found.values(), config["image_size"], threads)
-    other = Findings()
     if found["train"].entries:
         other.attempt(BatchSampler, found["train"].entries, config["batch_size_train"], True)
-    model = other.attempt(task.build_model, config, False)
+    model = None
+    if readable or name != "retrieval_clip":  # whose sizes no configuration says
+        model = other.attempt(task.build_model, config if readable else config | {"pretrained": ""}, False)
     for split, dataset in datasets.items():
-        if model is not None:
+        if model:
             measure_texts(found[split], model, dataset)
         found[split].remarks += task.remarks(split, dataset)
     return {**found, "other files": other}

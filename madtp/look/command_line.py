@@ -128,6 +128,18 @@ def towers(parser: ArgumentParser) -> None:
     flag("--output_dir", default="pretrained/towers", metavar="FOLDER", help="where the files go")
 
 
+def export(parser: ArgumentParser) -> None:
+    """Which model, and where it goes."""
+    flag = parser.add_argument
+    flag("--checkpoint", required=True, help="file of the model, or a run's folder")
+    flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
+    flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
+    flag(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
+    )
+    flag("--output_dir", required=True, metavar="FOLDER", help="where the files go")
+
+
 def check(parser: ArgumentParser) -> None:
     """Which data."""
     flag = parser.add_argument

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clip.download import available_models
 from data.vqa_dataset import read_answer_list
 from madtp.cost.measure import CostMeter, to_device
 from madtp.cost.temperature import calibrate
@@ -24,6 +25,8 @@ from madtp.run.optimization import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.folders import located
+from madtp.shared.weights.transformers_models import task_of
 from utils import set_seed
 
 
@@ -162,12 +165,13 @@ def texts_averaged(trace: Trace) -> Trace:
 def load(
     checkpoint: str, task: str = "", config: str = "", device: str = "", assignments: Iterable[str] = ()
 ) -> Predictor:
-    """The model of a checkpoint.
+    """The model of a checkpoint, ready to answer.
 
     Args:
-        checkpoint: dense or compressed, BLIP's, CLIP's, MADTP's or ours.
-        task: as `task_named` takes it; the configuration's if empty.
-        config: a YAML file; by default the one beside the checkpoint, or else the task's own.
+        checkpoint: dense or compressed, BLIP's, CLIP's, MADTP's, transformers' or ours; or a run's folder.
+        task: as `task_named` takes it; if empty that of transformers' class, or the configuration's.
+        config: a YAML file; by default the one beside the checkpoint, or else the task's own, whose image size then
+            gives way to the checkpoint's.
         device: by default the GPU, if there is one.
         assignments: KEY=VALUE, keys of the configuration to override.
 
@@ -176,28 +180,36 @@ def load(
     """
     if device:
         check_device(device)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen, model, stored = built(checkpoint, task, config, assignments)
+    if chosen.name == "vqa":
+        ranks = chosen.config["inference"] == "rank"
+        chosen.answer_list = read_answer_list(chosen.config["ann_root"]) if ranks else []
+        chosen.encoded_answers = model.to(device).encode_answers(chosen.answer_list) if ranks else None
+    return Predictor(chosen, model.to(device), stored, precision("auto", device))
+
+
+def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -> tuple[Task, nn.Module, Stored]:
+    """The task of a checkpoint, its model and how it prunes; see `load`."""
     set_seed(0)  # guidance that a dense checkpoint lacks is drawn, and drawn alike every time
-    config = config or beside(checkpoint)
+    checkpoint = checkpoint if checkpoint in available_models() else str(located(checkpoint))
+    config, task = config or beside(checkpoint), task or task_of(checkpoint)
     if not (task or config):
         raise UserError(f"{checkpoint}: no config.yaml beside it; say what it is with --task or --config")
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
-    stored = chosen.stored(checkpoint)
+    chosen.config["pretrained"] = checkpoint
+    stored = chosen.adopt(own_size=not config and not any(key.startswith("image_size=") for key in assignments))
     own = None if stored.temperature else chosen.config["keep"]  # a dense model prunes as the configuration says
-    chosen.config |= {"pretrained": str(checkpoint), **stored.rule(own, chosen.config["shape"], None)}
+    chosen.config |= stored.rule(own, chosen.config["shape"], None)
     stored = stored._replace(keep=chosen.config["keep"])
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = chosen.build_model(chosen.config, evaluate=True).to(device)
-    if chosen.name == "vqa":
-        ranks = chosen.config["inference"] == "rank"
-        chosen.answer_list = read_answer_list(chosen.config["ann_root"]) if ranks else []
-        chosen.encoded_answers = model.encode_answers(chosen.answer_list) if ranks else None
-    return Predictor(chosen, model, stored, precision("auto", device))
+    return chosen, chosen.build_model(chosen.config, evaluate=True), stored
 
 
 def beside(checkpoint: str) -> str:
     """The configuration that a run left beside its checkpoint, or an empty string."""
-    path = Path(checkpoint).parent / "config.yaml"
+    path = Path(checkpoint)
+    path = (path if path.is_dir() else path.parent) / "config.yaml"
     return str(path) if path.is_file() else ""
 
 

@@ -15,8 +15,10 @@ from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.shared.files import prepare_output
 from madtp.shared.weights import checkpoint
+from madtp.shared.weights.architecture import MED
 from madtp.shared.weights.towers import Normalisation, image_tower, text_tower
-from models.blip import check_vit, init_tokenizer
+from models.blip import check_vit
+from models.tokenizer import check_vocabulary, fingerprint, init_tokenizer
 from transform.pictures import MEAN, STD
 
 CHECKPOINT = "towers.pth"
@@ -30,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = init_tokenizer(folder)
     image = image_tower(args.image, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None)
     text = text_tower(args.text, len(tokenizer), tokenizer.cls_token_id)
+    if args.tokenizer:
+        check_vocabulary(tokenizer, folder, {"model": text.state}, args.text)
     out = Path(args.output_dir)
     sizes = {**image.sizes, **text.sizes, "tokenizer": folder, "pretrained": str(out / CHECKPOINT)}
     sizes["sd_dim"] = sizes["med_config"]["hidden_size"]
@@ -37,7 +41,9 @@ def run(args: argparse.Namespace) -> None:
     check_vit(sizes["image_size"], **sizes["vit"])
     configs = {Path(path).name: adapted(path, sizes) for path in args.config}
     prepare_output(out)
-    checkpoint.save(out / CHECKPOINT, model={**image.state, **text.state})
+    own = {name: value for name, value in text.sizes["med_config"].items() if name in MED}
+    own = {**image.sizes, "med_config": own, "vocabulary": fingerprint(tokenizer)}
+    checkpoint.save(out / CHECKPOINT, model={**image.state, **text.state}, architecture=own)
     for name, config in configs.items():
         configuration.write(config, out / name)
     print(f"{image.told}\n{text.told}\nwrote {out / CHECKPOINT}, for {sizes['image_size']} pixels, and")

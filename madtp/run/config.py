@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from madtp.method.errors import UserError, excerpt
 from madtp.run.clone import own_file
-from madtp.run.keys import TASK_KEYS, checked, keys_of
+from madtp.run.keys import COMMON_KEYS, TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def task_of(path: str) -> str:
         UserError: the file cannot be read.
     """
     names = _read(path).keys()
-    task = max(["nlvr", *TASK_KEYS], key=lambda task: len(names & TASK_KEYS.get(task, {}).keys()))
+    own = names - COMMON_KEYS.keys()
+    task = max(["nlvr", *TASK_KEYS], key=lambda task: len(own & TASK_KEYS.get(task, {}).keys()))
     return "retrieval_clip" if task == "retrieval" and names.isdisjoint(("vit", "med_config")) else task
 
 

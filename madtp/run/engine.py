@@ -35,7 +35,7 @@ from madtp.run.resume import Progress, State
 from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
 from madtp.shared.files import prepare_output, print_any_text, write_atomic
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import architecture, checkpoint
 
 __all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
 
@@ -137,7 +137,7 @@ def write_epoch(run: Run, record: dict) -> None:
     run.write_scalars(record)
     if record["best"]:
         entries = {"epoch": record["epoch"], "temperature": record["temperature"]}
-        entries |= {**run.rule, "batch_size": run.config["batch_size_test"]}
+        entries |= {**run.rule, "batch_size": run.config["batch_size_test"], **architecture.entry(run.model)}
         checkpoint.save(run.folder / BEST, model=run.model.state_dict(), **entries, metrics=record)
 
 

@@ -51,7 +51,11 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--config", default=task.default_config, help="YAML file")
     flag("--output_dir", default=f"output/{task.name}", help="folder for checkpoints, logs and results")
     flag("--pretrained", help="checkpoint to start from or to evaluate, instead of the config's")
-    flag("--download", action="store_true", help="fetch the published CLIP that --pretrained names, if it is missing")
+    flag(
+        "--download",
+        action="store_true",
+        help="fetch the CLIP or the repository of the hub that --pretrained names",
+    )
     flag("--evaluate", action="store_true", help="evaluate only")
     flag("--p", type=float, default=0.5, help="share of the GFLOPs to remove; 0 is the dense model")
     flag("--epoch", type=int, help="number of epochs, instead of the config's max_epoch")

@@ -152,7 +152,15 @@ TASK_KEYS = {
     },
     "retrieval": RETRIEVAL_KEYS,
     "retrieval_flickr": RETRIEVAL_KEYS,
-    "retrieval_clip": RETRIEVAL_KEYS | {"clip": Key(None, dict, fields=CLIP_FIELDS)},
+    "retrieval_clip": RETRIEVAL_KEYS
+    | {
+        "clip": Key(None, dict, fields=CLIP_FIELDS),
+        "image_size": Key(None, int, least=1),  # the checkpoint's
+        # What no shape of a weight tells, where the checkpoint does not say it.
+        "activation": Key(None, str, choices=("quick_gelu", "gelu")),
+        "head_width": Key(None, int, least=1),
+        "text_head_width": Key(None, int, least=1),
+    },
 }
 
 

@@ -102,6 +102,8 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
     task.config = config
     if args.download and is_main():
         task.download(config["pretrained"])
+    barrier()  # all wait for what is being downloaded
+    stored = task.adopt()
     set_seed(args.seed, args.deterministic)
     loaders = {}
     for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
@@ -113,14 +115,13 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
                 dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
             )
     device = torch.device(args.device)
-    barrier()  # all wait for what is being downloaded
-    stored = task.stored(config["pretrained"]) if args.evaluate else Stored()
     if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
         config |= stored.rule(args.keep, config["shape"], args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():
         look_through(task, model, split, loader.dataset.dataset)
     set_seed(args.seed + rank())  # the weights are drawn alike, dropout is not
+    stored = stored if args.evaluate else Stored()
     return Run(task, args, config, folder, model, loaders, precision(args.amp, device), stored)
 
 

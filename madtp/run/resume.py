@@ -15,7 +15,7 @@ from madtp.method.errors import UserError
 from madtp.run.folder import LAST
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import architecture, checkpoint
 
 FLAGS = ("p", "controller", "temperature", "seed", "amp", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
@@ -69,7 +69,7 @@ class State:
         if is_main():
             entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
             entries |= {"processes": processes, "keep": self.settings["keep"]}
-            entries["batch_size"] = self.settings["batch_size_test"]
+            entries |= {"batch_size": self.settings["batch_size_test"], **architecture.entry(self.model)}
             checkpoint.save(self.folder / LAST, model=self.model.state_dict(), **entries)
         barrier()
 

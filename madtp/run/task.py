@@ -11,7 +11,7 @@ from madtp.cost.processes import all_gather_objects
 from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
 from madtp.run.output import progress_bar
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import architecture, checkpoint, hub
 from madtp.shared.weights.checkpoint import Stored
 
 
@@ -25,6 +25,7 @@ class Task(ABC):
         loss_weights: weight of every loss that `losses` may return.
         floor: what besides the temperature's reach keeps the cost up, said when a p is out of reach.
         epoch_splits: what is evaluated after every epoch, where there is such a split.
+        fresh_image_size: pixels on a side where neither the configuration nor a checkpoint says them.
         config: the resolved configuration; `engine.main` sets it before it calls anything else.
     """
 
@@ -34,6 +35,7 @@ class Task(ABC):
     loss_weights = {"loss_task": 1.0, "loss_sim": 0.1}
     floor = ""
     epoch_splits = ("val", "test")
+    fresh_image_size = 384
     config: dict
 
     def datasets(self, evaluate: bool) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
@@ -47,16 +49,39 @@ class Task(ABC):
         return iter(())
 
     def download(self, name: str) -> None:
-        """Fetches the published model that --pretrained names, where there is such a thing."""
-        raise UserError(f"--download fetches CLIP's published models, not {name!r}; the README lists the downloads")
+        """Fetches what --pretrained names, where that is a repository of the hub."""
+        if not hub.is_name(name):
+            hub_too = "and repositories of the hub by their names, OWNER/NAME"
+            what = f"CLIP's published models, not {name!r}, {hub_too}"
+            raise UserError(f"--download fetches {what}; the README lists other downloads")
+        hub.fetch(name)
 
     @abstractmethod
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:
         """The model with the weights of `config["pretrained"]`, or fresh ones where that is empty."""
 
+    def read(self, path: str) -> dict:
+        """What a checkpoint holds, see `checkpoint.read`."""
+        return checkpoint.read(path)
+
     def stored(self, path: str) -> Stored:
         """How the model of a checkpoint prunes."""
-        return Stored.of(checkpoint.read(path))
+        return Stored.of(self.read(path))
+
+    def adopt(self, own_size: bool = False) -> Stored:
+        """Takes into the configuration what the checkpoint that it names says of its own architecture.
+
+        Args:
+            own_size: whether images also get the checkpoint's size, where nobody chose another.
+
+        Returns:
+            How the model prunes.
+        """
+        path = self.config["pretrained"]
+        content = self.read(path) if path else {}
+        stated = architecture.of(content) if content else {"image_size": self.fresh_image_size}
+        self.config |= architecture.adopt(self.config, stated, path, own_size)
+        return Stored.of(content)
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:

@@ -20,7 +20,10 @@ from madtp.cost.processes import is_main
 from madtp.method.errors import UserError, excerpt
 from madtp.method.rules import BATCH, COVERAGE, RULES
 from madtp.shared.files import whole_file
+from madtp.shared.weights import folders, open_clip_models, transformers_models
+from madtp.shared.weights.architecture import ENTRY, checked
 from madtp.shared.weights.reading import read_file
+from madtp.shared.weights.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -91,32 +94,42 @@ class Stored(NamedTuple):
 def read(path: str | Path) -> dict:
     """Reads a checkpoint onto the CPU without running anything that is in it.
 
+    Args:
+        path: a file of PyTorch's or safetensors, also of open_clip or LAVIS; the folder of a run, whose best checkpoint
+            is taken; a folder of the transformers library, or a file of one with its config.json beside it.
+
     Returns:
-        The file's dict, whose "model" is the state dict; a bare state dict is wrapped as that.
+        The file's dict, whose "model" is the state dict by our names. Where there is something to say, "architecture"
+        is what the checkpoint says of its own (see `architecture`), "notes" what was unwrapped, and "absent" lists
+        parts of names that such a file never has.
 
     Raises:
         UserError: there is no such file, it is damaged, wants to run code, or holds no weights, or a temperature that
             is no number.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name the checkpoint file in it")
-    content = read_file(path)
-    if isinstance(content, Mapping):
-        entries = dict(content) if "model" in content else {"model": content}
-        state = entries["model"]
-        if isinstance(state, Mapping) and state and all(_is_weight(*item) for item in state.items()):
-            _check(path, entries)
-            return {**entries, "model": dict(state)}
-    raise UserError(f"{path} holds no weights: expected a state dict or {{'model': state dict}}")
-
-
-def _is_weight(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor)
+    place = folders.located(path)
+    if place.is_dir():
+        transformers_models.check_kind(place)
+        entries, notes = {"model": folders.read_weights(place)}, []
+    else:
+        entries, notes = unwrapped(read_file(place), path)
+    _check(place, entries)
+    folder = place if place.is_dir() else place.parent
+    if transformers_models.is_theirs(entries["model"]):
+        entries = transformers_models.converted(entries["model"], folder)
+        notes.append(f"converted from transformers' names by {folder / folders.CONFIG}")
+    elif any(name.startswith("visual.") for name in entries["model"]):
+        entries |= {ENTRY: open_clip_models.architecture(folder) | entries.get(ENTRY, {})}
+    if place != Path(path):
+        notes.insert(0, f"it is {place.name} of this folder")
+    return {
+        name: value for name, value in (entries | {"notes": notes}).items() if value or name not in (ENTRY, "notes")
+    }
 
 
 def _check(path: Path, entries: dict) -> None:
-    """Refuses what no model can be pruned by, and makes the temperature a plain number."""
+    """Refuses what no model can be or be pruned by, and makes the temperature a plain number."""
+    entries[ENTRY] = checked(entries.get(ENTRY, {}), path)
     temperature = entries.get("temperature", 0.0)
     try:
         fits = float(temperature) >= 0
@@ -202,16 +215,18 @@ def fit(
 
     def may_stay_fresh(key: str) -> bool:
         parts = () if evaluate else tuple(fresh)
-        return any(part in key for part in (parts if key in state else parts + EXPECTED_MISSING))
+        absent = EXPECTED_MISSING + tuple(content.get("absent", ()))
+        return any(part in key for part in (parts if key in state else parts + absent))
 
-    unfit = [_fault(key, own, state) for key in missing if not may_stay_fresh(key)]
-    if unfit:
-        raise UserError(f"{path} does not fit this model, check --config and --pretrained: {_first(unfit)}")
+    if unfit := [key for key in missing if not may_stay_fresh(key)]:
+        faults = {_part(key): _fault(key, own, state) for key in reversed(unfit)}  # the first one of every part
+        faults = _first(reversed(faults.values()), len(unfit), most=5)
+        raise UserError(f"{path} does not fit this model, check --config and --pretrained: {faults}")
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
-    others = {key: value for key, value in content.items() if key != "model"}
+    others = {key: value for key, value in content.items() if key not in ("model", "notes", "absent")}
     report = LoadReport(loaded, missing, unexpected, others)
     if is_main():
-        logger.info(_summary(path, report, model))
+        logger.info(", ".join([_summary(path, report, model), *content.get("notes", ())]))
     return report
 
 
@@ -221,10 +236,11 @@ def _fault(key: str, own: StateDict, state: StateDict) -> str:
     return f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
 
 
-def _first(names: Iterable[str], most: int = 3) -> str:
-    """The number of names and the first few of them."""
+def _first(names: Iterable[str], number: int | None = None, most: int = 3) -> str:
+    """The first few names and how many there are, or of how many they are examples."""
     names = list(names)
-    return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+    number = number or len(names)
+    return f"{number} ({', '.join(names[:most])}{', ...' if number > min(most, len(names)) else ''})"
 
 
 def _summary(path: str | Path, report: LoadReport, model: nn.Module) -> str:

@@ -1,17 +1,63 @@
 """Folders in the form of the transformers library: config.json and, beside it, the weights in one file or several."""
 
+import re
 from pathlib import Path
 
 from torch import Tensor
 
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.files import read_json
+from madtp.shared.weights import hub, open_clip_models
 from madtp.shared.weights.reading import read_file
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
+RUN = ("checkpoint_best.pth", "checkpoint_last.pth")
+ADAPTER = "adapter_config.json"
+
+
+def located(path: str | Path) -> Path:
+    """Where the weights are that a path stands for: a file, or a folder of the transformers library.
+
+    Of a run's folder that is its best checkpoint, of an index its folder, of the name of a repository of the hub the
+    folder that it was fetched into.
+
+    Raises:
+        UserError: a folder that is neither a run's nor a model's, one part of several, or a repository not fetched.
+    """
+    path = Path(path)
+    if path.name.endswith(INDEX):
+        path = path.parent
+    if re.search(r"-\d{5}-of-\d{5}\.", path.name):
+        raise UserError(f"{path} is one part of several: name its folder")
+    if not path.exists() and hub.is_name(str(path)):
+        path = _fetched(path)
+    return _inside(path) if path.is_dir() else path
+
+
+def _fetched(name: Path) -> Path:
+    """The folder of a repository of the hub."""
+    folder = hub.place_of(name)
+    if not folder.is_dir():
+        missing = f"nor is it at {folder}, where --download puts the hub's repository of this name"
+        raise UserError(f"{name}: no such checkpoint, {missing}; the README lists other downloads")
+    return folder
+
+
+def _inside(folder: Path) -> Path:
+    """The file of a folder that holds its weights, or the folder itself where config.json has to be read too."""
+    own = (folder / CONFIG).is_file()
+    for name in (*RUN, *(() if own else open_clip_models.WHOLE)):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / ADAPTER).is_file():
+        way_out = "merge it into its model (merge_and_unload) and save that"
+        raise UserError(f"{folder} holds an adapter of PEFT and no model: {way_out}")
+    if not own:
+        raise UserError(f"{folder} is a folder without {RUN[0]} or {CONFIG}: name the checkpoint file in it")
+    return folder
 
 
 def read_config(folder: str | Path) -> dict:

@@ -8,7 +8,6 @@ Shapes: D width, P pixels on a side of a patch, G patches on a side, V words, L 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,17 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from madtp.method.errors import UserError, excerpt
+from madtp.method.errors import UserError
 from madtp.shared.files import read_json
 from madtp.shared.weights import transformers_names as names
-from madtp.shared.weights.folders import CONFIG, PREPROCESSOR, read_config, read_weights
+from madtp.shared.weights.architecture import vit_sizes
+from madtp.shared.weights.folders import PREPROCESSOR, read_weights
+from madtp.shared.weights.transformers_sizes import IMAGE, TEXT, read_sizes, refuse, side
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-IMAGE_TOWERS = {"dinov2": "Dinov2Model", "vit": "ViTModel"}
-TEXT_TOWERS = {"bert": "BertModel"}
 # What a file may hold besides the tower: heads, and what only other uses of it need.
 BESIDE_IMAGE = ("pooler", "classifier", "decoder", "embeddings.mask_token")
 BESIDE_TEXT = ("pooler", "classifier", "qa_outputs", "cls.seq_relationship", "cls.predictions.decoder")
@@ -65,12 +64,12 @@ def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation
     Raises:
         UserError: the folder is incomplete, or the tower has a part that ours cannot have.
     """
-    config = read_sizes(folder, IMAGE_TOWERS)
-    patch, size = _side(config.patch_size, folder), _side(config.image_size, folder)
+    config = read_sizes(folder, IMAGE)
+    patch, size = side(config.patch_size, folder), side(config.image_size, folder)
     swiglu = getattr(config, "use_swiglu_ffn", False)
-    _refuse(swiglu, folder, "use_swiglu_ffn true, a gated MLP", "DINOv2's small, base and large have plain ones")
-    _refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
-    _refuse(config.num_channels != 3, folder, f"num_channels {config.num_channels}", "ours takes three colors")
+    refuse(swiglu, folder, "use_swiglu_ffn true, a gated MLP", "DINOv2's small, base and large have plain ones")
+    refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
+    refuse(config.num_channels != 3, folder, f"num_channels {config.num_channels}", "ours takes three colors")
     weights = names.without_prefix(read_weights(folder), f"{config.model_type}.")
     state, unknown = names.to_ours(weights, names.IMAGE_TOWER)
     _refuse_unknown(unknown, BESIDE_IMAGE, folder)
@@ -84,12 +83,10 @@ def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation
     width, grid = config.hidden_size, size // patch
     if not config.qkv_bias:
         state |= {f"blocks.{layer}.attn.qkv.bias": torch.zeros(3 * width) for layer in range(config.num_hidden_layers)}
-    sizes = {"embed_dim": width, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads}
-    sizes |= {"patch_size": patch, "norm_eps": config.layer_norm_eps}
-    if hidden != 4 * width:
-        sizes["mlp_ratio"] = _ratio(hidden, width)
+    depth, num_heads = config.num_hidden_layers, config.num_attention_heads
+    sizes = vit_sizes(width, depth, num_heads, patch, hidden, config.layer_norm_eps)
     mean, std = (" ".join(f"{value:g}" for value in values) for values in trained)
-    told = f"{folder}: {IMAGE_TOWERS[config.model_type]}, {sizes['depth']} layers, width {width}, patches of {patch} "
+    told = f"{folder}: {IMAGE[config.model_type]}, {depth} layers, width {width}, patches of {patch} "
     told += f"pixels, {grid} x {grid} positions; folded: mean {mean} and std {std}{', layer scale' * bool(scaled)}"
     state = {f"visual_encoder.{name}": value.float() for name, value in state.items()}
     return Tower(state, {"vit": sizes, "image_size": size}, told)
@@ -106,10 +103,10 @@ def text_tower(folder: str | Path, tokens: int, first: int) -> Tower:
     Raises:
         UserError: the folder is incomplete, the tower has a part that ours cannot have, or another vocabulary.
     """
-    config = read_sizes(folder, TEXT_TOWERS)
-    _refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
+    config = read_sizes(folder, TEXT)
+    refuse(config.hidden_act != "gelu", folder, f"hidden_act {config.hidden_act}", "ours is gelu")
     positions = getattr(config, "position_embedding_type", "absolute")
-    _refuse(positions != "absolute", folder, f"position_embedding_type {positions}", "ours has absolute ones")
+    refuse(positions != "absolute", folder, f"position_embedding_type {positions}", "ours has absolute ones")
     weights = names.modern(names.without_prefix(read_weights(folder), "bert."))
     head, rest = names.to_ours(weights, names.PREDICTION_HEAD)
     state, unknown = names.to_ours({name: weights[name] for name in rest}, names.TEXT_TOWER)
@@ -123,32 +120,13 @@ def text_tower(folder: str | Path, tokens: int, first: int) -> Tower:
     _check_vocabulary(len(words), tokens - 2, folder)
     state["embeddings.word_embeddings.weight"] = with_two_more(words, tokens, first)
     state = {f"text_encoder.{name}": value.float() for name, value in state.items()}
-    for name in names.among(head, ("cls.predictions.decoder",)):  # which are the word embeddings and the bias again
+    for name in names.outside(head, ("cls.predictions.decoder",)):  # which are the word embeddings and the bias again
         value = with_two_more(head[name], tokens, first) if name == "cls.predictions.bias" else head[name]
         state[f"text_decoder.{name}"] = value.float()
     vocabulary = len(state["text_encoder.embeddings.word_embeddings.weight"])
     told = f"{folder}: BertModel, {config.num_hidden_layers} layers, width {config.hidden_size}, {vocabulary} words "
     told += f"with [DEC] and [ENC]; folded: the first token type{'; with its prediction head' * bool(head)}"
     return Tower(state, {"med_config": bert_sizes(config) | {"vocab_size": vocabulary}}, told)
-
-
-def read_sizes(folder: str | Path, known: dict[str, str]) -> PretrainedConfig:
-    """config.json, completed by the library's own defaults.
-
-    Args:
-        folder: with the file.
-        known: the classes by the model_type that is wanted.
-    """
-    from transformers import AutoConfig  # only now, since reading other weights needs no such package
-
-    values = read_config(folder)
-    if (kind := values["model_type"]) not in known:
-        wanted = " or ".join(known.values())
-        raise UserError(f"{folder} is a model of type {excerpt(kind)}; here a {wanted} is needed, see its {CONFIG}")
-    try:
-        return AutoConfig.for_model(**values)
-    except Exception as error:  # versions of the library differ in what they check, and in what they raise
-        raise UserError(f"{Path(folder) / CONFIG}: {error}; take the file that belongs to the weights") from error
 
 
 def bert_sizes(config: PretrainedConfig) -> dict:
@@ -221,24 +199,6 @@ def _check_vocabulary(words: int, tokens: int, folder: str | Path) -> None:
         )
 
 
-def _refuse(wrong: bool, folder: str | Path, found: str, way_out: str) -> None:
-    if wrong:
-        raise UserError(f"{Path(folder) / CONFIG}: {found} is not supported, {way_out}; choose another tower")
-
-
 def _refuse_unknown(unknown: list[str], beside: tuple[str, ...], folder: str | Path) -> None:
-    if others := names.among(unknown, beside):
+    if others := names.outside(unknown, beside):
         raise UserError(f"{folder}: {others[0]} has no place in our tower ({len(others)} such); choose another tower")
-
-
-def _side(size: int | Sequence[int], folder: str | Path) -> int:
-    """Pixels on a side of a square."""
-    sides = {size} if isinstance(size, int) else set(size)
-    _refuse(len(sides) != 1, folder, f"a size of {size}", "ours are squares")
-    return sides.pop()
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """What the width is multiplied by and cut to an integer for the hidden width of an MLP."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

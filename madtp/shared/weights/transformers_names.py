@@ -56,16 +56,61 @@ TEXT_TOWER = (
 )
 PREDICTION_HEAD = (("cls.predictions", "cls.predictions"),)
 
+# Whole models.
+BLIP_LAYER = {
+    "layer_norm1": "norm1",
+    "self_attn.qkv": "attn.qkv",
+    "self_attn.projection": "attn.proj",
+    "layer_norm2": "norm2",
+    "mlp": "mlp",
+}
+BLIP = (
+    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"),
+    *layers("vision_model.encoder.layers", "visual_encoder.blocks", BLIP_LAYER),
+    ("vision_model.post_layernorm", "visual_encoder.norm"),
+    *((name, name) for name in ("text_encoder", "text_decoder", "vision_proj", "text_proj", "itm_head")),
+)
+CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "self_attn.q_proj.weight": "attn.in_proj_weight[0]",
+    "self_attn.k_proj.weight": "attn.in_proj_weight[1]",
+    "self_attn.v_proj.weight": "attn.in_proj_weight[2]",
+    "self_attn.q_proj.bias": "attn.in_proj_bias[0]",
+    "self_attn.k_proj.bias": "attn.in_proj_bias[1]",
+    "self_attn.v_proj.bias": "attn.in_proj_bias[2]",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+CLIP = (
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight"),
+    ("vision_model.pre_layrnorm", "visual.ln_pre"),
+    *layers("vision_model.encoder.layers", "visual.transformer.resblocks", CLIP_LAYER),
+    ("vision_model.post_layernorm", "visual.ln_post"),
+    ("visual_projection.weight", "visual.proj^T"),
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    *layers("text_model.encoder.layers", "transformer.resblocks", CLIP_LAYER),
+    ("text_model.final_layer_norm", "ln_final"),
+    ("text_projection.weight", "text_projection^T"),
+    ("logit_scale", "logit_scale"),
+)
+
 
 def to_ours(state: StateDict, table: Table) -> tuple[StateDict, list[str]]:
     """Weights by our names, and their names that the table does not know."""
     ours, thirds, unknown = {}, {}, []
     for name, value in state.items():
-        marked = _translated(name, table)
-        if marked is None:
+        found = _found(name, table)
+        if found is None:
             unknown.append(name)
             continue
-        mark, own = MARK.search(marked), MARK.sub("", marked)
+        mark, own = MARK.search(found), MARK.sub("", found)
         if mark is None:
             ours[own] = value
         elif mark[1] is None:
@@ -78,6 +123,17 @@ def to_ours(state: StateDict, table: Table) -> tuple[StateDict, list[str]]:
     return ours, unknown
 
 
+def to_theirs(state: StateDict, table: Table) -> StateDict:
+    """Weights by their names, each with memory of its own; what the table does not know stays behind."""
+    theirs = {}
+    for mark in ("", "[0]", "[1]", "[2]", "^T"):
+        turned = tuple((own.replace(mark, ""), their) for their, own in table if _mark(own) == mark)
+        for name, value in state.items():
+            if their := _found(name, turned):
+                theirs[their] = _part(value, mark).clone(memory_format=torch.contiguous_format)
+    return theirs
+
+
 def without_prefix(state: StateDict, prefix: str) -> StateDict:
     """A tower's own names, where a model with a head on top has put them behind a prefix."""
     return {name.removeprefix(prefix): value for name, value in state.items()}
@@ -88,20 +144,33 @@ def modern(state: StateDict) -> StateDict:
     return {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)): value for name, value in state.items()}
 
 
-def among(names: Iterable[str], parts: Iterable[str]) -> list[str]:
-    """The names that are, or lie inside, none of the parts."""
+def outside(names: Iterable[str], parts: Iterable[str]) -> list[str]:
+    """The names that neither are one of the parts nor lie inside one."""
     parts = tuple(parts)
     return [name for name in names if not any(name == part or name.startswith(f"{part}.") for part in parts)]
 
 
-def _translated(name: str, table: Table) -> str | None:
-    for pattern, own in _patterns(table):
+def _mark(own: str) -> str:
+    found = MARK.search(own)
+    return found[0] if found else ""
+
+
+def _part(value: Tensor, mark: str) -> Tensor:
+    """What a mark stands for of a tensor of ours."""
+    if mark == "^T":
+        return value.T
+    return value.chunk(3)[int(mark[1])] if mark else value
+
+
+def _found(name: str, table: Table) -> str | None:
+    """The right name for a left one, with its numbers and what comes behind."""
+    for pattern, other in _patterns(table):
         if match := pattern.fullmatch(name):
             *numbers, rest = match.groups(default="")
-            return own.format(*numbers) + rest
+            return other.format(*numbers) + rest
     return None
 
 
 @cache
 def _patterns(table: Table) -> list[tuple[re.Pattern, str]]:
-    return [(re.compile(re.escape(theirs).replace(r"\{\}", r"(\d+)") + r"(\..+)?"), own) for theirs, own in table]
+    return [(re.compile(re.escape(left).replace(r"\{\}", r"(\d+)") + r"(\..+)?"), right) for left, right in table]

@@ -112,7 +112,7 @@ class TestImageTower:
         ],
     )
     def test_what_ours_cannot_be(self, tmp_path, changes, found):
-        with pytest.raises(UserError, match=f"config.json: {found}.*choose another tower"):
+        with pytest.raises(UserError, match=f"config.json: {found}.*choose another model"):
             image_tower(saved(dinov2(**changes), tmp_path), OURS)
 
     def test_another_kind_of_model(self, tmp_path):

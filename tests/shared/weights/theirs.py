@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import BertConfig, Dinov2Config, ViTConfig
+from transformers import BertConfig, BlipConfig, CLIPConfig, Dinov2Config, ViTConfig
 from transformers.utils import logging
 
 from tests.golden.fill import fill
@@ -55,3 +55,29 @@ def saved(model: torch.nn.Module, folder: Path, vocabulary: bool = False, **opti
     if vocabulary:
         (folder / "vocab.txt").write_text((GOLDEN / "tokenizer" / "vocab.txt").read_text())
     return folder
+
+
+WORDS, DEC, SEP = 202, 200, 23  # of the golden tokenizer with [DEC] and [ENC]
+BLIP_TEXT = TEXT | {"vocab_size": WORDS, "bos_token_id": DEC, "sep_token_id": SEP, "pad_token_id": 0}
+BLIP_VISION = VISION | {"patch_size": 16, "image_size": 64, "intermediate_size": 96, "layer_norm_eps": 1e-4}
+CLIP_TEXT = TEXT | {
+    "vocab_size": 60,
+    "bos_token_id": 57,
+    "eos_token_id": 59,
+    "num_attention_heads": 3,
+    "hidden_size": 60,
+}
+CLIP_VISION = BLIP_VISION | {"num_attention_heads": 4}
+
+
+def blip(kind: type, vision: dict | None = None, text: dict | None = None, **changes) -> torch.nn.Module:
+    """A BLIP of a class, its towers no wider than each other."""
+    towers = {"vision_config": BLIP_VISION | (vision or {}), "text_config": BLIP_TEXT | (text or {})}
+    return drawn(kind, BlipConfig(**towers, image_text_hidden_size=20, **changes))
+
+
+def clip(vision: dict | None = None, text: dict | None = None, **both) -> transformers.CLIPModel:
+    """A CLIP whose heads are 12 and 20 wide."""
+    both = {"layer_norm_eps": 1e-4} | both
+    towers = {"vision_config": CLIP_VISION | both | (vision or {}), "text_config": CLIP_TEXT | both | (text or {})}
+    return drawn(transformers.CLIPModel, CLIPConfig(**towers, projection_dim=24))

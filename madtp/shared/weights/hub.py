@@ -1,0 +1,110 @@
+"""Repositories of the Hugging Face hub, fetched by their names and only when asked: JSON and safetensors, no code.
+
+The environment's HF_ENDPOINT names another server that answers as the hub does.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
+
+from madtp.method.errors import UserError, excerpt
+from madtp.shared.files import whole_file
+
+logger = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co"
+FOLDER = "pretrained"
+WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
+INDEX = "model.safetensors.index.json"
+FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".json")  # endings of files, which no repository's name has
+CHUNK = 2**20
+
+
+def is_name(name: str) -> bool:
+    """Whether this may be a repository's name, OWNER/NAME, and is no file's."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.endswith(FILES) and ".." not in name
+
+
+def place_of(name: str | Path) -> Path:
+    """Where a repository is kept once it is fetched."""
+    return Path(FOLDER) / name
+
+
+def fetch(name: str) -> Path:
+    """Fetches the JSON files and the weights of a repository that are not there yet, and returns the folder.
+
+    Raises:
+        UserError: there is no such repository, it has no safetensors, no connection, a folder that cannot be written,
+            or other bytes than the hub says.
+    """
+    server = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    listing = _json(f"{server}/api/models/{name}?blobs=true", name)
+    files = {file["rfilename"]: file for file in listing.get("siblings", ()) if _is_plain(file)}
+    source, folder = f"{server}/{name}/resolve/{quote(str(listing.get('sha', 'main')))}", place_of(name)
+    texts = [file for file in files if file.endswith(".json")]
+    for file in texts:
+        _keep(f"{source}/{quote(file)}", folder / file, files[file])
+    for file in _weights(files, folder, name):
+        _keep(f"{source}/{quote(file)}", folder / file, files[file])
+    return folder
+
+
+def _is_plain(file: object) -> bool:
+    """Whether an entry of a listing is a file at the top of its repository."""
+    name = file.get("rfilename") if isinstance(file, dict) else None
+    return isinstance(name, str) and name == Path(name).name and not name.startswith(".")
+
+
+def _weights(files: Iterable[str], folder: Path, name: str) -> list[str]:
+    """The files of the weights: one, or the parts that the index lists."""
+    for file in WEIGHTS:
+        if file in files:
+            return [file]
+    if INDEX in files:
+        parts = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        if parts <= set(files):
+            return sorted(parts)
+    raise UserError(f"{name} has no safetensors at the hub; fetch its weights by other means and name the folder")
+
+
+def _keep(address: str, path: Path, said: dict) -> None:
+    """Fetches a file unless it is there; a part of one is never left."""
+    size, digest = said.get("size"), (said.get("lfs") or {}).get("sha256")
+    if path.is_file() and size in (None, path.stat().st_size):
+        return
+    logger.info("fetching %s", address)
+    sha, length = hashlib.sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _opened(address, path) as response, whole_file(path, size or 0) as output:
+        while piece := response.read(CHUNK):
+            sha.update(piece)
+            length += len(piece)
+            output.write(piece)
+        if size not in (None, length) or digest not in (None, sha.hexdigest()):
+            raise UserError(f"{address}: {length} bytes with other contents than the hub says; try again")
+
+
+def _json(address: str, name: str) -> dict:
+    with _opened(address, name) as response:
+        content = json.loads(response.read())
+    if not isinstance(content, dict):
+        raise UserError(f"{address} answers {excerpt(content)}; is HF_ENDPOINT a hub?")
+    return content
+
+
+def _opened(address: str, what: object):
+    try:
+        return urllib.request.urlopen(address)
+    except HTTPError as error:
+        absent = error.code in (401, 403, 404)
+        reason = "there is no such repository, or it wants a login" if absent else error.reason
+        raise UserError(f"cannot fetch {what} from {address}: {reason}; fetch it by other means") from error
+    except OSError as error:
+        raise UserError(f"cannot fetch {what} from {address}: {error}; fetch it by other means") from error

@@ -1,0 +1,63 @@
+"""What open_clip writes beside a CLIP's weights, and the models of it that are no CLIP of ours.
+
+Its own towers have the names of OpenAI's, and so of ours. What their shapes hide stands in open_clip_config.json.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from madtp.method.errors import UserError
+from madtp.shared.files import read_json
+
+CONFIG = "open_clip_config.json"
+WHOLE = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Parts of names that ours does not have, and what they belong to.
+OTHERS = {
+    "visual.trunk.": "an image tower of timm in open_clip's wrapping",
+    "visual.attn_pool.": "attention pooling",
+    "text.": "a text tower of its own class (SigLIP, CLIPA, CoCa or one of transformers')",
+    "text_decoder.": "a text decoder (CoCa)",
+    "logit_bias": "SigLIP's bias of the logits",
+}
+
+
+def check_names(names: Iterable[str], path: object) -> None:
+    """Refuses a CLIP that has parts which ours does not have.
+
+    Raises:
+        UserError: says which part it is.
+    """
+    names = list(names)
+    for name in names if any(name.startswith("visual.") for name in names) else ():
+        other = next((what for part, what in OTHERS.items() if name.startswith(part)), None)
+        other = "layer scale" if name.endswith((".ls_1.gamma", ".ls_2.gamma")) else other
+        if other:
+            raise UserError(
+                f"{path} has {other} ({name}), which CLIP's towers here do not have; use a CLIP of OpenAI's or LAION's "
+                "plain ViT towers, like ViT-B/16"
+            )
+
+
+def architecture(folder: Path) -> dict:
+    """What open_clip_config.json says of the towers beyond their shapes; nothing where there is no such file.
+
+    Raises:
+        UserError: it says something that ours cannot be.
+    """
+    if not (path := folder / CONFIG).is_file():
+        return {}
+    content = read_json(path, "take the file that belongs to the weights")
+    model = content.get("model_cfg", content) if isinstance(content, dict) else {}
+    vision, text = (model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg"))
+    if not (isinstance(vision, dict) and isinstance(text, dict)):
+        raise UserError(f"{path}: expected a model_cfg with vision_cfg and text_cfg; fetch the file again")
+    for tower, name in ((vision, "timm_model_name"), (text, "hf_model_name"), (model, "custom_text")):
+        if tower.get(name):
+            raise UserError(f"{path}: {name} {tower[name]} is not supported; use a CLIP with open_clip's own towers")
+    if any(tower.get(name) for tower in (vision, text) for name in ("act_kwargs", "norm_kwargs", "attentional_pool")):
+        raise UserError(f"{path}: its towers have another activation, norm or pooling; use a CLIP without them")
+    return {
+        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "head_width": vision.get("head_width", 64),
+        "text_head_width": text.get("width", 512) // text.get("heads", 8),
+    }
