@@ -6,6 +6,7 @@ middle of anything where a worker dies.
 
 import atexit
 import errno
+import io
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
 
 import torch
 from torch.utils.data import DataLoader
@@ -53,6 +55,12 @@ def begin(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     Queue._on_queue_feeder_error = _deliver_the_error
     sys.excepthook = _leave  # of the thread that hands open files over
+    Finalize(None, _be_silent, exitpriority=1)
+
+
+def _be_silent() -> None:
+    """Says nothing of what cannot be tidied up at a worker's end, for want of open files: its process says it."""
+    sys.stderr = io.StringIO()
 
 
 def _deliver_the_error(queue: Queue, error: Exception, numbered: tuple[int, object]) -> None:
