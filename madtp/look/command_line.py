@@ -26,7 +26,13 @@ def predict(parser: ArgumentParser) -> None:
     """Which model is asked about which pictures, and what is to be seen."""
     which_model(parser)
     flag = parser.add_argument
-    flag("--image", nargs="+", required=True, metavar="PATH", help="pictures and folders of them; NLVR2: pairs in turn")
+    flag(
+        "--image",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="pictures, folders of any number; NLVR2: pairs in turn",
+    )
     flag("--text", nargs="+", default=[], help="VQA: question; NLVR2: statement; retrieval: texts to choose from")
     flag("--batch_size", type=int, default=1, help="samples that go through the model together")
     flag(
@@ -44,7 +50,9 @@ def which_model(parser: ArgumentParser) -> None:
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
-    how.add_argument("--p", type=float, help="share of the GFLOPs to remove from these samples, by a T found for them")
+    how.add_argument(
+        "--p", type=float, help="share of the GFLOPs to remove, by a T found for (the first of) the samples"
+    )
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
     flag(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"

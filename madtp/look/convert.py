@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.forms import form_of
 from data.official import FORMS
 from data.official.captions import COCO, FLICKR
 from data.official.conversion import Converted, Draw, convert
@@ -51,7 +52,7 @@ def source_of(text: str, form: str) -> Source:
     """The file that a word of the command line names, perhaps with its split.
 
     Raises:
-        UserError: there is no such file, or the form's files say their splits themselves.
+        UserError: there is no such file, it is of another form, or the form's files say their splits themselves.
     """
     split, equals, name = text.partition("=")
     if not equals or split not in SPLITS or Path(text).exists():
@@ -60,6 +61,8 @@ def source_of(text: str, form: str) -> Source:
         raise UserError(f"{text}: the files of {form} say themselves what is for {split}; name the file alone")
     if not Path(name).is_file():
         raise UserError(f"{name}: no such file; give the files of {form}: {FILES[form]}")
+    if (seems := form_of(Path(name))) not in ("", form):
+        raise UserError(f"{name} is a file of {seems}, not of {form}: python -m madtp convert {seems} ...")
     return Source(Path(name), split)
 
 

@@ -354,6 +354,14 @@ def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
     assert complaint in said and said.count("\n") == 1
 
 
+def test_a_file_of_another_form_is_named(tmp_path, capsys):
+    (path,) = nlvr2_file(tmp_path, "dev", STATEMENTS)
+    assert main(["convert", "karpathy", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} is a file of nlvr2, not of karpathy: python -m madtp convert nlvr2 ...\n"
+    )
+
+
 def test_files_tell_their_form(tmp_path):
     told = {
         "vqav2": vqa_files(tmp_path, "train2014", ASKED),
