@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=120, help="after which no part is begun")
     parser.add_argument("--output", default=OUTPUT, help="file that the lines are added to")
     args = parser.parse_args(argv)
-    logging.disable(logging.INFO)
     gpu = torch.cuda.is_available()
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,4 +55,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.INFO)  # of this process, whose lines are JSON
     raise SystemExit(main())
