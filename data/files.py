@@ -1,7 +1,9 @@
 """Reading what users bring, trusted or not: annotation files and images, each error saying where and the way out."""
 
+import os
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -96,6 +98,20 @@ def on_disk(folder: Path, name: str) -> str:
     return next((spelling for spelling in spellings if is_file(folder / spelling)), name)
 
 
+def namesake(path: Path) -> str:
+    """The name of a file that differs from an absent one in the case of letters alone, if there is one beside it."""
+    return _names(path.parent).get(path.name.casefold(), "")
+
+
+@lru_cache(maxsize=16)
+def _names(folder: Path) -> dict[str, str]:
+    """The names in a folder, by what they are in small letters."""
+    try:
+        return {name.casefold(): name for name in os.listdir(folder)}
+    except (OSError, ValueError):
+        return {}
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file; no path that cannot be is one."""
     try:
@@ -123,7 +139,8 @@ def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Im
         return decode_image(path, wanted)
     except FileNotFoundError as error:
         fault = f"{path}: no such image"
-        raise BadImage(f"{fault} ({where}); complete the images or correct the image folder", fault) from error
+        hint = f", but {other} is there" if (other := namesake(path)) else ""
+        raise BadImage(f"{fault}{hint} ({where}); complete the images or correct the image folder", fault) from error
     except Exhausted:
         raise
     except ValueError as error:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data import splits
 from data.annotated import AnnotatedDataset, respelled
 from data.decoding import Exhausted, decode_image
-from data.files import correction, image_folder, read_entries
+from data.files import correction, image_folder, namesake, read_entries
 from data.forms import form_of
 from data.loading import REPLACEMENTS, BatchSampler
 from data.text import clean_caption
@@ -174,7 +174,7 @@ def image_fault(path: Path, wanted: int) -> tuple[str, str] | None:
     try:
         decode_image(path, wanted)
     except FileNotFoundError:
-        return MISSING, ""
+        return MISSING, f": {other} is there" if (other := namesake(path)) else ""
     except Exhausted:
         raise
     except ValueError as error:

@@ -50,9 +50,7 @@ def which_model(parser: ArgumentParser) -> None:
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
-    how.add_argument(
-        "--p", type=float, help="share of the GFLOPs to remove, by a T found for (the first of) the samples"
-    )
+    how.add_argument("--p", type=float, help="share of the GFLOPs to remove, by a T found for the first samples")
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
     flag(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"

@@ -1,6 +1,7 @@
 """What people's own data sets are like: repeated names and captions, other spellings, answers that are missing."""
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from data import create_dataset, create_loader
 from data.caption_dataset import image_ids
-from data.files import leaves_folder, on_disk
+from data.files import BadImage, leaves_folder, on_disk, read_image
 from utils import UserError
 
 CONFIG = {"image_size": 16, "prompt": "a ", "dataset": "flickr", "inference": "generate", "train_files": ["vqa_train"]}
@@ -88,6 +89,13 @@ def test_a_name_that_is_there_as_it_is_given_stays(tmp_path):
         (tmp_path / name).touch()
         assert on_disk(tmp_path, name) == name
     assert on_disk(tmp_path, "no\\where.jpg") == "no\\where.jpg"
+
+
+def test_a_name_in_other_letters_is_named(tmp_path):
+    (tmp_path / "IMG_1.JPG").touch()
+    for name, found in (("img_1.jpg", "no such image, but IMG_1.JPG is there"), ("img_2.jpg", "no such image (here)")):
+        with pytest.raises(BadImage, match=re.escape(found)):
+            read_image(tmp_path, name, "here")
 
 
 @pytest.mark.parametrize("name", ["..\\x.png", "a\\..\\..\\x.png", "\\x.png", "a/..\\../x.png"])
