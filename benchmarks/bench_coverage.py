@@ -28,7 +28,7 @@ from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
 from madtp.method import coverage, merged
 from madtp.method.keep import Coverage
-from madtp.run.optimization import autocast, precision
+from madtp.run.precision import autocast, precision
 from madtp.shared.layers import Guidance
 from models.vit import VisionTransformer
 

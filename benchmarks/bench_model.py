@@ -25,7 +25,7 @@ from benchmarks.bound import Bound
 from benchmarks.plain_attention import MAXIMA
 from benchmarks.timing import arguments, peak_memory, ratio, report, spread, take_turns
 from benchmarks.workload import TASKS, Workload
-from madtp.run.optimization import precision
+from madtp.run.precision import precision
 from utils import UserError
 
 MEBI = 2**20

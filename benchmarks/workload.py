@@ -24,7 +24,8 @@ from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage, Keep, keep_batch, keep_sample
 from madtp.run import config as configuration
-from madtp.run.optimization import Optimization, autocast
+from madtp.run.optimization import Optimization
+from madtp.run.precision import autocast
 from madtp.run.task import Task
 
 TASKS = {"nlvr": NLVR, "caption": Caption, "vqa": VQA, "retrieval": RetrievalCOCO, "clip": RetrievalClip}

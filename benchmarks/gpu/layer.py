@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.lines import Part
 from madtp.method.keep import Coverage, keep_batch
-from madtp.run.optimization import autocast
+from madtp.run.precision import autocast
 from madtp.shared.layers import Guidance
 from models.vit import Block
 

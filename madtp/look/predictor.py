@@ -21,7 +21,7 @@ from madtp.method.rules import COVERAGE, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
-from madtp.run.optimization import autocast, precision
+from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.weights.checkpoint import Stored
@@ -186,7 +186,8 @@ def load(
         ranks = chosen.config["inference"] == "rank"
         chosen.answer_list = read_answer_list(chosen.config["ann_root"]) if ranks else []
         chosen.encoded_answers = model.to(device).encode_answers(chosen.answer_list) if ranks else None
-    return Predictor(chosen, model.to(device), stored, precision("auto", device))
+    amp = "off" if chosen.config["amp"] == "off" else "auto"  # else what the run was trained in may be slow here
+    return Predictor(chosen, model.to(device), stored, precision(amp, device))
 
 
 def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -> tuple[Task, nn.Module, Stored]:

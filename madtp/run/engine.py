@@ -29,7 +29,7 @@ from madtp.run.flags import parse
 from madtp.run.folder import BEST, owned
 from madtp.run.interruption import Interrupted, Interruption
 from madtp.run.losses import NonFinite
-from madtp.run.optimization import autocast
+from madtp.run.precision import autocast
 from madtp.run.preparation import Run, begin, prepare
 from madtp.run.resume import Progress, State
 from madtp.run.schedule import settle_shape

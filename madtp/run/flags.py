@@ -25,7 +25,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         task: its `name` decides which keys exist, its `default_config` is the default of --config.
 
     Returns:
-        The flags, and the configuration: defaults < file < --set < --pretrained, --epoch, --clip_grad and --keep.
+        The flags, and the configuration: defaults < file < --set < --pretrained, --epoch, --clip_grad, --keep, --amp.
 
     Raises:
         UserError: a flag, key or value that does not exist or does not fit, or a file that cannot be read.
@@ -39,8 +39,9 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         config |= checked({"clip_grad": args.clip_grad}, keys, "--clip_grad")
     if args.pretrained is not None:
         config["pretrained"] = args.pretrained
-    if args.keep is not None:
-        config["keep"] = args.keep
+    for name in ("keep", "amp"):
+        if getattr(args, name) is not None:
+            config[name] = getattr(args, name)
     return args, config
 
 
@@ -61,7 +62,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--epoch", type=int, help="number of epochs, instead of the config's max_epoch")
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:NUMBER")
     flag("--seed", type=int, default=42, help="of every random draw")
-    flag("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="mixed precision")
+    flag("--amp", choices=("auto", "bf16", "fp16", "off"), help="mixed precision, instead of the config's")
     flag("--accum", type=int, default=1, help="batches per optimizer step")
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
     flag("--bad_images", choices=("stop", "skip"), default="stop", help="what training does at an unreadable image")

@@ -124,6 +124,7 @@ COMMON_KEYS = {
     "clip_grad": Key(0.0, least=0),
     "augment": Key(True),
     "print_freq": Key(50, least=1),
+    "amp": Key("auto", choices=("auto", "bf16", "fp16", "off")),
 }
 
 RETRIEVAL_KEYS = {

@@ -1,4 +1,4 @@
-"""From a loss to a step: AdamW, the learning-rate schedule, mixed precision, accumulated gradients, clipping."""
+"""From a loss to a step: AdamW, the learning-rate schedule, scaled losses, accumulated gradients, clipping."""
 
 import math
 from contextlib import nullcontext
@@ -7,19 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from utils import cosine_lr
-
-
-def precision(amp: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: bf16, fp16 or, for off, float32; auto is bf16 where the GPU has it."""
-    if amp == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        amp = "bf16" if native else "off"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-
-
-def autocast(dtype: torch.dtype, device: torch.device):
-    """Mixed precision of this type, nothing for float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 class Optimization:

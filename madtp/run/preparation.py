@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from madtp.cost.measure import CalibrationSample, device_of
-from madtp.cost.processes import barrier, is_main, rank, world_size
+from madtp.cost.processes import barrier, from_main, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE, setting
@@ -22,8 +22,9 @@ from madtp.run import output, scalars
 from madtp.run.folder import begin_anew, goes_on_here
 from madtp.run.interruption import Interruption
 from madtp.run.losses import Losses
-from madtp.run.optimization import Optimization, autocast, precision
-from madtp.run.resume import Progress, State, settings
+from madtp.run.optimization import Optimization
+from madtp.run.precision import announce_precision, autocast, precision, settled
+from madtp.run.resume import Progress, State, settings, stopped_amp
 from madtp.run.task import Task
 from madtp.run.texts import refuse_long_texts
 from madtp.shared.weights.checkpoint import Stored
@@ -104,6 +105,8 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         task.download(config["pretrained"])
     barrier()  # all wait for what is being downloaded
     stored = task.adopt()
+    device = torch.device(args.device)
+    settle_precision(args, config, device)
     set_seed(args.seed, args.deterministic)
     loaders = {}
     for split, dataset in zip(("train", "val", "test"), task.datasets(args.evaluate), strict=True):
@@ -114,7 +117,6 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
             loaders[split] = create_loader(
                 dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
             )
-    device = torch.device(args.device)
     if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
         config |= stored.rule(args.keep, config["shape"], args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
@@ -122,7 +124,16 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         look_through(task, model, split, loader.dataset.dataset)
     set_seed(args.seed + rank())  # the weights are drawn alike, dropout is not
     stored = stored if args.evaluate else Stored()
-    return Run(task, args, config, folder, model, loaders, precision(args.amp, device), stored)
+    return Run(task, args, config, folder, model, loaders, precision(config["amp"], device), stored)
+
+
+def settle_precision(args: Namespace, config: dict, device: torch.device) -> None:
+    """Makes `amp` of the configuration what it stands for: a run that goes on stays what it was, wherever it does."""
+    asked = config["amp"]
+    if asked == "auto":
+        was = None if args.evaluate else stopped_amp(Path(args.output_dir), args.resume, device)
+        config["amp"] = from_main(lambda: was or settled("auto", device))
+    announce_precision(asked, config["amp"], device)
 
 
 def look_through(task: Task, model: nn.Module, split: str, dataset: Dataset) -> None:

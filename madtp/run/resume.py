@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from madtp.cost.measure import device_of
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
 from madtp.run.folder import LAST
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
+from madtp.run.precision import settled
 from madtp.shared.weights import architecture, checkpoint
 
-FLAGS = ("p", "controller", "temperature", "seed", "amp", "accum")  # that decide what a run computes
+FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
 
 
@@ -84,12 +86,13 @@ class State:
         Raises:
             UserError: the file does not hold a run, or one with other settings or of another model.
         """
-        path = self.folder / LAST if request == "auto" else request
-        if request is None or request == "auto" and not path.exists():
+        path = stopped_at(self.folder, request)
+        if path is None:
             return
         content = checkpoint.read(path)
         try:
-            different = differences(content["settings"], self.settings)
+            settings_before = renewed(content["settings"], device_of(self.model))
+            different = differences(settings_before, self.settings)
             if different and not anyway:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
             checkpoint.fit(self.model, content, path, evaluate=True)
@@ -97,7 +100,7 @@ class State:
             content.setdefault("shape", None)  # a run from before there was one
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
             if different:
-                samples = self.progress.step * batch_size(content["settings"])
+                samples = self.progress.step * batch_size(settings_before)
                 self.progress.step = samples // batch_size(self.settings)
             processes = content["processes"]
             if len(processes) == world_size():
@@ -113,6 +116,30 @@ def settings(task: str, args: Namespace, config: dict) -> dict:
     flags = {f"--{name}": getattr(args, name) for name in FLAGS}
     keys = {name: value for name, value in config.items() if name not in FREE}
     return {"task": task, **flags, "processes": world_size(), **keys}
+
+
+def stopped_at(folder: Path, request: str | None) -> Path | None:
+    """The file of the run that --resume asks to go on with, None for a new run."""
+    if request == "auto":
+        return folder / LAST if (folder / LAST).exists() else None
+    return None if request is None else Path(request)
+
+
+def stopped_amp(folder: Path, request: str | None, device: torch.device) -> str | None:
+    """The mixed precision of the run to go on with; None where there is none, or a file that holds no run."""
+    path = stopped_at(folder, request)
+    if path is None:
+        return None
+    return renewed(checkpoint.read(path).get("settings", {}), device).get("amp")
+
+
+def renewed(settings: dict, device: torch.device) -> dict:
+    """The settings as they are called today. The flag --amp was kept as given, and auto was off on a processor."""
+    if "--amp" not in settings:
+        return settings
+    today = {name: value for name, value in settings.items() if name != "--amp"}
+    asked = settings["--amp"]
+    return today | {"amp": "off" if (asked, device.type) == ("auto", "cpu") else settled(asked, device)}
 
 
 def differences(old: dict, new: dict) -> str:

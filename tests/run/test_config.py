@@ -54,7 +54,7 @@ def test_flags_and_defaults_are_frozen():
         "--epoch": None,
         "--device": "cuda" if torch.cuda.is_available() else "cpu",
         "--seed": 42,
-        "--amp": "auto",
+        "--amp": None,
         "--accum": 1,
         "--num_workers": 4,
         "--bad_images": "stop",
@@ -111,6 +111,7 @@ def test_keys_and_defaults_are_frozen():
         "clip_grad": 0.0,
         "augment": True,
         "print_freq": 50,
+        "amp": "auto",
     }
 
 

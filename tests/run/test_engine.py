@@ -17,8 +17,9 @@ from madtp.cost.measure import CalibrationSample, CostMeter
 from madtp.cost.trace import Trace
 from madtp.run.engine import evaluate, main, prepare, qualified_score
 from madtp.run.flags import parse
-from madtp.run.optimization import Optimization, precision
+from madtp.run.optimization import Optimization
 from madtp.run.output import flatten
+from madtp.run.precision import precision
 from madtp.run.task import gather_predictions
 from madtp.shared.weights import checkpoint
 from tests.miniature import make_data, write_config

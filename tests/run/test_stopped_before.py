@@ -16,6 +16,7 @@ import torchvision
 
 import models.blip_nlvr  # noqa: F401 - here, not in the process that the test forks
 from compress_nlvr_dtp import NLVR
+from madtp.run import precision
 from madtp.shared.weights import checkpoint
 from tests.miniature import make_data
 from tests.processes import run
@@ -35,12 +36,15 @@ def machine():
 
 
 def test_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    """In float32, as it began, though today it would begin in bf16."""
+    monkeypatch.setattr(precision, "processor_features", lambda: precision.BF16_UNITS)
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "data")
     shutil.copytree(STOPPED, "run")
     flags = ["--config", "run/config.yaml", "--output_dir", "run", "--device", "cpu", "--num_workers", 0]
     assert run(NLVR(), flags=[*flags, "--p", 0.12, "--seed", 3, "--resume"]) == [0]
     end = torch.load(STOPPED / "end.pth", weights_only=True)
+    assert "amp: off" in Path("run/config.yaml").read_text().splitlines()
     weights = checkpoint.read(Path("run/checkpoint_last.pth"))["model"]
     (record,) = without_times([json.loads(Path("run/log.txt").read_text().splitlines()[-1])])
     torch.testing.assert_close(weights, end["weights"], **CLOSE)

@@ -1,0 +1,55 @@
+"""What a run multiplies in: float32, or mixed precision where the processor or the GPU has a unit for it."""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+PROCESSOR = Path("/proc/cpuinfo")
+BF16_UNITS = {"amx_bf16", "avx512_bf16"}  # features of processors that multiply bf16 in hardware
+
+logger = logging.getLogger(__name__)
+
+
+def precision(amp: str, device: torch.device) -> torch.dtype:
+    """The type to compute in: bf16, fp16 or, for off, float32; auto is what `settled` says."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[settled(amp, device)]
+
+
+def settled(amp: str, device: torch.device) -> str:
+    """What auto stands for: bf16 where the device multiplies it in hardware, else off."""
+    if amp != "auto":
+        return amp
+    return "bf16" if multiplies_bf16(device) else "off"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has a unit for bf16, by what it is: a clock would say one thing today and another later."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not BF16_UNITS.isdisjoint(processor_features())
+
+
+def processor_features() -> set[str]:
+    """The features of this machine's processor, by Linux's names; none where it does not say."""
+    try:
+        lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+
+
+def announce_precision(asked: str, amp: str, device: torch.device) -> None:
+    """Says on a processor what nobody asked for, and what is slower there than what it replaces."""
+    if device.type != "cpu" or amp != "bf16":
+        return
+    if not multiplies_bf16(device):
+        logger.warning("this processor has no unit for bf16 and imitates it: --amp off is faster")
+    elif asked == "auto":
+        logger.info("multiplying in bf16, for which this processor has a unit; --amp off is float32")
+
+
+def autocast(dtype: torch.dtype, device: torch.device):
+    """Mixed precision of this type, nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
