@@ -43,6 +43,7 @@ def write_config(data: Path, path: Path, task: str, **keys) -> Path:
         "max_epoch": 2,
         "epoch_steps": 4,
         "init_lr": 1e-3,
+        "amp": "off",
     }
     configuration.write(config | keys, path)
     return path

@@ -165,7 +165,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
                 parts = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
                 total = sum(task.loss_weights[name] * loss for name, loss in parts.items())
             skipped = optimization.step(total, step)
-        losses.add(step, parts, skipped, samples)
+        losses.add(step, parts, skipped, samples, optimization.gradients)
         if optimization.steps_after(step):
             progress.step = step + 1
             look_up(run, state, batches)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from madtp.cost.processes import all_gather_objects
 from madtp.method.errors import UserError
+from madtp.run.optimization import Gradients
 from utils import Meters
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Losses:
         allowed: steps without a finite loss and gradient to pass over in a run.
         accum: batches whose gradients make one step.
         scaled: whether losses are scaled for float16. A gradient that overflows is then only a sign to scale less.
+        clipped: whether the norm of the gradient is limited.
 
     Attributes:
         meters: means over the running epoch, of this process.
@@ -34,12 +36,19 @@ class Losses:
         nonfinite: those of them that count against `allowed`.
     """
 
-    def __init__(self, allowed: int, accum: int, scaled: bool):
-        self.allowed, self.accum, self.scaled = allowed, accum, scaled
+    def __init__(self, allowed: int, accum: int, scaled: bool, clipped: bool = False):
+        self.allowed, self.accum, self.scaled, self.clipped = allowed, accum, scaled, clipped
         self.meters, self.skipped, self.nonfinite = Meters(), 0, 0
         self._unread = {}
 
-    def add(self, batch: int, losses: dict[str, Tensor], skipped: Tensor, samples: Tensor) -> None:
+    def add(
+        self,
+        batch: int,
+        losses: dict[str, Tensor],
+        skipped: Tensor,
+        samples: Tensor,
+        gradients: Gradients | None = None,
+    ) -> None:
         """Takes in one batch.
 
         Args:
@@ -47,8 +56,9 @@ class Losses:
             losses: scalars by name, always the same names.
             skipped: 1 if a step has just been passed over, else 0, as a scalar.
             samples: numbers of the batch's samples.
+            gradients: of the last step, to name the one that is not finite.
         """
-        self._unread[batch] = ({name: loss.detach() for name, loss in losses.items()}, skipped, samples)
+        self._unread[batch] = ({name: loss.detach() for name, loss in losses.items()}, skipped, samples, gradients)
 
     def read(self, where: str) -> None:
         """Moves the losses from their device into the meters, in one transfer; all processes call it together.
@@ -61,16 +71,19 @@ class Losses:
         names = list(next(iter(self._unread.values()))[0])
         rows = [
             torch.stack([*(losses[name].double() for name in names), skipped.double()])
-            for losses, skipped, _ in self._unread.values()
+            for losses, skipped, *_ in self._unread.values()
         ]
         broken = []
-        for (batch, (_, _, samples)), row in zip(self._unread.items(), torch.stack(rows).tolist(), strict=True):
+        for (batch, (_, _, samples, gradients)), row in zip(
+            self._unread.items(), torch.stack(rows).tolist(), strict=True
+        ):
             losses, skipped = dict(zip(names, row, strict=False)), bool(row[-1])
             finite = all(map(math.isfinite, row))
             self.meters.update(**losses) if finite else self.meters.update(0, **dict.fromkeys(names, 0.0))
             self.skipped += skipped
             if not finite or skipped and not self.scaled:
-                broken.append((batch // self.accum, finite, batch, losses, samples.tolist()))
+                what = "the loss" if not finite else gradients.fault() if gradients else "the gradient"
+                broken.append((batch // self.accum, finite, batch, losses, samples.tolist(), what))
         self._unread.clear()
         self._judge(broken, where)
 
@@ -81,19 +94,23 @@ class Losses:
             for step, *rest in found:
                 steps.setdefault(step, []).append((*rest[:2], process, *rest[2:]))
         for _, found in sorted(steps.items()):
-            finite, batch, process, losses, samples = min(found, key=lambda one: one[:3])
+            _, batch, process, losses, samples, what = min(found, key=lambda one: one[:3])
             values = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-            what = "the gradient" if finite else "the loss"
             report = (
                 f"{what} is not finite at step {batch} of {where}: {values}; samples {samples} of process {process}"
             )
             self.nonfinite += 1
             if self.nonfinite > self.allowed:
                 raise NonFinite(
-                    f"{report}. The weights are saved as without that step: go on behind it with --resume, and lower "
-                    "init_lr, set --clip_grad or let --skip_nonfinite pass over such steps"
+                    f"{report}. The weights are saved as without that step: go on behind it with --resume, and "
+                    f"{' or '.join(self._ways_out())}"
                 )
             logger.warning("%s; passed over (%d of %d)", report, self.nonfinite, self.allowed)
+
+    def _ways_out(self) -> list[str]:
+        """What may keep losses and gradients finite that is not done yet."""
+        ways = ["lower init_lr", "let --skip_nonfinite pass over such steps"]
+        return ways + ["set --clip_grad"] * (not self.clipped) + ["leave float16: --amp bf16 or off"] * self.scaled
 
     def state_dict(self) -> dict:
         """What a resumed run needs of this process; everything has been read."""

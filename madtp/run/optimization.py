@@ -2,11 +2,32 @@
 
 import math
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from utils import cosine_lr
+
+
+class Gradients(NamedTuple):
+    """What a step was taken by.
+
+    Attributes:
+        names: of the parameters that have a gradient.
+        norms: of their gradients, on the device, in that order.
+    """
+
+    names: list[str]
+    norms: Tensor
+
+    def fault(self) -> str:
+        """Whose gradients are not finite, or the largest where only all together are not; reads them."""
+        faulty = [name for name, fine in zip(self.names, self.norms.isfinite().tolist(), strict=True) if not fine]
+        if not faulty:
+            return f"the norm of the gradient, most of it that of {self.names[int(self.norms.argmax())]},"
+        some = faulty[0] if len(faulty) == 1 else f"{faulty[0]} to {faulty[-1]}"
+        return f"the gradient of {some} ({len(faulty)} of {len(self.names)} parameters)"
 
 
 class Optimization:
@@ -18,11 +39,17 @@ class Optimization:
         dtype: of the mixed precision; float16 scales its losses.
         accum: batches whose gradients make one step.
         batches: of one epoch.
+
+    Attributes:
+        gradients: of the last step.
     """
+
+    gradients: Gradients | None = None
 
     def __init__(self, model: nn.Module, config: dict, dtype: torch.dtype, accum: int, batches: int):
         self.model, self.config, self.accum, self.batches = model, config, accum, batches
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.names, self.parameters = [name.removeprefix("module.") for name, _ in trained], [one for _, one in trained]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config["init_lr"],
@@ -74,8 +101,7 @@ class Optimization:
         if not self.steps_after(batch):
             return torch.zeros((), device=loss.device)
         self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._norm()
         if self.config["clip_grad"] > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config["clip_grad"], norm)
         skipped = (~norm.isfinite()).float()
@@ -84,6 +110,15 @@ class Optimization:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return skipped
+
+    def _norm(self) -> Tensor:
+        """The norm of the whole gradient, as `nn.utils.get_total_norm` has it; keeps that of every part."""
+        given = [
+            (name, one.grad) for name, one in zip(self.names, self.parameters, strict=True) if one.grad is not None
+        ]
+        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in given]))
+        self.gradients = Gradients([name for name, _ in given], norms)
+        return torch.linalg.vector_norm(norms)
 
     def steps_after(self, batch: int) -> bool:
         """Whether the weights move after this batch: it ends a group, or the epoch."""

@@ -151,7 +151,8 @@ def begin(run: Run) -> tuple[Controller, State]:
     if not controller.prunes:
         freeze_alignment(run.model)
     optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)
-    losses = Losses(args.skip_nonfinite, args.accum, scaled=run.dtype == torch.float16)
+    scaled, clipped = run.dtype == torch.float16, run.config["clip_grad"] > 0
+    losses = Losses(args.skip_nonfinite, args.accum, scaled, clipped)
     state = State(run.folder, settings(run.task.name, args, run.config), run.model, optimization, losses)
     state.resume(args.resume, args.resume_anyway)
     announce(run, controller, state.progress)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from madtp.run.losses import Losses, NonFinite
-from madtp.run.optimization import Optimization
+from madtp.run.optimization import Gradients, Optimization
 from madtp.shared.weights import checkpoint
 from tests.processes import run
 from tests.toy import Toy
@@ -104,6 +104,34 @@ def test_a_gradient_that_overflows_counts_but_for_float16():
     assert (losses.skipped, losses.nonfinite) == (1, 0)
     with pytest.raises(NonFinite, match="the loss"):
         collect([(math.nan, 1)], scaled=True)
+
+
+def test_the_whole_norm_is_pytorchs():
+    one = optimization(clip_grad=1e-3)
+    one.model(torch.randn(4, 3)).square().mean().backward()
+    theirs = torch.nn.utils.get_total_norm([parameter.grad for parameter in one.parameters])
+    assert torch.equal(one._norm(), theirs)
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 1.0])
+def test_the_gradient_that_is_not_finite_is_named(clip_grad):
+    one = optimization(clip_grad=clip_grad)
+    losses = Losses(0, 1, scaled=False, clipped=clip_grad > 0)
+    one.model.bias.register_hook(lambda gradient: gradient * math.inf)
+    for batch in range(2):
+        loss = one.model(torch.ones(1, 3)).square().mean()
+        losses.add(batch, {"loss_task": loss}, one.step(loss, batch), torch.arange(1), one.gradients)
+    with pytest.raises(NonFinite, match=r"the gradient of bias \(1 of 2 parameters\) is not finite at step 0") as error:
+        losses.read("epoch 7")
+    assert ("set --clip_grad" in str(error.value)) == (clip_grad == 0)
+
+
+def test_several_gradients_and_none_alone():
+    norms = {"a": 1.0, "b": math.nan, "c": 2.0, "d": math.inf}
+    assert Gradients(list(norms), torch.tensor(list(norms.values()))).fault() == (
+        "the gradient of b to d (2 of 4 parameters)"
+    )
+    assert "most of it that of c," in Gradients(["a", "c"], torch.tensor([1e30, 3e38])).fault()
 
 
 def test_a_group_counts_once():
