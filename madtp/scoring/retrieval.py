@@ -113,7 +113,8 @@ class Retrieval(Task):
             scores = similarity[image, texts] + logits
             predictions.append((image, Judged(texts, scores, for_image[image, texts], for_text[image, texts])))
         everyone = gather_predictions(predictions, len(dataset))
-        return {**self.metrics(everyone, dataset), **summary(pair_meter, text_meter, image_meter)}
+        recalls = {**self.metrics(everyone, dataset), **contrastive(image_features, text_features, dataset)}
+        return {**recalls, **summary(pair_meter, text_meter, image_meter)}
 
     def metrics(self, predictions: list[tuple[int, Judged]], dataset: Dataset) -> dict[str, float]:
         scores = predictions[0][1].scores
@@ -187,6 +188,15 @@ def retrieval_remarks(split: str, dataset: Dataset, config: dict) -> Iterator[st
     for kind, numbers in (("images", dataset.same_images), ("texts", dataset.same_texts)):
         if same := len(numbers) - len(set(numbers)):
             yield f"{same} of {len(numbers)} {kind} repeat others; whichever of them is found, it is right"
+
+
+def contrastive(image: Tensor, text: Tensor, dataset: Dataset) -> dict[str, float]:
+    """Recall by the features alone, before ITM has judged anything: `ita_txt_r1`, ..., `ita_r_mean`.
+
+    It tells the two parts of the model apart, and is what compares with CLIP's.
+    """
+    recalls = metrics.similarity_recall(image.float(), text.float(), matches_of(dataset))
+    return {f"ita_{name}": share for name, share in recalls.items()}
 
 
 def matches_of(dataset: Dataset) -> metrics.Matches:

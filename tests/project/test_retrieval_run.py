@@ -25,7 +25,14 @@ def test_dense_then_evaluated(data, tmp_path):
     assert main(RetrievalCOCO(), [*common(config, tmp_path / "dense"), "--p", "0"]) == 0
     (trained,) = read(tmp_path / "dense" / "log.txt")
     assert trained["percent"] == pytest.approx(100) and trained["temperature"] == 0
-    assert {"train_loss_ita", "train_loss_itm", "test_txt_r1", "test_img_r10"} <= trained.keys()
+    assert {
+        "train_loss_ita",
+        "train_loss_itm",
+        "test_txt_r1",
+        "test_img_r10",
+        "test_ita_txt_r1",
+        "val_ita_r_mean",
+    } <= trained.keys()
     assert "train_loss_sim" not in trained
     flags = ["--evaluate", "--pretrained", str(tmp_path / "dense" / "checkpoint_best.pth")]
     assert main(RetrievalCOCO(), [*common(config, tmp_path / "again"), *flags]) == 0

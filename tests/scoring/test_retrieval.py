@@ -350,3 +350,18 @@ def test_transformers_agrees():
         states, features = ours.encode_image(image)
         close(features @ ours.encode_text(input_ids, mask).T, theirs(input_ids, image, False, mask).itm_score)
         close(ours.match(input_ids, mask, states), theirs(judged, image, True, mask).itm_score)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k_test", [1, 4])
+def test_recall_by_the_features_alone_stands_beside_it(model, k_test):
+    """Whatever is judged, and however: equal to sorting by the inner products of the features."""
+    pictures = Pictures()
+    found = Recorded(k_test).evaluate(model, create_loader(pictures, 7, train=False), 0.0)
+    image = model.encode_image(pictures.pixels)[1]
+    text = model.encode_text(*model.encode_captions(pictures.texts))
+    relevant = torch.arange(7).unsqueeze(1) == torch.tensor(pictures.text_to_image)
+    for name, scores, belongs in (("txt", image @ text.T, relevant), ("img", text @ image.T, relevant.T)):
+        for k in (1, 5, 10):
+            assert found[f"ita_{name}_r{k}"] == pytest.approx(slow_recall(scores, belongs, k))
+    assert found["ita_r_mean"] == pytest.approx((found["ita_txt_r_mean"] + found["ita_img_r_mean"]) / 2)
