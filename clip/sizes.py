@@ -94,6 +94,9 @@ def hidden_sizes(sizes: Sizes, content: Mapping, chosen: Mapping, path: object) 
     stated = {name: value for name, value in content.get("architecture", {}).items() if name in HIDDEN}
     chosen = {name: chosen[name] for name in HIDDEN if chosen.get(name)}
     fine_tuned = not content["model"].keys().isdisjoint(FINE_TUNED)
+    if sizes.vocab_size != VOCABULARY:
+        words = f"{path} has {sizes.vocab_size} words and CLIP's tokenizer {VOCABULARY}"
+        logger.warning("%s: texts that it cuts are others than those that the model was trained with", words)
     found = (OPENAI if fine_tuned else _known(sizes, stated | chosen, path)) | stated | chosen
     for name in sorted(chosen.keys() & stated.keys()):
         if chosen[name] != stated[name]:

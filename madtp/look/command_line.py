@@ -126,6 +126,7 @@ def towers(parser: ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--image", required=True, metavar="FOLDER", help="config.json and weights of a Dinov2Model or a ViTModel")
     flag("--text", required=True, metavar="FOLDER", help="config.json and weights of a BertModel, with its vocabulary")
+    flag("--download", action="store_true", help="fetch them from the hub, where OWNER/NAME is given for a folder")
     flag("--tokenizer", metavar="FOLDER", help="of the text tower, where its own folder has no vocabulary")
     flag("--mean", nargs=3, type=float, help="that the image tower's pixels had; its preprocessor_config.json says it")
     flag("--std", nargs=3, type=float, help="likewise")

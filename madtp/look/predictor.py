@@ -200,7 +200,8 @@ def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
     chosen.config["pretrained"] = checkpoint
-    stored = chosen.adopt(own_size=not config and not any(key.startswith("image_size=") for key in assignments))
+    chosen_size = config or any(key.startswith("image_size=") for key in assignments)
+    stored = chosen.adopt(evaluate=True, own_size=not chosen_size)
     own = None if stored.temperature else chosen.config["keep"]  # a dense model prunes as the configuration says
     chosen.config |= stored.rule(own, chosen.config["shape"], None)
     stored = stored._replace(keep=chosen.config["keep"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.shared.files import prepare_output
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import checkpoint, hub
 from madtp.shared.weights.architecture import MED
 from madtp.shared.weights.towers import Normalisation, image_tower, text_tower
 from models.blip import check_vit
@@ -28,12 +28,15 @@ def run(args: argparse.Namespace) -> None:
     """Reads both towers, then writes the checkpoint and the configurations and says what was done."""
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
-    folder = args.tokenizer or args.text
+    image_folder, text_folder = (hub.folder_of(name, args.download) for name in (args.image, args.text))
+    folder = args.tokenizer or text_folder
     tokenizer = init_tokenizer(folder)
-    image = image_tower(args.image, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None)
-    text = text_tower(args.text, len(tokenizer), tokenizer.cls_token_id)
+    image = image_tower(
+        image_folder, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None
+    )
+    text = text_tower(text_folder, len(tokenizer), tokenizer.cls_token_id)
     if args.tokenizer:
-        check_vocabulary(tokenizer, folder, {"model": text.state}, args.text)
+        check_vocabulary(tokenizer, folder, {"model": text.state}, text_folder)
     out = Path(args.output_dir)
     sizes = {**image.sizes, **text.sizes, "tokenizer": folder, "pretrained": str(out / CHECKPOINT)}
     sizes["sd_dim"] = sizes["med_config"]["hidden_size"]

@@ -104,7 +104,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
     if args.download and is_main():
         task.download(config["pretrained"])
     barrier()  # all wait for what is being downloaded
-    stored = task.adopt()
+    stored = task.adopt(args.evaluate)
     device = torch.device(args.device)
     settle_precision(args, config, device)
     set_seed(args.seed, args.deterministic)

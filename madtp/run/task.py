@@ -13,6 +13,7 @@ from madtp.method.errors import UserError
 from madtp.run.output import progress_bar
 from madtp.shared.weights import architecture, checkpoint, hub
 from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.transformers_models import class_of, task_of
 
 
 class Task(ABC):
@@ -68,18 +69,27 @@ class Task(ABC):
         """How the model of a checkpoint prunes."""
         return Stored.of(self.read(path))
 
-    def adopt(self, own_size: bool = False) -> Stored:
+    def adopt(self, evaluate: bool = False, own_size: bool = False) -> Stored:
         """Takes into the configuration what the checkpoint that it names says of its own architecture.
 
         Args:
+            evaluate: whether its model is used as it is.
             own_size: whether images also get the checkpoint's size, where nobody chose another.
 
         Returns:
             How the model prunes.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or is of a class for another task and cannot be evaluated at this.
         """
         path = self.config["pretrained"]
+        other = task_of(path) if path and evaluate else ""
+        if other and not (self.name.startswith(other) or self.name == "nlvr"):  # whose builder says it of its own
+            raise UserError(
+                f"{path} is a {class_of(path)}, a model of task {other}, and cannot be evaluated at {self.name}"
+            )
         content = self.read(path) if path else {}
-        stated = architecture.of(content) if content else {"image_size": self.fresh_image_size}
+        stated = {"image_size": self.fresh_image_size} | (architecture.of(content) if content else {})
         self.config |= architecture.adopt(self.config, stated, path, own_size)
         return Stored.of(content)
 

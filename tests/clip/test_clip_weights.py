@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 import clip
-from clip.sizes import hidden_sizes, sizes_of
+from clip.sizes import OPENAI, hidden_sizes, sizes_of
 from madtp.method.errors import UserError
 from madtp.shared.weights import architecture, checkpoint
 from madtp.shared.weights.transformers_models import converted
@@ -20,7 +20,8 @@ from tests.shared.weights.theirs import needs_5, saved
 
 CONFIG = {"sd_num": 6, "sd_dim": 40, "queue_size": 8}
 IMAGES = seeded(1, 3, 3, 64, 64)
-IDS = torch.tensor([[57, 3, 9, 20, 59, 0, 0], [57, 11, 59, 0, 0, 0, 0], [57, 4, 5, 6, 7, 8, 59]])
+START, END = 49406, 49407
+IDS = torch.tensor([[START, 3, 9, 20, END, 0, 0], [START, 11, END, 0, 0, 0, 0], [START, 4, 5, 6, 7, 8, END]])
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -85,12 +86,12 @@ def features(model):
     return model.encode_image(IMAGES), model.encode_text(IDS)
 
 
-def open_clip_model(quick_gelu=False, width=160, head_width=80, text=(128, 2), **vision):
+def open_clip_model(quick_gelu=False, width=160, head_width=80, text=(128, 2), words=49408, **vision):
     """A small CLIP of open_clip's own class."""
     theirs = open_clip.CLIP(
         embed_dim=24,
         vision_cfg={"layers": 2, "width": width, "head_width": head_width, "patch_size": 16, "image_size": 64} | vision,
-        text_cfg={"context_length": 7, "vocab_size": 60, "width": text[0], "heads": text[1], "layers": 2},
+        text_cfg={"context_length": 7, "vocab_size": words, "width": text[0], "heads": text[1], "layers": 2},
         quick_gelu=quick_gelu,
     )
     return fill(theirs).eval()
@@ -133,6 +134,14 @@ class TestOpenClip:
         torch.save(open_clip_model(width=width, head_width=width // 2, text=(text, 2)).state_dict(), path)
         with pytest.raises(UserError, match=f"a tower of width 160 cannot have heads of 64; --set {key}= says"):
             ours(path)
+
+    def test_another_vocabulary_is_said(self, path, caplog):
+        torch.save({"model": open_clip_model(True, 128, 64, words=60).state_dict(), "architecture": OPENAI}, path)
+        ours(path)
+        assert warnings_of(caplog) == [
+            f"{path} has 60 words and CLIP's tokenizer 49408: texts that it cuts are others than those that the model "
+            "was trained with"
+        ]
 
     def test_its_own_config_says_it(self, tmp_path, caplog):
         theirs = open_clip_model()

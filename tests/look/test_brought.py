@@ -49,9 +49,17 @@ def test_retrieval_by_blip_and_by_clip(tmp_path, picture, capsys):
     folder = saved(blip(BlipForImageTextRetrieval), tmp_path / "blip", vocabulary=True)
     (record,) = answers(capsys, "--checkpoint", str(folder), "--image", picture, *texts)
     assert set(record["dense"]["scores"]) == {"two cat", "the red circle"}
-    folder = saved(clip(text={"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}), tmp_path / "clip")
+    folder = saved(clip(), tmp_path / "clip")
     (record,) = answers(capsys, "--checkpoint", str(folder), "--image", picture, *texts)
     assert record["dense"]["tokens"]["image"] == [17] * 4
+
+
+@needs_5
+def test_a_class_of_another_task_is_nothing_to_evaluate(tmp_path, picture, capsys):
+    folder = saved(blip(BlipForImageTextRetrieval), tmp_path / "blip", vocabulary=True)
+    assert main(["predict", "--task", "caption", "--checkpoint", str(folder), "--image", picture]) == 2
+    error = capsys.readouterr().err
+    assert "is a BlipForImageTextRetrieval, a model of task retrieval, and cannot be evaluated at caption" in error
 
 
 class TestImageSize:

@@ -83,6 +83,17 @@ def test_mistakes_end_in_one_line_and_write_nothing(tmp_path, flags, capsys, mor
     assert not (tmp_path / "towers").exists()
 
 
+def test_towers_of_the_hub_are_named_where_they_were_fetched_to(tmp_path, flags, capsys, monkeypatch):
+    folders = {"--image": "owner/image", "--text": "owner/text"}
+    fetched = []
+    monkeypatch.setattr("madtp.shared.weights.hub.fetch", lambda name: fetched.append(name) or tmp_path / name[6:])
+    named = [folders.get(before, word) for before, word in zip(["", *flags], flags, strict=False)]
+    assert main(["towers", *named]) == 2
+    assert "pretrained/owner/text" in capsys.readouterr().err and fetched == []
+    assert main(["towers", *named, "--download"]) == 0
+    assert fetched == ["owner/image", "owner/text"]
+
+
 def same_but_cross_attention(left, right):
     pairs = zip(left.named_parameters(), right.parameters(), strict=True)
     assert all(own.equal(other) for (name, own), other in pairs if "crossattention" not in name)

@@ -190,6 +190,13 @@ class TestFolders:
         with pytest.raises(UserError, match="holds an adapter of PEFT and no model: merge it"):
             ours(blip_decoder, tmp_path)
 
+    def test_weights_that_are_no_weights_any_more(self, tmp_path):
+        folder = saved(blip(BlipForConditionalGeneration), tmp_path)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_8bit": True}}))
+        with pytest.raises(UserError, match="holds quantized weights; take those that they were made of"):
+            ours(blip_decoder, folder)
+
 
 class TestNLVR2:
     def test_there_is_none_to_evaluate(self, tmp_path):

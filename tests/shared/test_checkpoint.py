@@ -197,6 +197,19 @@ class TestLoad:
         with pytest.raises(UserError, match=r"model.pth does not fit .*: 1 \(cls_head.bias is missing\)"):
             checkpoint.load(Tower(), path)
 
+    def test_quantized_weights_do_not_become_real_numbers(self, path):
+        state = Tower().state_dict()
+        torch.save({**state, "cls_head.weight": torch.ones(2, 8, dtype=torch.int8)}, path)
+        with pytest.raises(UserError, match="cls_head.weight is torch.int8 in the file and torch.float32 in the model"):
+            checkpoint.load(Tower(), path)
+
+    def test_an_adapter_that_is_not_merged(self, path):
+        torch.save({**Tower().state_dict(), "cls_head.lora_A.default.weight": torch.ones(2, 8)}, path)
+        with pytest.raises(
+            UserError, match=r"has an adapter beside its weights \(cls_head.lora_A.default.weight\): merge"
+        ):
+            checkpoint.load(Tower(), path)
+
     def test_another_model_altogether(self, path):
         torch.save(nn.Conv2d(3, 4, 2).state_dict(), path)
         with pytest.raises(UserError, match=r"nothing of this model: it holds 2 \(weight, bias\); .*space_dict"):

@@ -114,6 +114,10 @@ def read(path: str | Path) -> dict:
     else:
         entries, notes = unwrapped(read_file(place), path)
     _check(place, entries)
+    if adapter := next((name for name in entries["model"] if ".lora_" in name), None):
+        raise UserError(
+            f"{path} has an adapter beside its weights ({adapter}): merge it (merge_and_unload), save again"
+        )
     folder = place if place.is_dir() else place.parent
     if transformers_models.is_theirs(entries["model"]):
         entries = transformers_models.converted(entries["model"], folder)
@@ -208,7 +212,7 @@ def fit(
     own = model.state_dict(keep_vars=True)
     if own.keys().isdisjoint(state):
         raise UserError(f"{path} has nothing of this model: it holds {_first(state)}; the model wants {_first(own)}")
-    loaded = [key for key in own if key in state and state[key].shape == own[key].shape]
+    loaded = [key for key in own if key in state and _fits(state[key], own[key])]
     filled = {id(own[key]) for key in loaded}  # a tied weight stands in a file under one of its names, or under all
     missing = [key for key in own if id(own[key]) not in filled]
     unexpected = [key for key in state if key not in own]
@@ -230,9 +234,16 @@ def fit(
     return report
 
 
+def _fits(value: Tensor, own: Tensor) -> bool:
+    """Whether a value may become a weight: of its shape, and no integer (a quantized one, say) for a real number."""
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
 def _fault(key: str, own: StateDict, state: StateDict) -> str:
     if key not in state:
         return f"{key} is missing"
+    if state[key].shape == own[key].shape:
+        return f"{key} is {state[key].dtype} in the file and {own[key].dtype} in the model"
     return f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
 
 

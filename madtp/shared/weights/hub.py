@@ -37,6 +37,13 @@ def place_of(name: str | Path) -> Path:
     return Path(FOLDER) / name
 
 
+def folder_of(name: str, download: bool) -> str:
+    """A folder, or the one of a repository's name, fetched if that is asked for."""
+    if Path(name).exists() or not is_name(name):
+        return name
+    return str(fetch(name) if download else place_of(name))
+
+
 def fetch(name: str) -> Path:
     """Fetches the JSON files and the weights of a repository that are not there yet, and returns the folder.
 

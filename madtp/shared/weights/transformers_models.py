@@ -76,6 +76,8 @@ def converted(state: dict[str, Tensor], folder: Path) -> dict:
             "tells; put it beside the weights"
         )
     check_kind(folder)
+    if "quantization_config" in read_config(folder):
+        raise UserError(f"{folder} holds quantized weights; take those that they were made of")
     config = read_sizes(folder, MODELS)
     return (_blip if config.model_type == "blip" else _clip)(state, config, folder)
 

@@ -61,9 +61,9 @@ WORDS, DEC, SEP = 202, 200, 23  # of the golden tokenizer with [DEC] and [ENC]
 BLIP_TEXT = TEXT | {"vocab_size": WORDS, "bos_token_id": DEC, "sep_token_id": SEP, "pad_token_id": 0}
 BLIP_VISION = VISION | {"patch_size": 16, "image_size": 64, "intermediate_size": 96, "layer_norm_eps": 1e-4}
 CLIP_TEXT = TEXT | {
-    "vocab_size": 60,
-    "bos_token_id": 57,
-    "eos_token_id": 59,
+    "vocab_size": 49408,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
     "num_attention_heads": 3,
     "hidden_size": 60,
 }
