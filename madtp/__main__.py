@@ -15,6 +15,7 @@ from madtp.method.errors import UserError
 from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
+WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # other names may stand for folders, or be those of published models
 INSTALLED = ("madtp.method.", "madtp.cost.", "madtp.shared.")  # what does without the rest
 
 
@@ -134,6 +135,7 @@ def perform(name: str, words: Sequence[str]) -> int:
     if command.flags:
         resolve_name(command.flags)(parser)
     args = parser.parse_args(words)
+    refuse_missing(getattr(args, "checkpoint", ()))
     try:
         return resolve_name(command.run)(args) or 0
     except ModuleNotFoundError as error:
@@ -142,6 +144,13 @@ def perform(name: str, words: Sequence[str]) -> int:
             raise
         missing = f"{name} needs the package {package}, which is not installed"
         raise UserError(f"{missing}: python -m pip install -r {CLONE / 'requirements.txt'}") from error
+
+
+def refuse_missing(checkpoints: str | Sequence[str]) -> None:
+    """Raises a UserError about a file of weights that is not there, before anything slow is imported to read it."""
+    for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
+        if path.endswith(WEIGHTS) and not Path(path).exists():
+            raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --checkpoint names another")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,20 @@ def test_an_error_of_the_user_is_one_line_and_its_status_is_passed_on(monkeypatc
     assert main(["seven"]) == 7
 
 
+@pytest.mark.parametrize("command", ["predict", "visualize", "app"])
+def test_a_missing_checkpoint_is_answered_at_once_and_alone(command):
+    words = [command, "--checkpoint", "no/such.pth", *(["--image", "a.jpg"] if command == "predict" else [])]
+    code = f"""
+import sys
+from madtp.__main__ import main
+assert main({words}) == 2
+assert {{*{SLOW}}}.isdisjoint(sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout == "" and said.stderr.count("\n") == 1
+    assert said.stderr.startswith("error: no/such.pth: no such checkpoint; ")
+
+
 def test_a_missing_package_is_one_line_and_a_missing_part_of_ours_is_not(monkeypatch, capsys):
     for name, module in {"theirs": "no_such_package.part", "ours": "models.no_such_part"}.items():
         monkeypatch.setitem(COMMANDS, name, Command("imports it", f"{module}:run"))
