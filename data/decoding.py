@@ -77,7 +77,7 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
             if image.width * image.height > MOST_PIXELS:
                 raise UnfitImage(f"it has {image.width} x {image.height} pixels, {TOO_MANY}")
             image.load()
-            return as_rgb(image if is_published(path.as_posix()) else upright(image))
+            return image.convert("RGB") if is_published(path.as_posix()) else as_rgb(upright(image))
     except (FileNotFoundError, UnfitImage):
         raise
     except Image.DecompressionBombError as error:

@@ -59,6 +59,12 @@ def test_published_pictures_are_decoded_as_they_are_stored(tmp_path, name):
     assert decode_image(save(own, scene(), 6)).size == (64, 96)
 
 
+def test_published_pictures_of_16_bits_stay_what_they_were(tmp_path):
+    """White, where anything is above a 256th: so they were when the published numbers were taken."""
+    Image.fromarray(np.full((4, 4), 5000, np.uint16)).save(tmp_path / "dev-850-0-img0.png")
+    assert decode_image(tmp_path / "dev-850-0-img0.png").getpixel((0, 0)) == (255, 255, 255)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_an_orientation_that_is_none_is_ignored(tmp_path, orientation):
     assert decode_image(save(tmp_path / "p.jpg", scene(), orientation)).size == (96, 64)
