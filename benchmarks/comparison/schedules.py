@@ -5,6 +5,7 @@ Every one is a function `(layer, amount) -> share`, layers counted from 0; an am
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -54,11 +55,15 @@ class Steps:
         schedule: its amount is the knob.
         tokens: N of the first layer.
         layer: the layer that prunes next.
+        prefix: tokens in front that always stay: the class token.
+        class_token: that there is one.
     """
 
     schedule: Schedule
     tokens: int
     layer: int = 0
+    prefix: ClassVar[int] = 1
+    class_token: ClassVar[bool] = True
 
     def left(self, amount: float) -> int:
         """How many of the N tokens this layer leaves, 1 at least; what is rounded off is made up for in later ones."""

@@ -112,12 +112,13 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
 @needs_5
 @pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
 def test_a_cell_costs_what_was_asked_for_and_holds_numbers_alone(small, task):
-    arguments = ["--task", task, "--p", "0.1", "--rules", "tome", "important", "--schedules", "even", "searched"]
+    arguments = ["--task", task, "--p", "0.1", "--rules", "tome", "important", "coverage"]
+    arguments += ["--schedules", "even", "searched"]
     assert small.run(*arguments) == 0
     found = lines(small, f"photos_{task}")
     dense = found[f"{task}-val-dense"]
     assert dense["percent"] == 100 and dense["tokens"] == [26] * 3 and len(dense["photos"]) == 6
-    for name in ("tome-even", "important-searched"):
+    for name in ("tome-even", "important-searched", "coverage-even"):
         cell = found[f"{task}-val-{name}-0.1"]
         assert cell["percent"] == pytest.approx(90, abs=3) and cell["image_percent"] < 100
         assert cell["rates"].keys() == {"1", "32"} and np.isfinite(cell["photos"]).all()
