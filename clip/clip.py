@@ -27,6 +27,8 @@ from transform.pictures import MEAN, STD
 
 # Fidelity: OpenAI's archives hold these numbers among the weights; the sizes come from the weights themselves.
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+LONG_POSITIONS = "positional_embedding_res"
+KEPT_POSITIONS = 20  # that are CLIP's in a Long-CLIP, arXiv 2403.15378
 
 
 def load(
@@ -66,7 +68,7 @@ def load(
         rule_of(config, sizes.vision_layers),
     )
     if content:
-        convert = (without_archive_numbers, checkpoint.resize_positions, complete_momentum)
+        convert = (without_archive_numbers, with_long_positions, checkpoint.resize_positions, complete_momentum)
         checkpoint.fit(model, content, path, evaluate=evaluate, convert=convert)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), preprocess(sizes.image_resolution)
@@ -126,6 +128,15 @@ def at_resolution(sizes: Sizes, image_size: int, path: object, evaluate: bool) -
 def without_archive_numbers(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Leaves out what is no weight."""
     return {key: value for key, value in state.items() if key not in ARCHIVE_NUMBERS}
+
+
+def with_long_positions(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Joins the two tables of positions of a Long-CLIP: the first are CLIP's, the others were stretched and learned."""
+    if LONG_POSITIONS not in state:
+        return state
+    both = torch.cat([state["positional_embedding"][:KEPT_POSITIONS], state[LONG_POSITIONS][KEPT_POSITIONS:]])
+    others = {key: value for key, value in state.items() if key != LONG_POSITIONS}
+    return others | {"positional_embedding": both}
 
 
 def preprocess(image_size: int) -> transforms.Compose:

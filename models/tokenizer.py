@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import BertTokenizer, BertTokenizerFast
 
 from madtp.method.errors import UserError
+from madtp.shared.files import FETCH, is_pointer
 
 FILES = {"vocab.txt": BertTokenizer, "tokenizer.json": BertTokenizerFast}
 NEEDED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -40,14 +41,16 @@ def init_tokenizer(folder: str) -> BertTokenizer:
     Raises:
         UserError: neither is there, or it is no vocabulary of a BERT.
     """
-    kind = next((kind for file, kind in FILES.items() if (Path(folder) / file).is_file()), None)
-    if kind is None:
+    file = next((file for file in FILES if (Path(folder) / file).is_file()), None)
+    if file is None:
         raise UserError(
             f"tokenizer: no vocab.txt in {folder}, and no tokenizer.json; put the files of bert-base-uncased there or "
             "point the key `tokenizer` to a folder that has them"
         )
+    if is_pointer(Path(folder) / file):
+        raise UserError(f"tokenizer: {Path(folder) / file} is {FETCH}")
     try:
-        tokenizer = kind.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = FILES[file].from_pretrained(str(folder), local_files_only=True)
         if missing := [token for token in NEEDED if token not in words_of(folder)]:
             raise ValueError(f"its vocabulary lacks {' '.join(missing)}")
     except Exception as error:  # the tokenizer's own library raises no type in particular

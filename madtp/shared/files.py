@@ -10,6 +10,9 @@ from pathlib import Path
 
 from madtp.method.errors import UserError
 
+POINTER = b"version https://git-lfs"  # the beginning of a file that stands for one that Git LFS was to fetch
+FETCH = "a pointer of Git LFS: run `git lfs pull` in its folder"
+
 
 @contextmanager
 def whole_file(path: str | Path, size: int = 0):
@@ -49,11 +52,29 @@ def read_json(path: str | Path, way_out: str) -> object:
     Raises:
         UserError: no such file, or no JSON in it; the message ends with `way_out`.
     """
+    content = b""
     try:
-        return json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"not JSON: {error}"
+        reason = getattr(error, "strerror", None) or _why_no_json(content, error)
         raise UserError(f"{path}: {reason}; {way_out}") from error
+
+
+def _why_no_json(content: bytes, error: Exception) -> str:
+    if content.startswith(POINTER):
+        return f"no JSON but {FETCH}"
+    if not content.strip():
+        return "nothing in it"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no text in UTF-8 (byte {error.start} is of another encoding), save it as such"
+    return f"not JSON: {error}"
+
+
+def is_pointer(path: str | Path) -> bool:
+    """Whether a file stands for one that Git LFS was to fetch."""
+    with open(path, "rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def write_atomic(path: str | Path, text: str) -> None:

@@ -119,6 +119,16 @@ class TestOpenClip:
         self.assert_same(ours(path, **chosen), theirs)
         assert warnings_of(caplog) == []
 
+    def test_the_two_tables_of_positions_of_a_long_clip(self, path, monkeypatch):
+        """20 of them are CLIP's, the others lie in a table of their own; here 3 of 7."""
+        monkeypatch.setattr("clip.clip.KEPT_POSITIONS", 3)
+        theirs = open_clip_model(quick_gelu=True, width=128, head_width=64)
+        state, positions = theirs.state_dict(), theirs.positional_embedding.detach()
+        first, others = positions.clone(), positions.clone()
+        first[3:], others[:3] = 9.0, 9.0
+        torch.save(state | {"positional_embedding": first, "positional_embedding_res": others}, path)
+        self.assert_same(ours(path), theirs)
+
     def test_what_is_assumed_is_said(self, path, caplog):
         theirs = open_clip_model(quick_gelu=True, width=128, head_width=64)
         torch.save(theirs.state_dict(), path)

@@ -46,6 +46,11 @@ class TestFiles:
         ):
             init_tokenizer(str(tmp_path))
 
+    def test_a_vocabulary_that_git_lfs_did_not_fetch(self, tmp_path):
+        (tmp_path / "vocab.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 231508\n")
+        with pytest.raises(UserError, match=f"{tmp_path}/vocab.txt is a pointer of Git LFS: run `git lfs pull`"):
+            init_tokenizer(str(tmp_path))
+
     def test_a_tokenizer_of_another_kind(self, tmp_path):
         """A byte-pair tokenizer has no [CLS]."""
         model = {"type": "BPE", "vocab": {"<s>": 0, "a": 1}, "merges": []}

@@ -33,6 +33,8 @@ Convert = Callable[[StateDict, nn.Module], StateDict]
 # What no dense checkpoint holds: the alignment guidance, drawn anew; and buffers that are the same in every model.
 EXPECTED_MISSING = ("space_dict", "query_model", "position_ids")
 
+LAYER = re.compile(r".*\.\d+\.")
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -133,6 +135,9 @@ def read(path: str | Path) -> dict:
 
 def _check(path: Path, entries: dict) -> None:
     """Refuses what no model can be or be pruned by, and makes the temperature a plain number."""
+    if empty := next((name for name, value in entries["model"].items() if not value.numel()), None):
+        elsewhere = "its weights are in pieces elsewhere, as with DeepSpeed's ZeRO-3: zero_to_fp32.py joins them"
+        raise UserError(f"{path}: {empty} is empty, {elsewhere}")
     entries[ENTRY] = checked(entries.get(ENTRY, {}), path)
     temperature = entries.get("temperature", 0.0)
     try:
@@ -231,6 +236,8 @@ def fit(
     report = LoadReport(loaded, missing, unexpected, others)
     if is_main():
         logger.info(", ".join([_summary(path, report, model), *content.get("notes", ())]))
+        if evaluate and (odd := _odd(unexpected, own)):
+            logger.warning("%s has in its layers what this model's have not, so this is another one: %s", path, odd)
     return report
 
 
@@ -245,6 +252,12 @@ def _fault(key: str, own: StateDict, state: StateDict) -> str:
     if state[key].shape == own[key].shape:
         return f"{key} is {state[key].dtype} in the file and {own[key].dtype} in the model"
     return f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
+
+
+def _odd(unexpected: Iterable[str], own: Iterable[str]) -> str:
+    """The first weight without a place in a layer that the model has as well; nothing where there is none."""
+    layers = {found[0] for key in own if (found := LAYER.match(key))}
+    return next((key for key in unexpected if (found := LAYER.match(key)) and found[0] in layers), "")
 
 
 def _first(names: Iterable[str], number: int | None = None, most: int = 3) -> str:

@@ -56,8 +56,21 @@ def _inside(folder: Path) -> Path:
         way_out = "merge it into its model (merge_and_unload) and save that"
         raise UserError(f"{folder} holds an adapter of PEFT and no model: {way_out}")
     if not own:
-        raise UserError(f"{folder} is a folder without {RUN[0]} or {CONFIG}: name the checkpoint file in it")
+        way_out = f"name {' or '.join(inner)}" if (inner := _deeper(folder)) else "name the checkpoint file in it"
+        raise UserError(f"{folder} is a folder without {RUN[0]} or {CONFIG}: {way_out}")
     return folder
+
+
+def _deeper(folder: Path, most: int = 3) -> list[str]:
+    """Some of what may be meant: models and weights up to two levels down, where caches and trainers put them."""
+    found = {
+        path.parent if path.name in (CONFIG, *WHOLE, *RUN) else path
+        for pattern in ("*", "*/*", "*/*/*")
+        for path in sorted(folder.glob(pattern))
+        if path.name == CONFIG or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+    }
+    models = [path for path in found if (path / CONFIG).is_file() or (path / RUN[0]).is_file()]
+    return sorted(map(str, models or found))[:most]
 
 
 def read_config(folder: str | Path) -> dict:

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from madtp.method.errors import UserError
-
-POINTER = b"version https://git-lfs"
+from madtp.shared.files import FETCH, is_pointer
 
 
 def read_file(path: str | Path) -> object:
@@ -21,15 +20,14 @@ def read_file(path: str | Path) -> object:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
     try:
-        with open(path, "rb") as file:
-            fetched = file.read(len(POINTER)) != POINTER
+        fetched = not is_pointer(path)
         if fetched and path.suffix == ".safetensors":
             return _safetensors(path)
         if fetched:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # there is no telling what is raised over broken bytes
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
-    raise UserError(f"{path} is a pointer of Git LFS and no weights: run `git lfs pull` in its folder")
+    raise UserError(f"{path} holds no weights, it is {FETCH}")
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:

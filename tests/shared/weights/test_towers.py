@@ -207,7 +207,7 @@ class TestFolders:
         (tmp_path / "model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         )
-        with pytest.raises(UserError, match="is a pointer of Git LFS and no weights: run `git lfs pull`"):
+        with pytest.raises(UserError, match="holds no weights, it is a pointer of Git LFS: run `git lfs pull`"):
             image_tower(tmp_path, OURS)
 
     def test_a_part_is_missing_or_damaged(self, tmp_path):

@@ -41,6 +41,8 @@ WRAPPED = {
     "net": lambda state: {"net": state},
     "Lightning": lambda state: {"state_dict": behind(state, "model."), "global_step": 7},
     "open_clip": lambda state: {"epoch": 3, "name": "mine", "state_dict": behind(state, "module.")},
+    "a class of one's own": lambda state: {"state_dict": behind(state, "net.blip.")},
+    "an entry of one's own": lambda state: {"weights": state, "epoch": 3, "optimizer": {"state": {}}},
     "nested": lambda state: {"model": {"state_dict": behind(state, "net.module.")}, "epoch": 3},
 }
 
@@ -74,6 +76,45 @@ def test_what_was_taken_off_is_named():
 def test_a_part_called_model_stays_unless_all_lie_in_it():
     state = {"model.weight": torch.ones(1), "head.bias": torch.ones(1)}
     assert bare(state) == (state, [])
+
+
+class TestAClassAround:
+    """Names of a real model: its image tower tells where the model begins, whatever else stands beside it."""
+
+    OWN = {"visual_encoder.patch_embed.proj.weight": torch.ones(2), "text_encoder.weight": torch.ones(3)}
+
+    def test_a_loss_beside_the_model_is_left(self, tmp_path, caplog):
+        state = behind(self.OWN, "model.blip.") | {"loss.weight": torch.ones(1)}
+        content = self.read(tmp_path, {"state_dict": state})
+        assert content["model"].keys() == self.OWN.keys()
+        assert "names without model.blip." in content["notes"]
+        assert "left 1 others beside it, like loss.weight" in content["notes"]
+
+    def test_momentum_beside_the_model_stays(self, tmp_path):
+        state = self.OWN | {"visual_encoder_m.patch_embed.proj.weight": torch.ones(2)}
+        assert self.read(tmp_path, state)["model"].keys() == state.keys()
+
+    def test_of_two_models_none_is_chosen(self, tmp_path):
+        state = behind(self.OWN, "model.") | behind(self.OWN, "ema.")
+        with pytest.raises(UserError, match="holds several models, ema. and model.; save the one that is meant"):
+            self.read(tmp_path, state)
+        with pytest.raises(UserError, match="holds several models, params and params_ema; save the one that is meant"):
+            self.read(tmp_path, {"params": self.OWN, "params_ema": self.OWN})
+
+    def test_a_text_tower_alone_keeps_its_name(self, tmp_path):
+        state = {"text_encoder.weight": torch.ones(2), "text_encoder.bias": torch.ones(2)}
+        assert self.read(tmp_path, state)["model"].keys() == state.keys()
+
+    def read(self, folder, content):
+        torch.save(content, folder / "model.pth")
+        return checkpoint.read(folder / "model.pth")
+
+
+def test_weights_that_processes_keep_in_pieces(tmp_path):
+    """DeepSpeed's ZeRO-3 writes names with nothing behind them, and the pieces beside."""
+    torch.save({"module": {"weight": torch.empty(0)}, "param_shapes": [{}]}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="model.pt: weight is empty, its weights are in pieces .*: zero_to_fp32.py"):
+        checkpoint.read(tmp_path / "model.pt")
 
 
 def test_one_weight_twice(tmp_path):
@@ -117,3 +158,21 @@ class TestRunFolder:
             UserError, match="is a folder without checkpoint_best.pth or config.json: name the checkpoint"
         ):
             checkpoint.read(tmp_path)
+
+    @pytest.mark.parametrize(
+        "files, named",
+        [
+            (["checkpoint-500/config.json", "checkpoint-500/model.safetensors"], ["checkpoint-500"]),
+            (["snapshots/0a1b/config.json", "blobs/7c.safetensors"], ["snapshots/0a1b"]),
+            (["global_step7/mp_rank_00_model_states.pt"], ["global_step7/mp_rank_00_model_states.pt"]),
+            (["a/checkpoint_best.pth", "b/checkpoint_best.pth", "b/log.txt"], ["a", "b"]),
+        ],
+        ids=["trainer", "cache of the hub", "DeepSpeed", "several runs"],
+    )
+    def test_what_lies_deeper_is_named(self, tmp_path, files, named):
+        for file in files:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        with pytest.raises(UserError) as error:
+            checkpoint.read(tmp_path)
+        assert str(error.value).endswith(f": name {' or '.join(str(tmp_path / name) for name in named)}")
