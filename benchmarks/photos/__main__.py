@@ -3,6 +3,7 @@
     python -m benchmarks.photos --prepare --captions dataset_flickr8k.json --questions qa.894.raw.train.txt ...
     python -m benchmarks.photos --dense retrieval
     python -m benchmarks.photos --task retrieval
+    python -m benchmarks.photos --task retrieval --finetuned
     python -m benchmarks.photos --report
 
 Every cell (the dense model; a rule by a schedule at a cost) is run once and adds a line to the results. What was
@@ -19,10 +20,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
-from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan
+from benchmarks.photos import tuning
+from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
 from benchmarks.photos.prepare import prepare
 from benchmarks.photos.report import write_report
+from benchmarks.photos.results import best_schedule
 from benchmarks.photos.running import Bench, needs
 from benchmarks.photos.world import TASKS, Places
 from utils import UserError
@@ -30,8 +33,15 @@ from utils import UserError
 logger = logging.getLogger("photos")
 
 
-def work(cells: list[Cell], bench: Bench, file: Path, minutes: float, told: dict) -> int:
+def work(cells: list[Cell], bench: Bench, files: list[Path], minutes: float, told: dict) -> int:
     """Runs what is not finished, until the time is up.
+
+    Args:
+        cells: in their order.
+        bench: what runs them.
+        files: of results; lines are added to the first, and the others are read where a cell needs them.
+        minutes: after which none begins.
+        told: what else there is to say of every cell.
 
     Returns:
         How many cells are left.
@@ -41,16 +51,17 @@ def work(cells: list[Cell], bench: Bench, file: Path, minutes: float, told: dict
         if time.perf_counter() - started > 60 * minutes:
             break
         with claimed(bench.places.output / "locks" / cell.name) as ours:
-            known = read_lines([file])
+            known = read_lines(files)
             if not ours or cell.name in known or (cell.earlier and cell.earlier.name not in known):
                 continue
             began = time.perf_counter()
-            found = bench.run(cell, known)
+            found = tuning.run(bench, cell, known) if cell.trained else bench.run(cell, known)
             record = {"name": cell.name, "task": cell.task, "split": cell.split, "rule": cell.rule}
-            record |= {"schedule": cell.schedule, "p": cell.p, **found, **told, "command": cell.command}
-            add_line(file, record | {"seconds": time.perf_counter() - began})
+            record |= {"schedule": cell.schedule, "p": cell.p, "seed": cell.seed, **found, **told}
+            record |= {"command": cell.command}
+            add_line(files[0], record | {"seconds": time.perf_counter() - began})
             logger.info("%s took %.0f s", cell.name, time.perf_counter() - began)
-    return len([cell for cell in cells if cell.name not in read_lines([file])])
+    return len([cell for cell in cells if cell.name not in read_lines(files)])
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -64,6 +75,9 @@ def command_line() -> argparse.ArgumentParser:
     flag("--blind", action="store_true", help="with --dense and --task: the same model that never sees a photo")
     flag("--epochs", type=int, default=0, help="with --dense: instead of the recipe's")
     flag("--task", choices=TASKS, help="run its cells")
+    flag("--finetuned", action="store_true", help="with --task: models fine-tuned under the rules instead")
+    flag("--steps", type=int, default=150, help="with --finetuned: of training")
+    flag("--seeds", nargs="+", type=int, default=[1], help="with --finetuned: of the order of the photos")
     flag("--rules", nargs="+", default=[], help="some alone; dense is always there")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
@@ -85,13 +99,29 @@ def run_cells(args: argparse.Namespace, places: Places) -> int:
     split = "test" if args.final else args.split
     needs(places, args.task, args.blind)
     bench = Bench(places, args.task, split, dtype_of(args), args.photos, args.blind)
-    cells = plan(args.task, split, args.rules, args.schedules, args.p)
+    cells, files = cells_of(args, split), [results_file(args, args.finetuned, args.final)]
+    if args.finetuned:
+        files.append(results_file(args, False, args.final))
+    return work(cells, bench, files, args.minutes, {"precision": args.amp if args.amp != "off" else "float32"})
+
+
+def cells_of(args: argparse.Namespace, split: str) -> list[Cell]:
+    """What is asked for."""
     if args.blind:
-        cells = [Cell(args.task, split, "blind")]
-    elif args.rules == ["dense"]:
-        cells = cells[:1]
-    file = places.results / f"photos_{args.task}{'_final' if args.final else ''}.jsonl"
-    return work(cells, bench, file, args.minutes, {"precision": args.amp if args.amp != "off" else "float32"})
+        return [Cell(args.task, split, "blind")]
+    if args.finetuned:
+        known = read_lines([results_file(args, False, False)])
+        return tuned_plan(
+            *(args.task, split, args.steps, args.seeds, lambda rule, p: best_schedule(known, args.task, rule, p)),
+            *(args.rules, args.schedules, args.p),
+        )
+    cells = plan(args.task, split, args.rules, args.schedules, args.p)
+    return cells[:1] if args.rules == ["dense"] else cells
+
+
+def results_file(args: argparse.Namespace, tuned: bool, final: bool) -> Path:
+    """Where the lines of a task are."""
+    return args.results / f"photos_{args.task}{'_tuned' * tuned}{'_final' * final}.jsonl"
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:

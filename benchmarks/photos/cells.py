@@ -1,8 +1,9 @@
 """The cells: which rule by which schedule at which cost, on which split; and in which order they are run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import ClassVar
 
 from benchmarks.comparison.merging import IMPORTANT, RANDOM, TOME, Merger, pitome
 from benchmarks.comparison.methods import METHODS, Method
@@ -10,7 +11,9 @@ from benchmarks.comparison.methods import METHODS, Method
 RATIOS = (0.5, 0.3, 0.7, 0.8)
 SCHEDULES = ("even", "geometric", "front", "madtp", "searched")  # the last two come from a MADTP cell and a search
 REFERENCE = "image"  # MADTP on images alone, kept by `batch`
+TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
+TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 TITLES = {
     "coverage": "coverage",
     "tome": "ToMe",
@@ -19,11 +22,14 @@ TITLES = {
     "random": "random, absorbed",
 }
 OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
+GUIDED = [f"{TAUGHT}{rule}" for rule in OWN[:2]]
 
 
 def title_of(rule: str) -> str:
     """A rule for readers."""
-    return (TITLES | OWN_TITLES)[rule]
+    if rule.startswith(TAUGHT):
+        return f"{title_of(rule.removeprefix(TAUGHT))}, learnable tokens trained"
+    return ({"dense": "dense", "blind": "blind"} | TITLES | OWN_TITLES)[rule]
 
 
 def mergers(depth: int) -> dict[str, Merger]:
@@ -40,6 +46,7 @@ class Cell:
     rule: str = "dense"
     schedule: str = ""
     p: float = 0.0
+    seed: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
@@ -50,13 +57,26 @@ class Cell:
     @property
     def method(self) -> Method | None:
         """What it is, for rules that have a schedule of their own."""
-        return METHODS.get(self.rule)
+        return METHODS.get(self.rule.removeprefix(TAUGHT))
+
+    @property
+    def guided(self) -> bool:
+        """Whether it aligns with MADTP's learnable tokens, and learns by the similarity loss."""
+        return not self.schedule and self.method is not None and self.method.similarity
+
+    @property
+    def trained(self) -> bool:
+        """Whether something is trained before it is scored."""
+        return self.rule.startswith(TAUGHT)
+
+    @property
+    def weights(self) -> str:
+        """Names what is trained, whatever it is scored on."""
+        return self.name.replace(f"-{self.split}", "", 1)
 
     @property
     def title(self) -> str:
         """For readers."""
-        if self.rule in ("dense", "blind"):
-            return self.rule
         name = title_of(self.rule)
         return f"{name}, {self.schedule}" if self.schedule else name
 
@@ -75,6 +95,35 @@ class Cell:
         """The cell that has to be known first."""
         return Cell(self.task, self.split, REFERENCE, "", self.p) if self.schedule == "madtp" else None
 
+    def on(self, split: str) -> "Cell":
+        """The same on another split."""
+        return replace(self, split=split)
+
+
+@dataclass(frozen=True)
+class Tuned(Cell):
+    """A model that is fine-tuned, image tower included, by a rule that is in place from the first step."""
+
+    seed: int = 1
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{super().name}-tuned-{self.steps}-{self.seed}"
+
+    @property
+    def trained(self) -> bool:
+        return True
+
+    @property
+    def untuned(self) -> Cell:
+        """The same without training."""
+        return Cell(self.task, self.split, self.rule, self.schedule, self.p)
+
+    @property
+    def command(self) -> str:
+        return f"{self.untuned.command} --finetuned --steps {self.steps} --seeds {self.seed}"
+
 
 def plan(
     task: str,
@@ -86,9 +135,40 @@ def plan(
     """The cells of a task in the order in which they are run, a cost at a time, those that others need first."""
     cells = [Cell(task, split)]
     for p in ratios or RATIOS:
-        cells += [Cell(task, split, rule, "", p) for rule in OWN if not rules or rule in rules]
+        cells += [Cell(task, split, rule, "", p) for rule in (*OWN, *GUIDED) if not rules or rule in rules]
         merging = [rule for rule in TITLES if not rules or rule in rules]
         for schedule, rule in product(schedules or SCHEDULES, merging):
             cell = Cell(task, split, rule, schedule, p)
             cells += [cell.earlier, cell] if cell.earlier else [cell]
     return list(dict.fromkeys(cells))
+
+
+def tuned_plan(
+    task: str,
+    split: str,
+    steps: int,
+    seeds: Sequence[int],
+    best: Callable[[str, float], str],
+    rules: Sequence[str] = (),
+    schedules: Sequence[str] = (),
+    ratios: Sequence[float] = (),
+) -> list[Cell]:
+    """What is fine-tuned, seed by seed: the dense model, and a cost at a time MADTP, its rivals and coverage.
+
+    Args:
+        task: one of the tasks.
+        split: what is scored.
+        steps: of training.
+        seeds: of the order of the photos.
+        best: the schedule of a rule and a cost, where none is named.
+        rules: some alone.
+        schedules: instead of the best one.
+        ratios: instead of `TUNED_RATIOS`.
+    """
+    cells = []
+    for seed in seeds:
+        cells.append(Tuned(task, split, seed=seed, steps=steps))
+        for p, rule in product(ratios or TUNED_RATIOS, rules or TUNED):
+            shapes = [""] if rule in OWN else (schedules or [best(rule, p)]) if rule in TITLES else []
+            cells += [Tuned(task, split, rule, shape, p, seed, steps) for shape in shapes]
+    return cells

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
-from benchmarks.photos.cells import REFERENCE, Cell
+from benchmarks.photos.cells import REFERENCE, SCHEDULES, Cell
 from benchmarks.photos.world import TASKS
+from utils import UserError
 
 SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy"}
 FURTHER = {"retrieval": ("txt_r1", "img_r1"), "caption": ("Bleu_4",), "vqa": ()}
@@ -73,6 +74,20 @@ class Results:
         """Differences that the tables give an interval of: to the dense model and to MADTP."""
         reached = [one for one in self.known.values() if one["p"] and "photos" in one]
         return 2 * len(reached) - sum(one["rule"] == REFERENCE for one in reached)
+
+
+def best_schedule(known: dict[str, dict], task: str, rule: str, p: float) -> str:
+    """The schedule by which a rule scores best at a cost, untuned and on validation.
+
+    Raises:
+        UserError: no schedule was run.
+    """
+    names = [Cell(task, "val", rule, schedule, p).name for schedule in SCHEDULES]
+    records = [known[name] for name in names if "scores" in known.get(name, {})]
+    if not records:
+        way_out = Cell(task, "val", rule, SCHEDULES[1], p).command
+        raise UserError(f"{rule} has no schedule at p {p:g} yet: name one by --schedules, or run `{way_out}` first")
+    return max(records, key=score)["schedule"]
 
 
 def score(record: dict) -> float:

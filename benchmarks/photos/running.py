@@ -8,7 +8,7 @@ that is scored.
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -69,13 +69,12 @@ class Bench:
         photos = photos[:: max(1, len(photos) // SEARCHED)][:SEARCHED]
         images = list(self.subject.images(photos))
         with self.on_trial(Cell(self.task, self.split)):
-            dense = [
-                self.subject.outputs(self.subject.encode(*one), some) for *one, some in self._parts(photos, images)
-            ]
+            dense = [self.subject.outputs(self.subject.encode(*one), some) for *one, some in self.parts(photos, images)]
         return photos, images, dense
 
     @staticmethod
-    def _parts(photos: Sequence[Photo], images: Sequence[Tensor], amount: float = 0.0) -> Iterator[tuple]:
+    def parts(photos: Sequence[Photo], images: Iterable[Tensor], amount: float = 0.0) -> Iterator[tuple]:
+        """Pictures batch by batch, the amount, and their photos."""
         start = 0
         for image in images:
             yield image, amount, photos[start : start + len(image)]
@@ -109,8 +108,8 @@ class Bench:
             dense += len(image) * float(np.mean(self.subject.cost(trace.dense())))
         return spent / dense
 
-    def amount(self, p: float, scheduled: bool) -> float:
-        """How much has to go for a cost of 1 - p by the rule on trial.
+    def amount(self, p: float, scheduled: bool, start: float | None = None) -> float:
+        """How much has to go for a cost of 1 - p by the rule on trial, looked for from `start`.
 
         Raises:
             RatioOutOfReach: more than there is.
@@ -119,7 +118,7 @@ class Bench:
         cost = lambda amount: self.share(images, amount)  # noqa: E731
         if cost(math.inf) > (1 - p) * (1 + TOLERANCE):
             raise RatioOutOfReach(f"p {p:g} is out of reach: {cost(math.inf):.1%} of dense is the least")
-        return calibrate(cost, 1 - p, 0.05 if scheduled else 1.0, tolerance=TOLERANCE * (1 - p))
+        return calibrate(cost, 1 - p, start or (0.05 if scheduled else 1.0), tolerance=TOLERANCE * (1 - p))
 
     def search(self, cell: Cell) -> tuple[str, dict[str, float]]:
         """The shape of a schedule that moves the dense outputs least at a cell's cost, and how far each moves them."""
@@ -133,7 +132,7 @@ class Bench:
                     continue
                 found = [
                     self.subject.outputs(self.subject.encode(image, amount), some)
-                    for image, amount, some in self._parts(photos, images, amount)
+                    for image, amount, some in self.parts(photos, images, amount)
                 ]
             moved[name] = self.subject.moved(torch.cat(found), torch.cat(dense))
         if not moved:
@@ -167,7 +166,7 @@ class Bench:
         """Scores, costs and tokens of all photos by the rule on trial."""
         subject, readings, parts = self.subject, [], []
         set_seed(1)
-        for image, _, photos in self._parts(subject.photos, self.all_images()):
+        for image, _, photos in self.parts(subject.photos, self.all_images()):
             trace = Trace()
             readings += subject.read(subject.encode(image, amount, trace), photos)
             costs = [subject.cost(trace), subject.cost(trace.dense())]

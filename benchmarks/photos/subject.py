@@ -8,6 +8,7 @@ Shapes: B photos, L tokens of a photo, D width, E width of a feature, V words.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,15 +32,20 @@ COUNTED_ANSWER = 5
 
 
 class Encoded(nn.Module):
-    """Stands in for an image tower whose work is done: an "image" is the number of a photo of the batch."""
+    """Stands in for an image tower whose work is done: an "image" is the number of a photo of the batch.
 
-    def __init__(self, states: Sequences):
+    Args:
+        states: tokens of the batch.
+        aligned: [B, K, C], their aligned feature, where one is wanted.
+    """
+
+    def __init__(self, states: Sequences, aligned: Tensor | None = None):
         super().__init__()
-        self.states = states
+        self.states, self.aligned = states, aligned
 
-    def encode(self, image: Tensor, *ignored: object) -> tuple[Sequences, None]:
-        """The tokens of some photos."""
-        return self.states.take(image), None
+    def encode(self, image: Tensor, *ignored: object) -> tuple[Sequences, Tensor | None]:
+        """The tokens of some photos, and their aligned feature."""
+        return self.states.take(image), None if self.aligned is None else self.aligned[image]
 
 
 class Subject(ABC):
@@ -84,10 +90,15 @@ class Subject(ABC):
     @torch.no_grad()
     def read(self, states: Sequences, photos: Sequence[Photo]) -> list:
         """What the text side makes of the tokens of some photos, one reading for each."""
-        self.model.visual_encoder = Encoded(states)
+        with self.encoded_as(states), self.inference():
+            return self.readings(torch.arange(len(photos)), photos)
+
+    @contextmanager
+    def encoded_as(self, states: Sequences, aligned: Tensor | None = None) -> Iterator[None]:
+        """The model takes numbers of photos, whose tokens are known, for images."""
+        self.model.visual_encoder = Encoded(states, aligned)
         try:
-            with self.inference():
-                return self.readings(torch.arange(len(photos)), photos)
+            yield
         finally:
             self.model.visual_encoder = self.tower
 
@@ -97,7 +108,7 @@ class Subject(ABC):
 
     @abstractmethod
     def scores(self, readings: list) -> dict[str, np.ndarray | float]:
-        """Scores of all photos, those that are means of photos one for each."""
+        """Scores of the first photos, as many as there are readings; those that are means of photos one for each."""
 
     @abstractmethod
     def outputs(self, states: Sequences, photos: Sequence[Photo]) -> Tensor:
@@ -138,7 +149,8 @@ class Retrieval(Subject):
         return list(self.model.encode_image(numbers)[1])
 
     def scores(self, readings):
-        return recall_of_photos(torch.stack(readings), self.texts, self.owners)
+        owners = [owner for owner in self.owners if owner < len(readings)]
+        return recall_of_photos(torch.stack(readings), self.texts[: len(owners)], owners)
 
     def outputs(self, states, photos):
         return torch.stack(self.read(states, photos)).float()
@@ -160,7 +172,7 @@ class Captioning(Subject):
         return self.model.generate(numbers, num_beams=1)
 
     def scores(self, readings):
-        return cider_of_photos(readings, [photo.texts for photo in self.photos])
+        return cider_of_photos(readings, [photo.texts for photo in self.photos[: len(readings)]])
 
     def outputs(self, states, photos):
         captions = self.model.tokenize([photo.texts[0] for photo in photos], "[DEC]", max_length=COUNTED[self.task])
@@ -196,7 +208,7 @@ class Answering(Subject):
         return found
 
     def scores(self, readings):
-        return accuracy_of_photos(readings, [photo.answers for photo in self.photos])
+        return accuracy_of_photos(readings, [photo.answers for photo in self.photos[: len(readings)]])
 
     def outputs(self, states, photos):
         rows = []

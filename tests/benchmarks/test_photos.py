@@ -12,8 +12,8 @@ from PIL import Image
 from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, prepare, report, running, training
-from benchmarks.photos.results import Results, chance
+from benchmarks.photos import cells, prepare, report, running, training, tuning
+from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Places, read_split
@@ -61,6 +61,10 @@ def small(tmp_path_factory):
         recipes = {task: replace(one, epochs=1, photos=4) for task, one in training.RECIPES.items()}
         patch.setattr(training, "RECIPES", recipes)
         patch.setattr(running, "SEARCHED", 4)
+        patch.setattr(tuning, "STRETCH", 2)
+        few = {task: replace(one, photos=4) for task, one in tuning.RECIPES.items()}
+        patch.setattr(tuning, "RECIPES", few)
+        patch.setattr(tuning, "ALONE", replace(tuning.ALONE, recipe=replace(tuning.ALONE.recipe, photos=4), steps=3))
         patch.setattr(running, "TIMED", {1: 1, 32: 4})
         files = official(folder, paths["data"])
         image, text = saved(dinov2(), folder / "dinov2"), saved(bert(), folder / "bert", vocabulary=True)
@@ -138,6 +142,85 @@ def test_a_schedule_can_have_the_shape_of_madtps_own_counts(small):
     shares = [(np.array(one["tokens"]) - 1) / 25 for one in (theirs, ours)]
     exponent = np.log(shares[1]).sum() / np.log(shares[0]).sum()  # theirs pays for an alignment, and keeps fewer
     assert np.allclose(25 * shares[1], 25 * shares[0] ** exponent, atol=1) and ours["amount"] < 1
+
+
+def tune(small, task, *arguments, steps=3):
+    return small.run(
+        "--task", task, "--finetuned", "--steps", str(steps), "--schedules", "even", "--p", "0.1", *arguments
+    )
+
+
+@needs_5
+@pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
+def test_models_are_fine_tuned_under_every_rule_at_the_cost_asked_for(small, task):
+    assert tune(small, task) == 0
+    found = lines(small, f"photos_{task}_tuned")
+    assert [one["rule"] for one in found.values()] == ["dense", "coverage", "tome", "image"]
+    for cell in found.values():
+        assert cell["seed"] == 1 and [one["step"] for one in cell["curve"]] == [2, 3]
+        assert all(np.isfinite(one["loss"]) for one in cell["curve"]) and len(cell["photos"]) == 6
+        assert cell["percent"] == pytest.approx(90 if cell["p"] else 100, abs=3)
+
+
+@needs_5
+def test_fine_tuning_moves_the_image_tower_and_leaves_the_texts_of_retrieval_alone(small):
+    assert tune(small, "retrieval") == 0
+    dense = torch.load(small.places.dense("retrieval"), weights_only=True)["model"]
+    names = ("dense", "coverage-even-0.1", "image-0.1")
+    files = [small.output / "tuned" / f"retrieval-{name}-tuned-3-1.pth" for name in names]
+    tuned = [torch.load(file, weights_only=True)["model"] for file in files]
+    weight = "visual_encoder.blocks.0.mlp.fc1.weight"
+    assert not any(torch.equal(weights[weight], dense[weight]) for weights in tuned)
+    texts = {name for weights in tuned for name in weights if name.startswith("text")}
+    assert all("query_model" in name for name in texts)  # which align captions, and change no feature
+    whole, coverage, madtp = (weights["space_dict"] for weights in tuned)
+    assert torch.equal(whole, coverage) and not torch.equal(whole, madtp)
+
+
+@needs_5
+def test_fine_tuning_that_was_stopped_ends_as_if_it_had_not_been(small, monkeypatch):
+    assert tune(small, "caption", "--rules", "dense", steps=5) == 0
+    (whole,) = [one for one in lines(small, "photos_caption_tuned").values() if one["steps"] == 5]
+    file = small.output / "tuned" / "caption-dense-tuned-5-1.pth"
+    ended = torch.load(file, weights_only=True)["model"]
+    file.unlink()
+    (small.results / "photos_caption_tuned.jsonl").unlink()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tuning, "take_step", lambda *given: stop() if given[3] == 3 else training.take_step(*given))
+        tune(small, "caption", "--rules", "dense", steps=5)
+    assert torch.load(file, weights_only=True)["curve"][-1]["step"] == 2
+    assert tune(small, "caption", "--rules", "dense", steps=5) == 0
+    (resumed,) = lines(small, "photos_caption_tuned").values()
+    assert [one["loss"] for one in resumed["curve"]] == [one["loss"] for one in whole["curve"]]
+    again = torch.load(file, weights_only=True)["model"]
+    assert all(torch.equal(value, again[name]) for name, value in ended.items() if name != "space_dict")  # drawn anew
+
+
+@needs_5
+def test_learnable_tokens_are_trained_alone(small):
+    assert small.run("--task", "retrieval", "--rules", "taught_image", "taught_sample_image", "--p", "0.1") == 0
+    found = lines(small, "photos_retrieval")
+    for rule in ("taught_image", "taught_sample_image"):
+        assert found[f"retrieval-val-{rule}-0.1"]["curve"][-1]["step"] == 3
+        weights = torch.load(small.output / "tuned" / f"retrieval-{rule}-0.1.pth", weights_only=True)["model"]
+        assert "space_dict" in weights and all("space_dict" in name or "query_model" in name for name in weights)
+
+
+@needs_5
+def test_what_is_fine_tuned_takes_the_schedule_that_is_best_untuned(small, capsys):
+    assert small.run("--task", "vqa", "--finetuned", "--p", "0.2") == 2
+    assert "--schedules" in capsys.readouterr().err
+    line = {"task": "vqa", "rule": "tome", "p": 0.2}
+    names = {"even": 10.0, "front": 30.0, "geometric": 20.0}
+    known = {
+        f"vqa-val-tome-{schedule}-0.2": {**line, "schedule": schedule, "scores": {"accuracy": value}}
+        for schedule, value in names.items()
+    }
+    assert best_schedule(known, "vqa", "tome", 0.2) == "front"
 
 
 @needs_5
