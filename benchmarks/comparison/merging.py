@@ -19,6 +19,7 @@ from benchmarks.comparison.schedules import Scheduled, Steps
 from madtp.cost.trace import LayerTrace
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
+from madtp.method.pruning import Kept
 
 
 class Tokens(NamedTuple):
@@ -103,10 +104,12 @@ class Merging(Scheduled):
         count = x.shape[1] - 1
         groups = max(self.steps.left(temperature), count - int(self.rule.most * count))
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if self.size is None else self.size
+        kept = None
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
             x, size = gather_groups(x, size, owner, groups)
-        return x, Merging(self.steps.next(), self.rule, size), None
+            kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
+        return x, Merging(self.steps.next(), self.rule, size), kept
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
         sizes = [None] * parts if self.size is None else self.size.chunk(parts)
@@ -152,6 +155,12 @@ def gather_groups(x: Tensor, size: Tensor, owner: Tensor, groups: int) -> tuple[
     sums = sums.scatter_add(1, place.unsqueeze(-1).expand_as(weighed), weighed)
     sizes = size.new_zeros(len(x), 1 + groups).scatter_add(1, place, size)
     return (sums / sizes.unsqueeze(-1).to(sums.dtype)).to(x.dtype), sizes
+
+
+def first_of(owner: Tensor, groups: int) -> Tensor:
+    """The first token of every group: [B, N], the group of each token, to places [B, groups]."""
+    places = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
+    return places.new_zeros(len(owner), groups).scatter_reduce(1, owner, places, "amin", include_self=False)
 
 
 def groups_of(going: Tensor, target: Tensor, tokens: int) -> Tensor:

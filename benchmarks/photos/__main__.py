@@ -23,6 +23,8 @@ from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.photos import tuning
 from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
+from benchmarks.photos.frozen import BATCH
+from benchmarks.photos.pictures import draw
 from benchmarks.photos.prepare import prepare
 from benchmarks.photos.report import write_report
 from benchmarks.photos.results import best_schedule
@@ -81,7 +83,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--rules", nargs="+", default=[], help="some alone; dense is always there")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
-    flag("--photos", type=int, default=0, help="score so many photos alone, from the first")
+    flag("--photos", type=int, default=0, help="score, or draw, so many photos alone, from the first")
     flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
     flag("--split", choices=("val",), default="val", help="what choices are made on")
     flag("--final", action="store_true", help="score the test split instead, into a file of its own")
@@ -90,16 +92,21 @@ def command_line() -> argparse.ArgumentParser:
     flag("--towers", type=Path, default=Path("pretrained/towers"), help="folder of the converted towers")
     flag("--output", type=Path, default=Path("output/photos"), help="folder of tokens and checkpoints")
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    flag("--pictures", type=Path, help="with --task: draw what every rule keeps of the first photos into this folder")
     flag("--report", type=Path, nargs="?", const=Path("docs"), help="write photos.md into this folder")
     return parser
 
 
 def run_cells(args: argparse.Namespace, places: Places) -> int:
-    """Runs the cells of a task; how many are left."""
+    """Runs the cells of a task, or draws them; how many are left."""
     split = "test" if args.final else args.split
     needs(places, args.task, args.blind)
-    bench = Bench(places, args.task, split, dtype_of(args), args.photos, args.blind)
+    most = BATCH if args.pictures else args.photos
+    bench = Bench(places, args.task, split, dtype_of(args), most, args.blind)
     cells, files = cells_of(args, split), [results_file(args, args.finetuned, args.final)]
+    if args.pictures:
+        draw(bench, cells, read_lines(files), args.pictures, args.photos)
+        return 0
     if args.finetuned:
         files.append(results_file(args, False, args.final))
     return work(cells, bench, files, args.minutes, {"precision": args.amp if args.amp != "off" else "float32"})

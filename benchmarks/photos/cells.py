@@ -70,6 +70,11 @@ class Cell:
         return self.rule.startswith(TAUGHT)
 
     @property
+    def untuned(self) -> "Cell":
+        """The same of the model as it is."""
+        return self
+
+    @property
     def weights(self) -> str:
         """Names what is trained, whatever it is scored on."""
         return self.name.replace(f"-{self.split}", "", 1)
@@ -117,7 +122,6 @@ class Tuned(Cell):
 
     @property
     def untuned(self) -> Cell:
-        """The same without training."""
         return Cell(self.task, self.split, self.rule, self.schedule, self.p)
 
     @property

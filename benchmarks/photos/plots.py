@@ -51,10 +51,26 @@ def tokens(results: Results, path: Path, task: str, p: str) -> str:
     return finish(figure, path, f"{task}, p {p}: tokens left after each layer")
 
 
+def learning(results: Results, path: Path, task: str) -> str:
+    """How models learn under their rules: loss, and score of the first photos, checkpoint by checkpoint."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for number, one in enumerate(one for one in results.tuned.values() if one["task"] == task and "curve" in one):
+        name = f"{title_of(one['rule'])}, seed {one['seed']}"
+        name += f", {100 - 100 * one['p']:.0f} %" if one["p"] else ""
+        steps = [point["step"] for point in one["curve"]]
+        for axis, shown in zip(axes, ("loss", "score"), strict=True):
+            values = [point[shown] for point in one["curve"]]
+            axis.plot(steps, values, "o-", color=f"C{number % 10}", label=name, markersize=4)
+    for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
+        axis.set(xlabel="step", ylabel=shown)
+    return finish(figure, path, f"{task}: fine-tuning under the rules")
+
+
 def finish(figure, path: Path, title: str) -> str:
-    """Puts a legend beside the panel, saves the figure and returns its title."""
-    (axis,) = figure.axes
-    axis.grid(alpha=0.3)
+    """Puts a legend beside the last panel, saves the figure and returns its title."""
+    *_, axis = figure.axes
+    for each in figure.axes:
+        each.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     figure.savefig(path, dpi=100, bbox_inches="tight")
@@ -62,4 +78,4 @@ def finish(figure, path: Path, title: str) -> str:
     return title
 
 
-PLOTS = {"scores": scores, "tokens": tokens}
+PLOTS = {"scores": scores, "tokens": tokens, "learning": learning}

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.comparison.reporting import named, table, write_page
-from benchmarks.photos import plots
+from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import REFERENCE, Cell, plan
 from benchmarks.photos.results import FURTHER, SCORE, Results, score
 from benchmarks.photos.world import TASKS
@@ -118,7 +118,7 @@ def split(results: Results) -> str:
 
 def comparisons(results: Results) -> str:
     """How many differences have an interval."""
-    return str(results.comparisons)
+    return str(results.comparisons + finetuned.comparisons(results))
 
 
 def missing(results: Results) -> str:
@@ -154,7 +154,7 @@ def final_gap(results: Results, *cells: str) -> str:
 
 def machines(results: Results) -> str:
     """Where and when the results were made."""
-    records = list(results.known.values())
+    records = [*results.known.values(), *results.tuned.values()]
     made = sorted({(one["cpu"], one["precision"], one["versions"]["torch"]) for one in records})
     dates = sorted(one["date"] for one in records)
     names = "; ".join(f"{cpu}, {precision}, torch {torch}" for cpu, precision, torch in made)
@@ -168,6 +168,7 @@ def plot(results: Results, name: str, *arguments: str) -> str:
     return f"![{title}](photos/{file})"
 
 
-BLOCKS = named(
-    dense, curves, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap, machines, plot
-)  # what the template may ask for
+BLOCKS = named(  # what the template may ask for
+    *(dense, curves, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap, machines, plot),
+    *(finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
+)

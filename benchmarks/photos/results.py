@@ -15,7 +15,7 @@ TOP = (1, 5, 10)
 
 
 class Results:
-    """What is known.
+    """What is known, of models as they are and, in `tuned`, of models that were fine-tuned under their rule.
 
     Args:
         folder: of the JSON lines.
@@ -27,6 +27,7 @@ class Results:
         self.folder, self.pictures, self.split = folder, pictures, "test" if final else "val"
         ending = "_final" if final else ""
         self.known = read_lines(folder / f"photos_{task}{ending}.jsonl" for task in TASKS)
+        self.tuned = read_lines(folder / f"photos_{task}_tuned{ending}.jsonl" for task in TASKS)
 
     def of(self, task: str, rule: str, schedule: str = "", p: float = 0.0) -> dict | None:
         """The record of a cell, None where it was not run."""

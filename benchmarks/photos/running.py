@@ -120,8 +120,8 @@ class Bench:
             raise RatioOutOfReach(f"p {p:g} is out of reach: {cost(math.inf):.1%} of dense is the least")
         return calibrate(cost, 1 - p, start or (0.05 if scheduled else 1.0), tolerance=TOLERANCE * (1 - p))
 
-    def search(self, cell: Cell) -> tuple[str, dict[str, float]]:
-        """The shape of a schedule that moves the dense outputs least at a cell's cost, and how far each moves them."""
+    def search(self, cell: Cell) -> dict[str, float]:
+        """How far schedules of each shape move the dense outputs at a cell's cost."""
         photos, images, dense = self.training
         moved = {}
         for name, shape in SHAPES.items():
@@ -137,10 +137,10 @@ class Bench:
             moved[name] = self.subject.moved(torch.cat(found), torch.cat(dense))
         if not moved:
             raise RatioOutOfReach(f"p {cell.p:g} is out of reach of every schedule")
-        return min(moved, key=moved.get), moved
+        return moved
 
     def schedule(self, cell: Cell, known: dict[str, dict]) -> tuple[Schedule | None, dict]:
-        """A cell's schedule, and what there is to say of where it comes from."""
+        """A cell's schedule, and what there is to say of where it comes from; what was searched for is known."""
         if cell.schedule == "madtp":
             earlier = known[cell.earlier.name]
             if "tokens" not in earlier:
@@ -148,7 +148,9 @@ class Bench:
             dense = self.subject.tower.shape.length - 1
             return like([(left - 1) / dense for left in earlier["tokens"]]), {}
         if cell.schedule == "searched":
-            shape, moved = self.search(cell)
+            found = known.get(cell.untuned.name) or {}
+            moved = found.get("moved") or self.search(cell)
+            shape = min(moved, key=moved.get)
             return SHAPES[shape], {"shape": shape, "moved": moved}
         return SHAPES.get(cell.schedule), {}
 

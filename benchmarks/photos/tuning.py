@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.comparison.schedules import SHAPES, Schedule
 from benchmarks.photos.cells import Cell, Tuned
 from benchmarks.photos.dense import is_guidance
 from benchmarks.photos.losses import Losses, losses_of
@@ -74,21 +73,13 @@ def run(bench: Bench, cell: Cell, known: dict[str, dict]) -> dict:
     """What there is to know of a cell whose model is trained first."""
     course = course_of(cell)
     try:
-        schedule, told = schedule_of(bench, cell, known)
+        schedule, told = bench.schedule(cell, known)
         with bench.on_trial(cell, schedule), as_it_was(bench.subject.model, course):
             amount, curve = Tuning(bench, cell, course).to_the_end()
             found = {"amount": amount, **told, "steps": course.steps, "curve": curve}
             return found | bench.scored(cell, amount) | {"rates": bench.rates(amount)}
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
-
-
-def schedule_of(bench: Bench, cell: Cell, known: dict[str, dict]) -> tuple[Schedule | None, dict]:
-    """A cell's schedule; one that was searched for is the one that was found for the dense model's own weights."""
-    found = known.get(cell.untuned.name, {}) if isinstance(cell, Tuned) else {}
-    if "shape" in found:
-        return SHAPES[found["shape"]], {"shape": found["shape"]}
-    return bench.schedule(cell, known)
 
 
 @contextmanager

@@ -11,13 +11,15 @@ from PIL import Image
 
 from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
+from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, prepare, report, running, training, tuning
+from benchmarks.photos import cells, pictures, prepare, report, running, training, tuning
 from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Places, read_split
 from madtp.__main__ import main as command
+from madtp.cost.trace import Trace
 from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
 
 SPLITS = {"train": 8, "val": 6, "test": 4}
@@ -221,6 +223,32 @@ def test_what_is_fine_tuned_takes_the_schedule_that_is_best_untuned(small, capsy
         for schedule, value in names.items()
     }
     assert best_schedule(known, "vqa", "tome", 0.2) == "front"
+
+
+@needs_5
+def test_what_every_rule_keeps_is_drawn_for_whoever_has_the_photos(small, tmp_path, capsys):
+    asked = ["--task", "caption", "--rules", "image", "tome", "coverage", "--schedules", "even", "--p", "0.2"]
+    assert small.run(*asked, "--pictures", str(tmp_path), "--photos", "2") == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["caption-val-1.png", "caption-val-2.png"]
+    assert small.run(*asked, "--pictures", str(pictures.DOCS / "photos")) == 2
+    assert "no photo may go" in capsys.readouterr().err
+
+
+@needs_5
+def test_groups_that_are_drawn_are_those_that_were_merged(small):
+    bench = running.Bench(small.places, "caption", "val", torch.float32)
+    images = next(bench.subject.images(bench.subject.photos))
+    for rule in ("tome", "random", "coverage"):
+        cell = cells.Cell("caption", "val", rule, "even", 0.2)
+        with bench.on_trial(cell, SHAPES["even"]):
+            amount, trace = bench.amount(0.2, True), Trace()
+            states = bench.subject.encode(images, amount, trace)
+        sizes = getattr(states.layout, "sizes_of_tokens", None)
+        sizes = states.layout.size if sizes is None else sizes
+        for photo, steps in enumerate(pictures.steps_of(bench, cell, {cell.name: {"amount": amount}}, images)):
+            assert sorted(sum(steps[-1].left, ())) == list(range(25))
+            if rule != "random":
+                assert [len(group) for group in steps[-1].left] == sizes[photo, 1:].tolist()
 
 
 @needs_5

@@ -1,0 +1,83 @@
+"""What the report says of fine-tuned models: seeds are averaged photo by photo before methods are compared."""
+
+from collections.abc import Sequence
+from itertools import product
+from statistics import mean
+
+from benchmarks.comparison.reporting import table
+from benchmarks.photos.cells import REFERENCE, Cell
+from benchmarks.photos.results import SCORE, Results, score
+from benchmarks.photos.world import TASKS
+
+NONE = "—"
+
+
+def averaged(records: Sequence[dict]) -> dict:
+    """One record of several seeds: means of the cost, the scores and every photo's score."""
+    (first, *_), names = records, records[0]["scores"]
+    scores = {name: mean(one["scores"][name] for one in records) for name in names}
+    photos = [mean(values) for values in zip(*(one["photos"] for one in records), strict=True)]
+    percent = mean(one["percent"] for one in records)
+    seeds = sorted(one["seed"] for one in records)
+    return first | {"scores": scores, "photos": photos, "percent": percent, "seeds": seeds}
+
+
+def at(results: Results, task: str, p: float) -> list[dict]:
+    """The fine-tuned models of a cost, each over its seeds, the best first; p 0 is the dense model."""
+    groups: dict[tuple, list[dict]] = {}
+    for one in results.tuned.values():
+        if (one["task"], one["p"]) == (task, p) and "scores" in one:
+            groups.setdefault((one["rule"], one["schedule"], one["steps"]), []).append(one)
+    return sorted(map(averaged, groups.values()), key=score, reverse=True)
+
+
+def of(results: Results, like: dict, rule: str) -> dict | None:
+    """The fine-tuned model of a rule at the cost of another one, or the dense one, trained as long; the best of it."""
+    found = at(results, like["task"], 0.0 if rule == "dense" else like["p"])
+    same = [one for one in found if (one["rule"], one["steps"], one["seeds"]) == (rule, like["steps"], like["seeds"])]
+    return same[0] if same else None
+
+
+def finetuned(results: Results, task: str) -> str:
+    """Every fine-tuned model of a task: what it costs, its score before and after, differences with their intervals."""
+    rows = []
+    for p in sorted({one["p"] for one in results.tuned.values() if one["task"] == task}):
+        for one in at(results, task, p):
+            before = results.of(task, one["rule"], one["schedule"], p)
+            others = [None if one["rule"] == rule else of(results, one, rule) for rule in ("dense", REFERENCE)]
+            gaps = [results.against(one, other) for other in others]
+            rows.append(
+                [
+                    *(title(one), f"{one['percent']:.1f}", str(one["steps"]), ", ".join(map(str, one["seeds"]))),
+                    *(NONE if before is None else f"{score(before):.1f}", f"{score(one):.1f}"),
+                    *(NONE if gap is None else str(gap) for gap in gaps),
+                ]
+            )
+    head = ["method", "% of GFLOPs", "steps", "seeds", f"{SCORE[task].replace('_', ' ')} before", "after"]
+    return table([*head, "against dense", "against MADTP"], rows) if rows else "Not run."
+
+
+def tuned_gap(results: Results, task: str, p: str, rule: str, other: str) -> str:
+    """The difference of two fine-tuned models, each by its best schedule, paired by photo, with its interval."""
+    ours = next((one for one in at(results, task, float(p)) if one["rule"] == rule), None)
+    theirs = None if ours is None else of(results, ours, other)
+    return "not run" if theirs is None else str(results.against(ours, theirs))
+
+
+def tuned_value(results: Results, task: str, p: str, rule: str) -> str:
+    """The score of a fine-tuned model by its best schedule."""
+    return next((f"{score(one):.1f}" for one in at(results, task, float(p)) if one["rule"] == rule), "not run")
+
+
+def comparisons(results: Results) -> int:
+    """How many differences of fine-tuned models have an interval."""
+    ratios = {one["p"] for one in results.tuned.values() if one["p"]}
+    pruned = [one for task, p in product(TASKS, ratios) for one in at(results, task, p)]
+    pairs = [(one, rule) for one in pruned for rule in ("dense", REFERENCE) if one["rule"] != rule]
+    return sum(of(results, one, rule) is not None for one, rule in pairs)
+
+
+def title(record: dict) -> str:
+    """A fine-tuned model for readers."""
+    name = Cell(record["task"], record["split"], record["rule"], record["schedule"], record["p"]).title
+    return f"{name} ({record['shape']})" if "shape" in record else name
