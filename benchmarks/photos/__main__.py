@@ -24,6 +24,7 @@ from benchmarks.photos import tuning
 from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
 from benchmarks.photos.frozen import BATCH
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.pictures import draw
 from benchmarks.photos.prepare import prepare
 from benchmarks.photos.report import write_report
@@ -87,6 +88,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
     flag("--split", choices=("val",), default="val", help="what choices are made on")
     flag("--final", action="store_true", help="score the test split instead, into a file of its own")
+    flag("--device", choices=("cpu", "cuda"), default="cpu", help="what to run on")
     flag("--amp", choices=("bf16", "off"), default="off", help="what to multiply in")
     flag("--data", type=Path, default=Path("datasets/photos"))
     flag("--towers", type=Path, default=Path("pretrained/towers"), help="folder of the converted towers")
@@ -102,14 +104,15 @@ def run_cells(args: argparse.Namespace, places: Places) -> int:
     split = "test" if args.final else args.split
     needs(places, args.task, args.blind)
     most = BATCH if args.pictures else args.photos
-    bench = Bench(places, args.task, split, dtype_of(args), most, args.blind)
+    machine = machine_of(args)
+    bench = Bench(places, args.task, split, machine, most, args.blind)
     cells, files = cells_of(args, split), [results_file(args, args.finetuned, args.final)]
     if args.pictures:
         draw(bench, cells, read_lines(files), args.pictures, args.photos)
         return 0
     if args.finetuned:
         files.append(results_file(args, False, args.final))
-    return work(cells, bench, files, args.minutes, {"precision": args.amp if args.amp != "off" else "float32"})
+    return work(cells, bench, files, args.minutes, machine.described())
 
 
 def cells_of(args: argparse.Namespace, split: str) -> list[Cell]:
@@ -131,9 +134,11 @@ def results_file(args: argparse.Namespace, tuned: bool, final: bool) -> Path:
     return args.results / f"photos_{args.task}{'_tuned' * tuned}{'_final' * final}.jsonl"
 
 
-def dtype_of(args: argparse.Namespace) -> torch.dtype:
-    """What to multiply in."""
-    return torch.bfloat16 if args.amp == "bf16" else torch.float32
+def machine_of(args: argparse.Namespace) -> Machine:
+    """What to run on."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; leave it out")
+    return Machine(args.device, torch.bfloat16 if args.amp == "bf16" else torch.float32)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.prepare:
             prepare(places, args.captions, args.questions)
         for task in args.dense:
-            train_dense(places, task, args.blind, dtype_of(args), args.epochs)
+            train_dense(places, task, args.blind, machine_of(args), args.epochs)
         if args.task:
             left = run_cells(args, places)
         if args.report:

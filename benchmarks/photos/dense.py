@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.photos import training
 from benchmarks.photos.frozen import Frozen, blank_tokens, kept_tokens
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
 from benchmarks.photos.world import FOLDER, Photo, Places, answer_list, read_split, texts_of
 from madtp.run import config as configuration
@@ -59,29 +60,29 @@ def start_of(places: Places, task: str) -> Path:
     return places.dense("caption") if task == "vqa" else places.towers / "towers.pth"
 
 
-def train_dense(places: Places, task: str, blind: bool, dtype: torch.dtype, epochs: int = 0) -> list[dict]:
+def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs: int = 0) -> list[dict]:
     """Trains a dense model or a blind twin and saves it; the learning curve goes to the results too."""
     set_seed(1)
     prepare_output(places.output)
-    model = build(places, task, start_of(places, task))
+    model = build(places, task, start_of(places, task)).to(machine.device)
     tower, splits = model.visual_encoder, {split: read_split(places, task, split) for split in ("train", "val")}
-    known = {} if blind else kept_tokens(tower, places.photos(task), places.tokens(FOLDER[task]), dtype)
+    known = {} if blind else kept_tokens(tower, places.photos(task), places.tokens(FOLDER[task]), machine)
     blank = blank_tokens(tower)
 
     def frozen(photos: list[Photo]) -> Frozen:
         tokens = [blank.expand(len(photos), -1, -1)] if blind else [torch.stack([known[one.name] for one in photos])]
-        return Frozen(tower, tokens[0])
+        return Frozen(tower, tokens[0].to(machine.device))
 
     towers = {split: frozen(photos) for split, photos in splits.items()}
     recipe = training.RECIPES[task]
     recipe = replace(recipe, epochs=epochs) if epochs else recipe
     photos = training.short(splits["train"]) if task == "caption" else splits["train"]
     freeze(model)
-    loss_of = objective(task, model, photos, towers["train"], dtype)
+    loss_of = objective(task, model, photos, towers["train"], machine)
 
     def score() -> dict:
         model.visual_encoder = towers["val"]
-        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode(), machine.mixed():
             found = watch(places, task, model, splits["val"])
         model.visual_encoder = tower
         checkpoint.save(places.dense(task, blind), model=without_guidance(model))
@@ -90,7 +91,7 @@ def train_dense(places: Places, task: str, blind: bool, dtype: torch.dtype, epoc
 
     model.visual_encoder = towers["train"]
     logger.info("before training: %s", score())
-    curve = training.train(model, photos, recipe, loss_of, score, dtype)
+    curve = training.train(model, photos, recipe, loss_of, score, machine)
     prepare_output(places.results)
     with (places.results / "photos_dense.jsonl").open("a") as file:
         for line in curve:
@@ -98,7 +99,7 @@ def train_dense(places: Places, task: str, blind: bool, dtype: torch.dtype, epoc
     return curve
 
 
-def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, dtype: torch.dtype):
+def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, machine: Machine):
     """The loss of a batch."""
     if task == "caption":
         return training.Captions(model, photos).loss
@@ -107,7 +108,7 @@ def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, 
     cls = frozen.tokens[:, 0]
     training.standardise(model.vision_proj, cls)
     pairs = training.Pairs(model, cls)
-    pairs.fit(photos, dtype)
+    pairs.fit(photos, machine)
     return pairs.loss
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.photos.machine import Machine
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.shared.weights import checkpoint
 from models.vit import VisionTransformer
@@ -30,23 +31,23 @@ def batches(files: Sequence[Path], size: int, batch: int = BATCH) -> Iterator[Te
 
 
 @torch.inference_mode()
-def tokens_of(tower: VisionTransformer, files: Sequence[Path], dtype: torch.dtype) -> Tensor:
-    """Tokens [n, L, D] of photos, in bf16; `dtype` is what the tower computes in."""
+def tokens_of(tower: VisionTransformer, files: Sequence[Path], machine: Machine) -> Tensor:
+    """Tokens [n, L, D] of photos, in bf16, on the processor."""
     tower.eval()
     store = torch.empty(len(files), tower.shape.length, tower.embed_dim, dtype=torch.bfloat16)
     for number, images in enumerate(batches(files, tower.shape.image_size)):
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            store[number * BATCH : number * BATCH + len(images)] = tower(images)[0].to(store.dtype)
+        with machine.mixed():
+            store[number * BATCH : number * BATCH + len(images)] = tower(images.to(machine.device))[0].to(store)
         if number % 20 == 0:
             logger.info("tokens of %d of %d photos", number * BATCH, len(files))
     return store
 
 
-def kept_tokens(tower: VisionTransformer, folder: Path, file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def kept_tokens(tower: VisionTransformer, folder: Path, file: Path, machine: Machine) -> dict[str, Tensor]:
     """Tokens [L, D] of every photo of a folder by its name; computed where the file is not there yet."""
     if not file.exists():
         photos = sorted(folder.glob("*.jpg"))
-        checkpoint.save(file, names=[photo.name for photo in photos], tokens=tokens_of(tower, photos, dtype))
+        checkpoint.save(file, names=[photo.name for photo in photos], tokens=tokens_of(tower, photos, machine))
     known = torch.load(file, weights_only=True, mmap=True)
     return dict(zip(known["names"], known["tokens"], strict=True))
 
@@ -55,7 +56,7 @@ def kept_tokens(tower: VisionTransformer, folder: Path, file: Path, dtype: torch
 def blank_tokens(tower: VisionTransformer) -> Tensor:
     """Tokens [L, D] of the mean picture: all that a blind model ever sees."""
     size = tower.shape.image_size
-    return tower.eval()(torch.zeros(1, 3, size, size))[0][0].to(torch.bfloat16)
+    return tower.eval()(torch.zeros(1, 3, size, size, device=tower.cls_token.device))[0][0].to(torch.bfloat16)
 
 
 class Frozen(nn.Module):

@@ -50,7 +50,7 @@ class Losses:
         numbers = torch.arange(len(photos)).repeat_interleave(len(texts) // len(photos))
         if not answers:
             return self.model(numbers, texts, amount)
-        once = torch.ones(len(answers))
+        once = torch.ones(len(answers), device=self.model.space_dict.device)
         return self.model(numbers, texts, answers, amount, n=once.long(), weights=once)
 
 
@@ -65,19 +65,19 @@ class RetrievalLosses(Losses):
     @torch.no_grad()
     def __init__(self, subject: Subject, photos: Sequence[Photo]):
         super().__init__(subject, photos)
-        with subject.inference():
+        with subject.machine.mixed():
             self.texts = text_features(self.model, photos).float()  # [T, E]
-        self.owners = torch.tensor(texts_of(photos)[1])  # [T]
+        self.owners = torch.tensor(texts_of(photos)[1], device=self.texts.device)  # [T]
 
     def parts(self, batch: Batch, amount: float) -> dict[str, Tensor]:
         photos, captions, _ = batch
-        numbers = torch.arange(len(photos))
+        numbers, photos = torch.arange(len(photos)), torch.tensor(photos, device=self.owners.device)
         if not amount:
-            return {"loss_task": self.contrast(self.model.encode_image(numbers)[1], torch.tensor(photos))}
+            return {"loss_task": self.contrast(self.model.encode_image(numbers)[1], photos)}
         one_each = self.model.tokenize(captions[:: len(captions) // len(photos)], "[CLS]", max_length=35)
         views = self.model.views(numbers, (one_each.input_ids, one_each.attention_mask), amount)
         similarity = similarity_loss(views.image_aligned, views.text_aligned)
-        return {"loss_task": self.contrast(views.image, torch.tensor(photos)), "loss_sim": similarity}
+        return {"loss_task": self.contrast(views.image, photos), "loss_sim": similarity}
 
     def contrast(self, features: Tensor, photos: Tensor) -> Tensor:
         """The mean of both ways.

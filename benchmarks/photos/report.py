@@ -155,7 +155,7 @@ def final_gap(results: Results, *cells: str) -> str:
 def machines(results: Results) -> str:
     """Where and when the results were made."""
     records = [*results.known.values(), *results.tuned.values()]
-    made = sorted({(one["cpu"], one["precision"], one["versions"]["torch"]) for one in records})
+    made = sorted({(one.get("device", one["cpu"]), one["precision"], one["versions"]["torch"]) for one in records})
     dates = sorted(one["date"] for one in records)
     names = "; ".join(f"{cpu}, {precision}, torch {torch}" for cpu, precision, torch in made)
     return f"{len(records)} cells, {dates[0]} to {dates[-1]}: {names}"

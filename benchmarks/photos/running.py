@@ -7,7 +7,6 @@ that is scored.
 
 import json
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +21,7 @@ from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
 from benchmarks.photos.cells import Cell, mergers
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Photo, Places, read_split
 from madtp.cost.temperature import RatioOutOfReach, calibrate
@@ -44,15 +44,15 @@ class Bench:
         places: where everything is.
         task: one of the tasks.
         split: what is scored; "test" leaves out what was looked at.
-        dtype: what is multiplied in.
+        machine: what it runs on.
         most: photos that are scored, from the first; 0 is all.
         blind: the twin that never saw a photo.
     """
 
-    def __init__(self, places: Places, task: str, split: str, dtype: torch.dtype, most: int = 0, blind: bool = False):
-        self.places, self.task, self.split = places, task, split
+    def __init__(self, places: Places, task: str, split: str, machine: Machine, most: int = 0, blind: bool = False):
+        self.places, self.task, self.split, self.machine = places, task, split, machine
         photos = read_split(places, task, split, final=split == "test")
-        self.subject = SUBJECTS[task](places, photos[: most or None], dtype, blind)
+        self.subject = SUBJECTS[task](places, photos[: most or None], machine, blind)
         self.mergers = mergers(len(self.subject.tower.blocks))
 
     @cached_property
@@ -216,15 +216,15 @@ class Bench:
         return folder / f"{cell.name}.json"
 
     def rates(self, amount: float) -> dict[str, float]:
-        """Photos that the image tower encodes in a second of a processor's time, by batch size."""
+        """Photos that the image tower encodes in a second of the processor's own time, or of a GPU's, by batch size."""
         rates = {}
         for batch, number in TIMED.items():
             images = list(self.subject.images(self.subject.photos[:number], batch))
             self.subject.encode(images[0], amount)
-            started = time.process_time()
+            started = self.machine.seconds()
             for image in images:
                 self.subject.encode(image, amount)
-            rates[str(batch)] = sum(map(len, images)) / (time.process_time() - started)
+            rates[str(batch)] = sum(map(len, images)) / (self.machine.seconds() - started)
         return rates
 
 

@@ -27,7 +27,7 @@ def recall_of_photos(image: Tensor, text: Tensor, owners: Sequence[int]) -> dict
         `txt_r1`, ... of the photo that looks for its captions; `img_r1`, ... mean of its captions that look for it;
         `r_mean` of all six.
     """
-    similarity = image.float() @ text.float().T  # [I, T]
+    similarity = image.float().cpu() @ text.float().cpu().T  # [I, T]
     owners = torch.as_tensor(owners)
     own = torch.arange(len(image)).unsqueeze(1) == owners  # [I, T]
     best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)

@@ -19,6 +19,7 @@ from benchmarks.comparison.costs import charged, overhead
 from benchmarks.comparison.merging import Merger
 from benchmarks.photos.dense import K_TEST, build, text_features
 from benchmarks.photos.frozen import BATCH, batches
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
 from benchmarks.photos.world import Photo, Places, answer_list, texts_of
 from madtp.cost import flops
@@ -54,7 +55,7 @@ class Subject(ABC):
     Args:
         places: where both are.
         photos: of a split.
-        dtype: what is multiplied in.
+        machine: what the model runs on.
         blind: the twin that never saw a photo, nor sees one now.
 
     Attributes:
@@ -64,33 +65,29 @@ class Subject(ABC):
 
     task: str
 
-    def __init__(self, places: Places, photos: Sequence[Photo], dtype: torch.dtype, blind: bool = False):
-        self.places, self.photos, self.dtype, self.blind = places, list(photos), dtype, blind
-        self.model = build(places, self.task, places.dense(self.task, blind), evaluate=True).eval()
+    def __init__(self, places: Places, photos: Sequence[Photo], machine: Machine, blind: bool = False):
+        self.places, self.photos, self.machine, self.blind = places, list(photos), machine, blind
+        self.model = build(places, self.task, places.dense(self.task, blind), evaluate=True).to(machine.device).eval()
         self.tower = self.model.visual_encoder
         self.guided: tuple[str, ...] = ("image",)
         self.merger: Merger | None = None
-
-    def inference(self):
-        """Mixed precision of this subject, without gradients."""
-        return torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
 
     def images(self, photos: Sequence[Photo], batch: int = BATCH) -> Iterator[Tensor]:
         """Photos as the tower takes them, [B, 3, H, W]."""
         files = [self.places.photos(self.task) / photo.name for photo in photos]
         for images in batches(files, self.tower.shape.image_size, batch):
-            yield torch.zeros_like(images) if self.blind else images
+            yield (torch.zeros_like(images) if self.blind else images).to(self.machine.device)
 
     @torch.no_grad()
     def encode(self, image: Tensor, amount: float, trace: Trace | None = None) -> Sequences:
         """Tokens of photos by the rule that is on trial."""
-        with self.inference():
+        with self.machine.mixed():
             return self.model.encode(image, amount, trace=trace)[0]
 
     @torch.no_grad()
     def read(self, states: Sequences, photos: Sequence[Photo]) -> list:
         """What the text side makes of the tokens of some photos, one reading for each."""
-        with self.encoded_as(states), self.inference():
+        with self.encoded_as(states), self.machine.mixed():
             return self.readings(torch.arange(len(photos)), photos)
 
     @contextmanager
@@ -141,7 +138,7 @@ class Retrieval(Subject):
 
     def __init__(self, *inputs):
         super().__init__(*inputs)
-        with torch.no_grad(), self.inference():
+        with torch.no_grad(), self.machine.mixed():
             self.texts = text_features(self.model, self.photos)
         self.owners = texts_of(self.photos)[1]
 
@@ -176,7 +173,7 @@ class Captioning(Subject):
 
     def outputs(self, states, photos):
         captions = self.model.tokenize([photo.texts[0] for photo in photos], "[DEC]", max_length=COUNTED[self.task])
-        with torch.no_grad(), self.inference():
+        with torch.no_grad(), self.machine.mixed():
             logits, _ = self.model.text_decoder(captions.input_ids, captions.attention_mask, states=states)
         there = captions.attention_mask.bool()
         return logits.float().log_softmax(dim=-1)[there]
@@ -213,7 +210,7 @@ class Answering(Subject):
     def outputs(self, states, photos):
         rows = []
         for number, photo in enumerate(photos):
-            with torch.no_grad(), self.inference():
+            with torch.no_grad(), self.machine.mixed():
                 question = self.model.tokenize(photo.texts, "[ENC]", max_length=35)
                 own = states.take([number])
                 rows.append(self.model.text_encoder(question.input_ids, question.attention_mask, states=own).first)

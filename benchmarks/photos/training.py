@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.world import Photo
 from models.blip import BlipDecoder
 from models.blip_retrieval import BlipRetrieval
@@ -65,7 +66,7 @@ def train(
     recipe: Recipe,
     loss_of: Callable[[Batch], Tensor],
     score: Callable[[], dict],
-    dtype: torch.dtype,
+    machine: Machine,
     seed: int = 0,
 ) -> list[dict]:
     """Trains what requires a gradient.
@@ -76,7 +77,7 @@ def train(
         recipe: how.
         loss_of: of a batch.
         score: of the model as it is, on validation; called after every epoch.
-        dtype: of the mixed precision.
+        machine: what it runs on.
         seed: of the order of the photos.
 
     Returns:
@@ -90,7 +91,7 @@ def train(
         model.train()
         losses = []
         for batch in batches_of(photos, recipe, generator):
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with machine.mixed():
                 loss = loss_of(batch)
             loss.backward()
             take_step(model, optimizer, recipe, step, total)
@@ -157,8 +158,9 @@ class Captions:
     def __init__(self, model: BlipDecoder, photos: list[Photo]):
         self.model = model
         ids = model.tokenizer([text for photo in photos for text in photo.texts]).input_ids
-        self.words = torch.tensor(sorted({word for text in ids for word in text}))  # [V]
         head = model.text_decoder.cls["predictions"]
+        words = sorted({word for text in ids for word in text})
+        self.words = torch.tensor(words, device=head.bias.device)  # [V]
         with torch.no_grad():
             others = torch.ones_like(head.bias, dtype=torch.bool).index_fill(0, self.words, False)
             head.bias[others] = SILENT
@@ -190,7 +192,7 @@ class Answers:
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the questions of a batch of B photos and B * G questions."""
         photos, questions, answers = batch
-        once = torch.ones(len(answers))
+        once = torch.ones(len(answers), device=self.model.space_dict.device)
         return self.model(torch.tensor(photos), questions, answers, n=once.long(), weights=once)["loss_task"]
 
 
@@ -210,7 +212,8 @@ class Pairs:
         photos, captions, _ = batch
         text = self.model.tokenize(captions, "[CLS]", max_length=35)
         output = self.model.text_encoder(text.input_ids, text.attention_mask)
-        return self.compare(output.first, torch.tensor(photos).repeat_interleave(len(captions) // len(photos)))
+        owners = torch.tensor(photos, device=self.cls.device).repeat_interleave(len(captions) // len(photos))
+        return self.compare(output.first, owners)
 
     def compare(self, texts: Tensor, owners: Tensor) -> Tensor:
         """Each caption looks for its photo among all, each of these photos for its captions among the batch's.
@@ -220,7 +223,7 @@ class Pairs:
             owners: [T], their photos.
         """
         model = self.model
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(texts.device.type, enabled=False):
             texts = F.normalize(model.text_proj(texts.float()), dim=-1)  # [T, E]
             images = F.normalize(model.vision_proj(self.cls), dim=-1)  # [n, E]
             similarity = texts @ images.T / model.temp  # [T, n]
@@ -229,15 +232,15 @@ class Pairs:
         to_text = similarity[:, photos].T.log_softmax(dim=1)
         return (F.cross_entropy(similarity, owners) - (to_text * own).sum(dim=1).div(own.sum(dim=1)).mean()) / 2
 
-    def fit(self, photos: list[Photo], dtype: torch.dtype, texts: int = 3) -> None:
+    def fit(self, photos: list[Photo], machine: Machine, texts: int = 3) -> None:
         """Fits the projections alone to the towers as they are, whose features are computed once.
 
         Args:
             photos: the training split.
-            dtype: what the text tower computes in.
+            machine: what the text tower runs on.
             texts: captions of each photo.
         """
-        first, owners = self._first_tokens([photo.texts[:texts] for photo in photos], dtype)
+        first, owners = self._first_tokens([photo.texts[:texts] for photo in photos], machine)
         standardise(self.model.text_proj, first)
         fitted = [*self.model.vision_proj.parameters(), *self.model.text_proj.parameters(), self.model.temp]
         optimizer = torch.optim.AdamW(fitted, weight_decay=0.05, fused=True)
@@ -252,7 +255,7 @@ class Pairs:
                 logger.info("fitting step %d, loss %.3f", step, loss.item())
 
     @torch.no_grad()
-    def _first_tokens(self, texts: list[tuple[str, ...]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _first_tokens(self, texts: list[tuple[str, ...]], machine: Machine) -> tuple[Tensor, Tensor]:
         """First tokens [T, D] of captions, and their photos [T]."""
         self.model.eval()
         everything = sorted(
@@ -261,9 +264,9 @@ class Pairs:
         first = []
         for start in range(0, len(everything), 128):
             text = self.model.tokenize([text for text, _ in everything[start : start + 128]], "[CLS]", max_length=35)
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with machine.mixed():
                 first.append(self.model.text_encoder(text.input_ids, text.attention_mask).first.float())
-        return torch.cat(first), torch.tensor([photo for _, photo in everything])
+        return torch.cat(first), torch.tensor([photo for _, photo in everything], device=self.cls.device)
 
 
 @torch.no_grad()

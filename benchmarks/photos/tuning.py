@@ -8,7 +8,6 @@ trained alone, everything else as the dense model has it.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ class Tuning:
 
     def _stretch(self, photos: Sequence[Photo], losses: Losses) -> None:
         """Trains up to the next checkpoint."""
-        started, first = time.process_time(), self.step
+        started, first = self.bench.machine.seconds(), self.step
         last = min(first + STRETCH, self.course.steps)
         recipe, similar = self.course.recipe, self.cell.guided
         set_seed(1000 * self.cell.seed + first)  # so that a run that was stopped draws what it would have drawn
@@ -162,7 +161,7 @@ class Tuning:
         sums = 0.0
         for step, batch in enumerate(islice(self._batches(photos), first, last), first):
             image = self._images(photos, batch)
-            with self.bench.subject.inference():
+            with self.bench.machine.mixed():
                 loss = losses.loss(image, batch, self.amount, similar)
             loss.backward()
             take_step(self.model, self.optimizer, recipe, step, self.course.steps)
@@ -170,7 +169,7 @@ class Tuning:
         self.model.eval()
         self.amount = self._amount()
         told = {"step": last, "loss": sums / (last - first), "score": self._score(), "amount": self.amount}
-        self.curve.append(told | {"seconds": time.process_time() - started})
+        self.curve.append(told | {"seconds": self.bench.machine.seconds() - started})
         logger.info("%s: %s", self.cell.name, self.curve[-1])
         self._save()
 

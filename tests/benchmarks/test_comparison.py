@@ -164,7 +164,9 @@ def test_a_group_is_the_mean_of_all_it_stands_for_and_nothing_is_lost(given, nam
         least = x.shape[1] - 1 - int(RULES[name].most * (x.shape[1] - 1))
         _, scores = layout.attend(*[x.unsqueeze(1)] * 3, scores=True)
         x, layout, kept = layout.prune(x, scores, None, 0.31)
-        assert kept is None and x.shape[1] - 1 == max(left, least)
+        assert x.shape[1] - 1 == max(left, least)
+        for sample, groups in enumerate(kept.groups.tolist()):
+            assert kept.of(sample) == [groups.index(group) for group in range(x.shape[1] - 1)]
         torch.testing.assert_close((x * layout.size.unsqueeze(-1))[:, 1:].sum(dim=1).float(), wanted.float())
         assert layout.size.sum(dim=1).tolist() == [1 + TOKENS] * SAMPLES and torch.equal(x[:, 0], given.x[:, 0])
 

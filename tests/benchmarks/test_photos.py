@@ -14,6 +14,7 @@ from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
 from benchmarks.photos import cells, pictures, prepare, report, running, training, tuning
+from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
 from benchmarks.photos.subject import SUBJECTS
@@ -236,7 +237,7 @@ def test_what_every_rule_keeps_is_drawn_for_whoever_has_the_photos(small, tmp_pa
 
 @needs_5
 def test_groups_that_are_drawn_are_those_that_were_merged(small):
-    bench = running.Bench(small.places, "caption", "val", torch.float32)
+    bench = running.Bench(small.places, "caption", "val", Machine())
     images = next(bench.subject.images(bench.subject.photos))
     for rule in ("tome", "random", "coverage"):
         cell = cells.Cell("caption", "val", rule, "even", 0.2)
@@ -265,7 +266,7 @@ def test_a_blind_twin_answers_alike_whatever_the_photo(small):
     assert small.run("--task", "vqa", "--blind") == 0
     assert lines(small, "photos_vqa")["vqa-val-blind"]["scores"].keys() == {"accuracy"}
     photos = read_split(small.places, "vqa", "val")
-    blind = SUBJECTS["vqa"](small.places, photos, torch.float32, True)
+    blind = SUBJECTS["vqa"](small.places, photos, Machine(), True)
     first, *others = (blind.outputs(blind.encode(image, 0.0), photos[:1]) for image in blind.images(photos, 1))
     assert all(torch.equal(first, other) for other in others)
 
@@ -299,6 +300,13 @@ def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
 def test_the_template_asks_for_nothing_unknown():
     asked = {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())}
     assert asked <= set(report.BLOCKS)
+
+
+@needs_5
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(small, capsys):
+    assert small.run("--task", "caption", "--device", "cuda") == 2
+    assert "--device cuda" in capsys.readouterr().err
 
 
 @needs_5
