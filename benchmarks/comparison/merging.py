@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.comparison.rules import share, take
+from benchmarks.comparison.rules import share
 from benchmarks.comparison.schedules import Scheduled, Steps
 from madtp.cost.trace import LayerTrace
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
 from madtp.method.pruning import Kept
+from madtp.method.rows import add_up, take
 
 
 class Tokens(NamedTuple):
@@ -151,8 +152,7 @@ def gather_groups(x: Tensor, size: Tensor, owner: Tensor, groups: int) -> tuple[
     place = F.pad(owner + 1, (1, 0))  # the class token is a group of its own
     wide = x if x.dtype.itemsize >= 4 else x.float()
     weighed = wide * size.unsqueeze(-1).to(wide.dtype)
-    sums = weighed.new_zeros(len(x), 1 + groups, x.shape[-1])
-    sums = sums.scatter_add(1, place.unsqueeze(-1).expand_as(weighed), weighed)
+    sums = add_up(weighed, place, 1 + groups)
     sizes = size.new_zeros(len(x), 1 + groups).scatter_add(1, place, size)
     return (sums / sizes.unsqueeze(-1).to(sums.dtype)).to(x.dtype), sizes
 

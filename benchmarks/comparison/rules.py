@@ -17,6 +17,7 @@ from madtp.method.attention import AttentionScores
 from madtp.method.keep import Keep
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.pruning import Kept, assess, merge, merge_weights, select, threshold
+from madtp.method.rows import take
 
 Judge = Callable[[AttentionScores, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -80,11 +81,6 @@ class Static(Scheduled):
             return x, after, None
         shortened, kept = keep_only(x, scores.cls_attention, keep)
         return shortened, after, kept
-
-
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Some tokens of every sample: [B, L, D] and their places [B, k] to [B, k, D]."""
-    return x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def keep_only(x: Tensor, ranked: Tensor, keep: int) -> tuple[Tensor, Kept]:

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madtp.method.rows import add_up, take
+
 NEVER = 2.0  # farther than any cosine is from another
 
 
@@ -58,73 +60,63 @@ def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
         significance: [B, N], the importance S.
         keep: n, at least 1 and less than N.
     """
-    stays = peaks(cosine, significance, keep)
-    stays = exchange(cosine, significance, medoids(cosine, significance, stays))
-    return stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :keep]
+    kept = peaks(cosine, significance, keep)
+    return exchange(cosine, significance, medoids(cosine, significance, kept))
 
 
-def uncovered(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
+def uncovered(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
     """The objective, sum_j S_j (1 - max over kept i of cos(x_i, x_j)), of every sample: [B]."""
-    best = cosine.masked_fill(~stays.unsqueeze(1), -NEVER).amax(dim=2)
-    return (significance * (1 - best)).sum(dim=1)
+    return (significance * (1 - take(cosine, kept).amax(dim=1))).sum(dim=1)
 
 
 def peaks(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
-    """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: boolean [B, N]."""
+    """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: [B, n]."""
     rank = significance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # copies of a token have one each
     lesser = rank.unsqueeze(2) <= rank.unsqueeze(1)  # of every pair, the second is not more important
-    distance = 1 - cosine.masked_fill(lesser, 1 - NEVER).amax(dim=2)
-    return largest(significance * distance, keep)
+    distance = 1 - torch.where(lesser, 1 - NEVER, cosine).amax(dim=2)
+    order = (significance * distance).argsort(dim=1, descending=True, stable=True)
+    return order[:, :keep].sort(dim=1).values
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Where the `count` largest values of every row are, of equal ones the first: boolean [B, N]."""
-    order = values.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order[:, :count], True)
-
-
-def medoids(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
-    """Each kept token gives way to that of its group which covers the group best: boolean [B, N] -> [B, N]."""
-    tokens = torch.arange(stays.shape[1], device=stays.device).expand_as(significance)
-    owner = cosine.masked_fill(~stays.unsqueeze(1), -NEVER).argmax(dim=2).where(~stays, tokens)
+def medoids(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
+    """Each kept token gives way to that of its group which covers the group best: [B, n] -> [B, n]."""
+    owner, none = owners(cosine, kept), cosine.shape[1]
     together = owner.unsqueeze(2) == owner.unsqueeze(1)
-    covers = ((cosine * together) @ significance.unsqueeze(2)).squeeze(2)
-    best = torch.full_like(covers, -math.inf).scatter_reduce(1, owner, covers, "amax")
-    first = tokens.where(covers >= best.gather(1, owner), stays.shape[1])  # of equally good ones
-    medoid = torch.full_like(tokens, stays.shape[1]).scatter_reduce(1, owner, first, "amin")
-    return torch.zeros_like(stays).scatter(1, medoid.gather(1, owner), True)
+    covers = (significance.unsqueeze(1) @ torch.where(together, cosine, 0)).squeeze(1)
+    best = covers.new_full(kept.shape, -math.inf).scatter_reduce(1, owner, covers, "amax")
+    tokens = torch.arange(none, device=kept.device).expand_as(owner)
+    first = tokens.where(covers >= best.gather(1, owner), none)  # of equally good ones
+    return torch.full_like(kept, none).scatter_reduce(1, owner, first, "amin").sort(dim=1).values
 
 
-def exchange(cosine: Tensor, significance: Tensor, stays: Tensor) -> Tensor:
-    """One round of exchange: [B, N] -> [B, N], as many tokens stay, and they cover no less.
+def exchange(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
+    """One round of exchange: [B, n] -> [B, n], as many tokens stay, and they cover no less.
 
     Of what each kept token covers the best newcomer may come, and a kept token may go whose nearest kept one is no
     cheaper. The best newcomers come for the cheapest that go, pair by pair while that gains, of these the better half.
     """
-    near = cosine.masked_fill(~stays.unsqueeze(1), -NEVER)
-    best, owner = near.max(dim=2)
-    second = near.scatter(2, owner.unsqueeze(2), -NEVER).amax(dim=2).clamp(min=-1)
-    loss = torch.zeros_like(significance).scatter_add(1, owner, significance * (best - second))
-    gain = ((cosine - best.unsqueeze(2)).relu_().transpose(1, 2) @ significance.unsqueeze(2)).squeeze(2)
-    best_of_owner = torch.zeros_like(gain).scatter_reduce(1, owner, gain.masked_fill(stays, 0), "amax")
-    comes = ~stays & (gain >= best_of_owner.gather(1, owner))
-    neighbour = near.diagonal_scatter(torch.full_like(best, -NEVER), dim1=1, dim2=2).argmax(dim=2)
-    goes = stays & (loss <= loss.gather(1, neighbour))
-    gains, newcomers = gain.masked_fill(~comes, -1).sort(dim=1, descending=True, stable=True)
+    near, keep = take(cosine, kept), kept.shape[1]
+    best, owner = near.max(dim=1)
+    second = near.scatter(1, owner.unsqueeze(1), -NEVER).amax(dim=1).clamp(min=-1)
+    loss = torch.zeros_like(near[:, :, 0]).scatter_add(1, owner, significance * (best - second))
+    gain = (significance.unsqueeze(1) @ (cosine - best.unsqueeze(2)).relu_()).squeeze(1).scatter(1, kept, 0)
+    comes = gain >= torch.zeros_like(loss).scatter_reduce(1, owner, gain, "amax").gather(1, owner)
+    among = near.gather(2, kept.unsqueeze(1).expand(-1, keep, -1))
+    neighbour = among.diagonal_scatter(torch.full_like(loss, -NEVER), dim1=1, dim2=2).max(dim=1).indices
+    goes = loss <= loss.gather(1, neighbour)
+    gains, newcomers = gain.masked_fill(~comes, -1).scatter(1, kept, -1).sort(dim=1, descending=True, stable=True)
     losses, leavers = loss.masked_fill(~goes, math.inf).sort(dim=1, stable=True)
-    swaps = gains > losses
+    swaps = gains[:, :keep] > losses
     swaps = swaps & (swaps.cumsum(dim=1) <= (swaps.sum(dim=1, keepdim=True) + 1) // 2)
-    after = stays.scatter(1, leavers, stays.gather(1, leavers) & ~swaps)
-    after = after.scatter(1, newcomers, after.gather(1, newcomers) | swaps)
-    better = uncovered(cosine, significance, after) < uncovered(cosine, significance, stays)
-    return torch.where(better.unsqueeze(1), after, stays)
+    after = kept.scatter(1, leavers, torch.where(swaps, newcomers[:, :keep], kept.gather(1, leavers)))
+    gained = significance * (take(cosine, after).amax(dim=1) - best)
+    return torch.where(gained.sum(dim=1, keepdim=True) > 0, after, kept).sort(dim=1).values
 
 
 def owners(cosine: Tensor, kept: Tensor) -> Tensor:
     """Which of the kept tokens each token goes into, the one most like it; a kept one is its own: [B, N]."""
-    batch, keep = kept.shape
-    nearest = cosine.gather(2, kept.unsqueeze(1).expand(-1, cosine.shape[1], -1)).argmax(dim=2)
-    return nearest.scatter(1, kept, torch.arange(keep, device=kept.device).expand(batch, -1))
+    nearest = take(cosine, kept).max(dim=1).indices
+    return nearest.scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
 
 
 def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -139,11 +131,9 @@ def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, 
     Returns:
         The kept tokens [B, n, D] and their sizes [B, n].
     """
-    batch, _, width = x.shape
-    total = sizes.new_zeros(batch, keep).scatter_add(1, owner, sizes)
+    total = sizes.new_zeros(len(x), keep).scatter_add(1, owner, sizes)
     weights = (sizes / total.gather(1, owner)).to(x.dtype)
-    merged = x.new_zeros(batch, keep, width)
-    return merged.scatter_add(1, owner.unsqueeze(2).expand(-1, -1, width), x * weights.unsqueeze(2)), total
+    return add_up(x * weights.unsqueeze(2), owner, keep), total
 
 
 def places(owners_of_layers: Sequence[Tensor]) -> Tensor | None:

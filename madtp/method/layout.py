@@ -14,6 +14,7 @@ from torch import Tensor
 
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.pruning import Kept, assess, merge, merge_weights, pass_alike, prune_tokens, select_own
+from madtp.method.rows import take
 
 
 class Sequences(NamedTuple):
@@ -169,7 +170,7 @@ class Masked(Rectangle):
             if kept is None:
                 return x, self, None
             merged = merge(x[:, 1:], merge_weights(significance, dropped))  # [B, 1, D]
-            shortened = x.gather(1, kept.rows.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            shortened = take(x, kept.rows)
             last = torch.arange(kept.rows.shape[1], device=x.device) == kept.lengths.unsqueeze(1) - 1
             is_merged = (last & kept.merges.unsqueeze(1)).unsqueeze(-1)
             return torch.where(is_merged, merged, shortened), Masked(kept.own, self.together), kept

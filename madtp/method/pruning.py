@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.method.attention import AttentionScores
+from madtp.method.rows import take
 
 
 class Kept(NamedTuple):
@@ -86,7 +87,7 @@ def prune_tokens(
             return x, None
         kept, dropped = select(significance, keep, protected)
         rows, merged = kept.rows[:, :-1], merge(x[:, 1:], merge_weights(significance, dropped))
-        return torch.cat([x.gather(1, rows.unsqueeze(-1).expand(-1, -1, x.shape[-1])), merged], dim=1), kept
+        return torch.cat([take(x, rows), merged], dim=1), kept
 
 
 def assess(

@@ -16,6 +16,7 @@ from madtp.method import coverage
 from madtp.method.errors import UserError
 from madtp.method.layout import Sequences
 from madtp.method.merged import Merged, Schedule
+from madtp.method.rows import take
 from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.library.layer import Layer
 
@@ -156,5 +157,5 @@ def spread(x: Tensor, place: Tensor, prefix: int) -> Tensor:
         place: [B, N].
         prefix: F.
     """
-    rows = place.unsqueeze(2).expand(-1, -1, x.shape[2])
-    return torch.cat([x[:, :prefix], x[:, prefix:].gather(1, rows)], dim=1)
+    front = torch.arange(prefix, device=place.device).expand(len(x), -1)
+    return take(x, torch.cat([front, place + prefix], dim=1))

@@ -1,0 +1,26 @@
+"""Rows of every sample, read and added up as whole rows of memory.
+
+`Tensor.gather` and `scatter_add` would go number by number, forward and backward, many times as slowly.
+
+Shapes: B batch, L rows of width D, k rows taken, n sums.
+"""
+
+import torch
+from torch import Tensor
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of every sample, which may come twice: [B, L, D] and their places [B, k] to [B, k, D]."""
+    return x.flatten(0, 1).index_select(0, _flat(rows, x.shape[1])).view(*rows.shape, x.shape[2])
+
+
+def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
+    """Sums of the rows that have one owner: [B, L, D] and owners [B, L], each below n, to [B, n, D]."""
+    total = x.new_zeros(len(x) * sums, x.shape[2])
+    return total.index_add(0, _flat(owner, sums), x.flatten(0, 1)).view(len(x), sums, x.shape[2])
+
+
+def _flat(places: Tensor, length: int) -> Tensor:
+    """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
+    starts = length * torch.arange(len(places), device=places.device)
+    return (places + starts.unsqueeze(1)).flatten()

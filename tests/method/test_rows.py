@@ -1,0 +1,36 @@
+"""Whole rows are read and added up as `gather` and `scatter_add` do it number by number, and so are their gradients."""
+
+import pytest
+import torch
+
+from madtp.method.rows import add_up, take
+from tests.golden.fill import seeded
+
+
+def places(batch, rows, length):
+    return torch.randint(length, (batch, rows), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_are_taken_as_gather_does(batch):
+    x, rows = seeded(0, batch, 7, 4), places(batch, 5, 7)
+    assert take(x, rows).equal(torch.stack([one[chosen] for one, chosen in zip(x, rows, strict=True)]))
+    inner, few = x[:, 1:], rows[:, :2].clamp(max=5)
+    assert take(inner, few).equal(inner.gather(1, few.unsqueeze(2).expand(-1, -1, 4)))
+    assert torch.autograd.gradcheck(lambda x: take(x, rows), [x.double().requires_grad_()])
+
+
+def test_rows_are_added_up_by_owner():
+    x, owner = seeded(0, 3, 9, 4).double(), places(3, 9, 5)
+    expected = x.new_zeros(3, 5, 4)
+    for b in range(3):
+        for row in range(9):
+            expected[b, owner[b, row]] += x[b, row]
+    torch.testing.assert_close(add_up(x, owner, 5), expected)
+    assert torch.autograd.gradcheck(lambda x: add_up(x, owner, 5), [x.requires_grad_()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_stay_halves(dtype):
+    x, owner = seeded(0, 2, 6, 4).to(dtype), places(2, 6, 3)
+    assert take(x, owner).dtype == dtype and add_up(x, owner, 3).dtype == dtype
