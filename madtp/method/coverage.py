@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madtp.method.precision import at_least_single
 from madtp.method.rows import add_up, take
 
 NEVER = 2.0  # farther than any cosine is from another
@@ -47,9 +48,18 @@ def importance(cls_attention: Tensor) -> Tensor:
 
 
 def similarity(x: Tensor) -> Tensor:
-    """Cosines of all pairs of tokens: [B, N, D] -> [B, N, N]."""
-    direction = F.normalize(x, dim=-1)
-    return direction @ direction.transpose(1, 2)
+    """Cosines of all pairs of tokens: [B, N, D] -> [B, N, N], at least in single precision.
+
+    Tokens of a sample resemble each other, so that halves cannot tell their cosines apart. Their mean direction m is
+    therefore put aside, and the big product, which mixed precision rounds, is that of the rest:
+    u_i . u_j = (u_i - m) . (u_j - m) + u_i . m + u_j . m - m . m.
+    """
+    direction = F.normalize(at_least_single(x), dim=-1)
+    mean = direction.mean(dim=1, keepdim=True)
+    own = direction - mean
+    with torch.autocast(x.device.type, enabled=False):
+        common = direction @ mean.transpose(1, 2) - mean.square().sum(dim=2, keepdim=True) / 2  # [B, N, 1]
+    return at_least_single(own @ own.transpose(1, 2)) + common + common.transpose(1, 2)
 
 
 def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from madtp.method import coverage
 from madtp.method.attention import AttentionScores, attend, class_attention
 from madtp.method.layout import Rectangle, Sequences
-from madtp.method.precision import accumulator, at_least_single
+from madtp.method.precision import accumulator
 from madtp.method.pruning import Kept
 
 
@@ -95,8 +95,8 @@ class Merged(Rectangle):
 
     @staticmethod
     def _cover(x: Tensor, cls_attention: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):  # halves cannot tell cosines near 1 apart
-            cosine = coverage.similarity(at_least_single(x))
+        cosine = coverage.similarity(x)
+        with torch.autocast(x.device.type, enabled=False):
             attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
             significance = coverage.importance(attention).to(cosine.dtype)
             kept = coverage.choose(cosine, significance, keep)

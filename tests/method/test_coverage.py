@@ -203,3 +203,15 @@ def test_the_schedule_falls_from_all_tokens_to_one():
         assert all(
             m <= n for m, n in zip(more, (left_by(144, amount, 1.0, layer, 12) for layer in range(12)), strict=True)
         )
+
+
+def test_cosines_are_their_definition_in_halves_too():
+    x = (example(tokens=30, width=64)[0] + 5 * seeded(9, 4, 1, 64)).float()  # much in common
+    expected = torch.nn.functional.cosine_similarity(x.unsqueeze(1), x.unsqueeze(2), dim=-1)
+    torch.testing.assert_close(similarity(x), expected, rtol=0, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = similarity(x)
+    plain = torch.nn.functional.normalize(x, dim=-1).bfloat16()
+    plain = (plain @ plain.transpose(1, 2)).float()
+    assert rough.dtype == torch.float32
+    assert 4 * (rough - expected).abs().mean() < (plain - expected).abs().mean()
