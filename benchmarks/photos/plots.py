@@ -57,10 +57,9 @@ def learning(results: Results, path: Path, task: str) -> str:
     for number, one in enumerate(one for one in results.tuned.values() if one["task"] == task and "curve" in one):
         name = f"{title_of(one['rule'])}, seed {one['seed']}"
         name += f", {100 - 100 * one['p']:.0f} %" if one["p"] else ""
-        steps = [point["step"] for point in one["curve"]]
         for axis, shown in zip(axes, ("loss", "score"), strict=True):
-            values = [point[shown] for point in one["curve"]]
-            axis.plot(steps, values, "o-", color=f"C{number % 10}", label=name, markersize=4)
+            points = [(point["step"], point[shown]) for point in one["curve"] if shown in point]
+            axis.plot(*zip(*points, strict=True), "o-", color=f"C{number % 10}", label=name, markersize=4)
     for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
         axis.set(xlabel="step", ylabel=shown)
     return finish(figure, path, f"{task}: fine-tuning under the rules")

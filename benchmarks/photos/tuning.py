@@ -116,7 +116,7 @@ class Tuning:
     Attributes:
         file: of the checkpoint; a model that is trained to the end stays there for the test split.
         amount: how much goes.
-        curve: loss, score of some photos and seconds, stretch by stretch.
+        curve: score of some photos, amount, loss and seconds, checkpoint by checkpoint; the first is before training.
     """
 
     def __init__(self, bench: Bench, cell: Cell, course: Course):
@@ -143,7 +143,9 @@ class Tuning:
             raise UserError(f"no {self.file} yet: `{self.cell.on('val').command}` trains it")
         if self.step < self.course.steps:
             photos, losses = trained_by(self.bench)
-            self.amount = self.amount or self._amount()
+            if not self.curve:
+                self.amount = self._amount()
+                self.curve.append({"step": 0, "score": self._score(), "amount": self.amount, "seconds": 0.0})
             while self.step < self.course.steps:
                 self._stretch(photos, losses)
         return self._amount(), self.curve

@@ -13,7 +13,7 @@ from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, pictures, prepare, report, running, training, tuning
+from benchmarks.photos import cells, finetuned, pictures, prepare, report, running, training, tuning
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
@@ -160,8 +160,8 @@ def test_models_are_fine_tuned_under_every_rule_at_the_cost_asked_for(small, tas
     found = lines(small, f"photos_{task}_tuned")
     assert [one["rule"] for one in found.values()] == ["dense", "coverage", "tome", "image"]
     for cell in found.values():
-        assert cell["seed"] == 1 and [one["step"] for one in cell["curve"]] == [2, 3]
-        assert all(np.isfinite(one["loss"]) for one in cell["curve"]) and len(cell["photos"]) == 6
+        assert cell["seed"] == 1 and [one["step"] for one in cell["curve"]] == [0, 2, 3]
+        assert all(np.isfinite(one["loss"]) for one in cell["curve"][1:]) and len(cell["photos"]) == 6
         assert cell["percent"] == pytest.approx(90 if cell["p"] else 100, abs=3)
 
 
@@ -198,7 +198,7 @@ def test_fine_tuning_that_was_stopped_ends_as_if_it_had_not_been(small, monkeypa
     assert torch.load(file, weights_only=True)["curve"][-1]["step"] == 2
     assert tune(small, "caption", "--rules", "dense", steps=5) == 0
     (resumed,) = lines(small, "photos_caption_tuned").values()
-    assert [one["loss"] for one in resumed["curve"]] == [one["loss"] for one in whole["curve"]]
+    assert [one["score"] for one in resumed["curve"]] == [one["score"] for one in whole["curve"]]
     again = torch.load(file, weights_only=True)["model"]
     assert all(torch.equal(value, again[name]) for name, value in ended.items() if name != "space_dict")  # drawn anew
 
@@ -274,11 +274,13 @@ def test_a_blind_twin_answers_alike_whatever_the_photo(small):
 @needs_5
 def test_the_report_says_what_the_results_say(small, tmp_path):
     assert small.run("--task", "vqa", "--p", "0.1", "--rules", "image", "tome", "--schedules", "even") == 0
+    assert tune(small, "vqa", "--rules", "tome") == 0
     assert small.run("--report", str(tmp_path)) == 0
     text = (tmp_path / "photos.md").read_text()
     record = lines(small, "photos_vqa")["vqa-val-dense"]
     assert f"| vqa | {record['scores']['accuracy']:.1f} |" in text and "{" not in text
-    assert (tmp_path / "photos" / "scores_retrieval.png").stat().st_size > 1000
+    for name in ("scores_retrieval", "learning_retrieval"):
+        assert (tmp_path / "photos" / f"{name}.png").stat().st_size > 1000
 
 
 def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
@@ -295,6 +297,27 @@ def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
     assert found.against(record, found.dense("vqa")).value == pytest.approx(-7.5)
     assert found.blind("retrieval") is None and found.comparisons == 2
     assert chance(1000) == pytest.approx(16 / 30)
+
+
+def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path):
+    given = {("dense", 0.0): ([50, 30], [54, 30]), ("tome", 0.5): ([40, 20], [44, 28]), ("image", 0.5): ([40, 20],)}
+    written = []
+    for (rule, p), seeds in given.items():
+        for seed, photos in enumerate(seeds, 1):
+            cell = cells.Tuned("retrieval", "val", rule, "", p, seed, 100)
+            written.append(
+                {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": "", "p": p}
+            )
+            written[-1] |= {"seed": seed, "steps": 100, "percent": 100 - 100 * p, "photos": photos}
+            written[-1] |= {"scores": {"r_mean": sum(photos) / 2}}
+    (tmp_path / "photos_retrieval_tuned.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    found = Results(tmp_path, tmp_path)
+    (tome,) = [one for one in finetuned.at(found, "retrieval", 0.5) if one["rule"] == "tome"]
+    assert tome["photos"] == [42, 24] and tome["scores"] == {"r_mean": 33} and tome["seeds"] == [1, 2]
+    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "dense").startswith("−8.0 [")
+    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image") == "not run"  # with the same seeds
+    assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 1
+    assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
 
 
 def test_the_template_asks_for_nothing_unknown():
