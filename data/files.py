@@ -13,6 +13,7 @@ from data.forms import form_of, is_json_lines
 from utils import UserError, excerpt, read_json
 
 CONVERT = "make it of the published files: python -m madtp convert"
+ROOT = re.compile(r"(?:[A-Za-z][\w+.-]*:)?[\\/]+")  # of a path on this machine or another one, or of an address
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -81,21 +82,25 @@ def image_folder(root: str | Path, key: str) -> Path:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether the path of an image leads out of its folder. Links that were put into the folder are not looked at."""
-    slashed = name.replace("\\", "/")
-    return slashed.startswith("/") or ".." in slashed.split("/")
+    """Whether the path of an image leads up and out of its folder. Links that were put there are not looked at."""
+    return ".." in name.replace("\\", "/").split("/")
 
 
 def on_disk(folder: Path, name: str) -> str:
-    """The name of an image as it is spelled in its folder; as it was given if it is not there.
+    """The name of an image as it is spelled in its folder; as it was given if it is not there, but without a root.
 
     Backslashes may stand for slashes, and accents may be joined to their letters or apart from them, which look alike.
+    Of a path from the root of this machine or another, as others wrote it, the end counts that is in this folder.
     """
-    if name.isascii() and "\\" not in name:
+    root = ROOT.match(name)
+    if not root and name.isascii() and "\\" not in name:
         return name
-    slashed = name.replace("\\", "/")
-    spellings = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
-    return next((spelling for spelling in spellings if is_file(folder / spelling)), name)
+    inside = name[root.end() :] if root else name
+    slashed = inside.replace("\\", "/")
+    spellings = [inside, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    drops = range(slashed.count("/") + 1 if root else 1)  # of the folders in front, the fewest first
+    ends = dict.fromkeys(spelling.split("/", drop)[-1] for drop in drops for spelling in spellings)
+    return next((end for end in ends if is_file(folder / end)), inside)
 
 
 def namesake(path: Path) -> str:
@@ -132,7 +137,7 @@ def read_image(folder: Path, name: str, where: str, wanted: int = 0) -> Image.Im
         BadImage: it is missing or cannot be decoded.
         UserError: it lies outside the folder.
     """
-    if leaves_folder(name):
+    if leaves_folder(name) or ROOT.match(name):
         raise UserError(f"{where}: image {name!r} lies outside {folder}; give a path inside that folder")
     path = folder / PurePosixPath(name)
     try:

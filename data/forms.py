@@ -9,6 +9,7 @@ HEAD = 2**14  # characters that show it
 # What the beginning of a file shows, the first that fits.
 SIGNS = {
     "nlvr2": re.compile(r'^\s*\{.*"identifier".*\}\s*$', re.MULTILINE),
+    "vizwiz": re.compile(r'"image"\s*:\s*"VizWiz_'),
     "visual_genome": re.compile(r'"qas"\s*:'),
     "karpathy": re.compile(r'"sentids"\s*:'),
     "vqav2": re.compile(r'"(?:data_subtype|multiple_choice_answer)"\s*:'),

@@ -7,6 +7,7 @@ import torch
 
 from data.annotated import AnnotatedDataset
 from data.decoding import is_published
+from data.files import wrong_field
 from data.text import clean_caption
 
 MAX_WORDS = 30
@@ -17,17 +18,21 @@ class RetrievalTrain(AnnotatedDataset):
     """Samples {"image" [3, S, S], "caption", "idx", "index"}, one for each caption.
 
     `idx` numbers the images: captions of one image share it, so that they are not negatives of each other. Entries
-    speak of one image if they have the same `image_id`, or name the same file.
+    speak of one image if they have the same `image_id`, where they have one, or name the same file.
     """
 
-    fields = {"image": str, "caption": str, "image_id": (str, int)}
+    fields = {"image": str, "caption": str}
     identity = ("image", "caption")
+
+    @classmethod
+    def wrong_value(cls, entry: dict) -> str:
+        return "" if "image_id" not in entry else wrong_field(entry, {"image_id": (str, int)})
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):
         super().__init__(transform, files, config)
         self.ids, self.numbers = {}, {}
         for entry in self.entries:
-            identity = self.ids.setdefault(entry["image"], entry["image_id"])
+            identity = self.ids.setdefault(entry["image"], entry.get("image_id", entry["image"]))
             self.numbers.setdefault(identity, len(self.numbers))
 
     def texts_of(self, index: int) -> dict[str, list[str]]:

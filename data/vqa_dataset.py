@@ -18,17 +18,23 @@ MAKE_LIST = "python -m madtp answers --config CONFIG"
 ROOTS = {"vqa": "vqa_root", "vg": "vg_root"}  # where an entry's `dataset` keeps its images
 
 
+def dataset_of(entry: dict) -> str:
+    """The data set of an entry, "vqa" or "vg"; who brings a set of his own need not say it."""
+    return entry.get("dataset", "vqa")
+
+
 class _Questions(AnnotatedDataset):
     """Questions with their images, which are in the folder `vqa_root` or, for those of Visual Genome, `vg_root`."""
 
     @classmethod
     def wrong_value(cls, entry: dict) -> str:
-        dataset = entry["dataset"]
-        return "" if dataset in ROOTS else f"'dataset' should be one of {list(ROOTS)}, not {dataset!r}"
+        dataset = dataset_of(entry)
+        known = isinstance(dataset, str) and dataset in ROOTS
+        return "" if known else f"'dataset' should be one of {list(ROOTS)}, not {excerpt(dataset)}"
 
     @staticmethod
     def images_of(entry: dict) -> list[tuple[str, str]]:
-        return [(ROOTS[entry["dataset"]], entry["image"])]
+        return [(ROOTS[dataset_of(entry)], entry["image"])]
 
     def texts_of(self, index: int) -> dict[str, list[str]]:
         return {"question": [clean_question(self.entries[index]["question"])]}
@@ -42,23 +48,23 @@ class _Questions(AnnotatedDataset):
 class VQATrain(_Questions):
     """Samples with "answers", the different ones, and "weights"; a batch has them flat, with "n" answers a question."""
 
-    fields = {"question": str, "image": str, "dataset": str, "answer": (list, str)}
+    fields = {"question": str, "image": str, "answer": (list, str)}
     identity = ("image", "question")
 
     @classmethod
     def wrong_label(cls, entry: dict) -> str:
-        answer, dataset = entry["answer"], entry["dataset"]
+        answer, dataset = entry["answer"], dataset_of(entry)
         if isinstance(answer, str) == (dataset == "vg"):
             return ""
         return f"dataset {dataset!r} with answer {excerpt(answer)}: vqa has a list of those given, vg a single string"
 
     def texts_of(self, index: int) -> dict[str, list[str]]:
         entry = self.entries[index]
-        return {**super().texts_of(index), "answer": weigh_answers(entry["answer"], entry["dataset"])[0]}
+        return {**super().texts_of(index), "answer": weigh_answers(entry["answer"], dataset_of(entry))[0]}
 
     def __getitem__(self, index: int) -> dict:
         entry = self.entries[index]
-        answers, weights = weigh_answers(entry["answer"], entry["dataset"])
+        answers, weights = weigh_answers(entry["answer"], dataset_of(entry))
         return {**self.sample(index), "answers": answers, "weights": weights}
 
     @staticmethod
@@ -81,7 +87,7 @@ class VQAEvaluation(_Questions):
         answer_list: the answers to rank; empty where answers are generated.
     """
 
-    fields = {"question": str, "image": str, "dataset": str, "question_id": (int, str)}
+    fields = {"question": str, "image": str, "question_id": (int, str)}
     identity = ("question_id",)
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):

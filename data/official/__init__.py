@@ -25,9 +25,11 @@ class Form(NamedTuple):
 FORMS = {
     "vqav2": Form(questions.read_vqa, questions.question_rows),
     "visual_genome": Form(questions.read_genome, questions.question_rows, True),
+    "vizwiz": Form(questions.read_vizwiz, questions.question_rows),
     "daquar": Form(questions.read_daquar, questions.question_rows),
     "karpathy": Form(captions.read_karpathy, captions.caption_rows, True),
     "coco": Form(captions.read_coco, captions.caption_rows),
-    "flickr8k": Form(captions.read_flickr, captions.caption_rows),
+    "flickr8k": Form(captions.read_flickr8k, captions.caption_rows),
+    "flickr30k": Form(captions.read_flickr30k, captions.caption_rows),
     "nlvr2": Form(statements.read_nlvr2, statements.statement_rows),
 }

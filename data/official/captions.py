@@ -1,4 +1,4 @@
-"""Captions: Karpathy's three JSON files, COCO's own, and the text files of Flickr8k."""
+"""Captions: Karpathy's three JSON files, COCO's own, and the text files of Flickr8k and Flickr30k."""
 
 import csv
 import re
@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.official import stream
-from data.official.records import LeftOut, Record, Source, checked, places, read_lines
+from data.official.records import LeftOut, Record, Source, checked, coco_places, places, read_lines
 from utils import UserError, excerpt
 
 COCO, FLICKR = "coco_karpathy", "flickr30k"  # what the files of a task begin with
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 IN_NO_LIST = "captions of pictures that no list names"
 EMPTY = "empty captions"
+TOKEN = re.compile(r"([^\t]+?)(?:#\w*)?\t(.*)")
+BARRED = re.compile(r"([^|]+?)\s*\|\s*\d+\s*\|?\s*(.*)")  # one line of Flickr30k's table lacks the second bar
 
 
 def caption_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, dict]]:
@@ -53,7 +55,7 @@ def read_karpathy(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
             split, name = KARPATHY_SPLITS[image["split"]], image["filename"]
             if dataset == "coco":
                 checked(path, number, image, {"filepath": str, "cocoid": int})
-                picture, identity = places(name, image["filepath"]), f"coco_{image['cocoid']}"
+                picture, identity = coco_places(name, image["filepath"]), f"coco_{image['cocoid']}"
                 yield from captioned(split, COCO, picture, captions, identity)
             else:
                 picture, identity = flickr_places(name, dataset), f"{dataset}_{image.get('imgid', number)}"
@@ -71,7 +73,7 @@ def read_coco(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
         for number, image in enumerate(stream.entries(path, "images")):
             checked(path, number, image, {"id": int, "file_name": str})
             if said := captions.pop(image["id"], None):
-                picture = places(image["file_name"], *coco_folders(image["file_name"], path))
+                picture = coco_places(image["file_name"], *coco_folders(image["file_name"], path))
                 yield from captioned(split, COCO, picture, said, f"coco_{image['id']}")
             else:
                 yield LeftOut("pictures without a caption")
@@ -85,43 +87,58 @@ def coco_folders(name: str, path: Path) -> list[str]:
     return [found[1]] if found else []
 
 
-def read_flickr(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads `Flickr8k.token.txt` (or `captions.txt`, a table) and the lists of the pictures of each split.
+def read_flickr8k(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads `Flickr8k.token.txt` (or `captions.txt`, a table) and the lists of the pictures of each split."""
+    return read_flickr(sources, "flickr8k")
 
-    Without lists everything is for training.
-    """
+
+def read_flickr30k(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads `results_20130124.token` (or `results.csv`, a table) and lists of the pictures of each split."""
+    return read_flickr(sources, "flickr30k")
+
+
+def read_flickr(sources: Sequence[Source], dataset: str) -> Iterator[Record | LeftOut]:
+    """Reads files of captions, and lists of pictures by name or number; without lists everything is for training."""
     captions, lists = defaultdict(list), {}
     for source in sources:
         lines = read_lines(source.path)
         if not lines:
             raise UserError(f"{source.path}: nothing in it; fetch the file again")
-        if "\t" in lines[0] or lines[0].replace(" ", "") == "image,caption":
+        if "\t" in lines[0] or "|" in lines[0] or lines[0].replace(" ", "") == "image,caption":
             for name, caption in flickr_captions(source.path, lines):
                 captions[name].append(caption)
         else:
-            lists |= dict.fromkeys((line.strip() for line in lines), source.own_split())
+            lists |= dict.fromkeys((plain(line) for line in lines), source.own_split())
     if not captions:
         raise UserError("no captions among the files; name Flickr8k.token.txt (lines of NAME.jpg#0, a tab, a caption)")
     for number, (name, said) in enumerate(captions.items()):
-        if lists and name not in lists:
+        if lists and plain(name) not in lists:
             yield LeftOut(IN_NO_LIST, len(said))
         else:
-            picture, split = flickr_places(name, "flickr8k"), lists.get(name, "train")
-            yield from captioned(split, FLICKR, picture, said, f"flickr8k_{number}")
-    if uncaptioned := lists.keys() - captions.keys():
+            picture, split = flickr_places(name, dataset), lists.get(plain(name), "train")
+            yield from captioned(split, FLICKR, picture, said, f"{dataset}_{number}")
+    if uncaptioned := lists.keys() - set(map(plain, captions)):
         yield LeftOut("pictures of the lists without a caption", len(uncaptioned))
+
+
+def plain(name: str) -> str:
+    """What lists call a picture: its name, with or without the ending."""
+    return name.strip().removesuffix(".jpg")
 
 
 def flickr_captions(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yields the name of a picture and a caption, line by line."""
-    if "\t" not in lines[0]:
+    if "\t" in lines[0]:
+        form, expected, said = TOKEN, "NAME.jpg#0, a tab and a caption", lines
+    elif "|" in lines[0]:
+        form, expected, said = BARRED, "NAME.jpg| 0| a caption", lines[1:]
+    else:
         yield from ((row[0], row[1]) for row in csv.reader(lines[1:], skipinitialspace=True) if len(row) == 2)
         return
-    for number, line in enumerate(lines, start=1):
-        name, tab, caption = line.partition("\t")
-        if not tab:
-            raise UserError(f"{path}, line {number}: expected NAME.jpg#0, a tab and a caption, found {excerpt(line)}")
-        yield name.rpartition("#")[0] or name, caption
+    for number, line in enumerate(said, start=1 + len(lines) - len(said)):
+        if not (found := form.fullmatch(line)):
+            raise UserError(f"{path}, line {number}: expected {expected}, found {excerpt(line)}")
+        yield found[1], found[2]
 
 
 def flickr_places(name: str, dataset: str) -> tuple[str, ...]:

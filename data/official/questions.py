@@ -1,11 +1,11 @@
-"""Questions about pictures: VQAv2's pairs of files, Visual Genome's and DAQUAR's."""
+"""Questions about pictures: VQAv2's pairs of files, Visual Genome's, VizWiz's and DAQUAR's."""
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.official import stream
-from data.official.records import LeftOut, Record, Source, checked, places, read_lines
+from data.official.records import LeftOut, Record, Source, checked, coco_places, places, read_lines
 from utils import UserError, excerpt
 
 QUESTIONS, GENOME = "vqa", "vg"
@@ -58,15 +58,21 @@ def answered_questions(asked: Path, answered: Path, subset: str, split: str) -> 
         checked_question(asked, number, question)
         waiting[question["question_id"]] = question["question"], question["image_id"]
     for number, one in enumerate(stream.entries(answered, "annotations")):
-        answers = checked(answered, number, one, {"question_id": int}).get("answers")
+        checked(answered, number, one, {"question_id": int})
         if one["question_id"] not in waiting:
             raise UserError(f"{answered}, entry {number}: question {one['question_id']} is not in {asked}, or is twice")
-        if not isinstance(answers, list) or not answers:
-            raise UserError(f"{answered}, entry {number}: 'answers' should be a list, it is {excerpt(answers)}")
-        given = [checked(answered, number, answer, {"answer": str})["answer"] for answer in answers]
+        given = given_answers(answered, number, one)
         yield vqa_record(split, subset, one["question_id"], *waiting.pop(one["question_id"]), given)
     if waiting:
         yield LeftOut("questions without answers", len(waiting))
+
+
+def given_answers(path: Path, number: int, entry: dict) -> list[str]:
+    """What people answered to a question, as VQAv2 and VizWiz have it: [{"answer": ...}, ...]."""
+    answers = entry.get("answers")
+    if not isinstance(answers, list) or not answers:
+        raise UserError(f"{path}, entry {number}: 'answers' should be a list, it is {excerpt(answers)}")
+    return [checked(path, number, answer, {"answer": str})["answer"] for answer in answers]
 
 
 def checked_question(path: Path, number: int, question: object) -> None:
@@ -80,7 +86,7 @@ def vqa_record(
     """A question about one of COCO's pictures, whose names follow from their numbers."""
     subset = subset.replace("test-dev", "test")  # part of the test set, with its pictures
     content = {"question_id": number, "question": question} | ({"answer": answers} if answers else {})
-    return Record(split, QUESTIONS, (places(f"COCO_{subset}_{image:012d}.jpg", subset),), content)
+    return Record(split, QUESTIONS, (coco_places(f"COCO_{subset}_{image:012d}.jpg", subset),), content)
 
 
 def read_genome(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
@@ -99,6 +105,18 @@ def read_genome(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
                 content = {"question_id": one["qa_id"], "question": one["question"], "answer": answer}
                 folder, *others = places(f"{one['image_id']}.jpg", *GENOME_FOLDERS)
                 yield Record("train", GENOME, ((folder, *others),), content)
+
+
+def read_vizwiz(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
+    """Reads VizWiz's `train.json`, `val.json` and `test.json`, the last without answers; ids are pictures' names."""
+    for source in sources:
+        split = source.own_split()
+        for number, one in enumerate(stream.entries(source.path)):
+            checked(source.path, number, one, {"image": str, "question": str})
+            content = {"question_id": one["image"], "question": one["question"]}
+            if "answers" in one:
+                content["answer"] = given_answers(source.path, number, one)
+            yield Record(split, QUESTIONS, (places(one["image"], split),), content)
 
 
 def read_daquar(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:

@@ -74,6 +74,13 @@ def places(name: str, *folders: str) -> tuple[str, ...]:
     return tuple(f"{folder}/{name}" for folder in folders) + (name,)
 
 
+def coco_places(name: str, *folders: str) -> tuple[str, ...]:
+    """Where a picture of COCO may be: as in 2014, or as the archives of 2017 have the same one."""
+    number = re.fullmatch(r"COCO_(?:train|val)2014_(\d{12}\.jpg)", name)
+    later = (f"train2017/{number[1]}", f"val2017/{number[1]}") if number else ()
+    return (*places(name, *folders), *later)
+
+
 def checked(path: Path, number: int, entry: object, fields: dict[str, type | tuple[type, ...]]) -> dict:
     """Returns an entry that has the fields.
 

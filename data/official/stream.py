@@ -33,7 +33,7 @@ def entries(path: Path, key: str | None = None) -> Iterator:
                 raise UserError(f"{path}: expected a list, found {window.peek()!r}; {WAY_OUT}")
             yield from window.entries()
             return
-        for name in window.keys():
+        for name in _keys(window, path):
             if name == key and window.peek() == "[":
                 yield from window.entries()
                 return
@@ -44,7 +44,7 @@ def entries(path: Path, key: str | None = None) -> Iterator:
 def value(path: Path, key: str) -> object:
     """Returns what stands under a key of the outermost object, no list; None where there is no such key."""
     with _opened(path) as window:
-        for name in window.keys():
+        for name in _keys(window, path):
             if name == key and window.peek() != "[":
                 return window.value()
             window.skip()
@@ -54,11 +54,18 @@ def value(path: Path, key: str) -> object:
 def first_list(path: Path) -> str | None:
     """Returns the key of the outermost object under which its first list stands; None where there is none."""
     with _opened(path) as window:
-        for name in window.keys():
+        for name in _keys(window, path):
             if window.peek() == "[":
                 return name
             window.skip()
     return None
+
+
+def _keys(window: "_Window", path: Path) -> Iterator[str]:
+    """The keys of the outermost object."""
+    if window.peek() == "[":
+        raise UserError(f"{path}: expected an object, found a list; is it a file of this form?")
+    return window.keys()
 
 
 def lines(path: Path) -> Iterator[dict]:

@@ -14,10 +14,12 @@ CONFIGS = [own_file(f"configs/{name}.yaml") for name in "nlvr caption_coco vqa r
 FORMS = {
     "vqav2": "v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_*_annotations.json",
     "visual_genome": "question_answers.json",
+    "vizwiz": "train.json, val.json, test.json",
     "daquar": "qa.894.raw.train.txt, qa.894.raw.test.txt",
     "karpathy": "dataset_coco.json, dataset_flickr30k.json or dataset_flickr8k.json",
     "coco": "captions_train2014.json, captions_val2014.json",
     "flickr8k": "Flickr8k.token.txt, Flickr_8k.trainImages.txt, ...",
+    "flickr30k": "results_20130124.token or results.csv, lists like train.txt, ...",
     "nlvr2": "train.json, dev.json, test1.json",
 }
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.vqa_dataset import VQATrain
+from data.vqa_dataset import VQATrain, dataset_of
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.scoring.vqa_accuracy import normalise
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     if path.exists():
         raise UserError(f"{path} is there already; remove it or name another with --out")
     entries = [entry for name in config["train_files"] for entry in VQATrain.read(root / f"{name}.json")]
-    asked = [entry["answer"] for entry in entries if entry["dataset"] == "vqa"]
+    asked = [entry["answer"] for entry in entries if dataset_of(entry) == "vqa"]
     answers = frequent_answers(asked, args.least)
     if not answers:
         raise UserError(f"no answer of {len(asked)} questions is that of {args.least} of them; lower --least")

@@ -2,6 +2,10 @@
 
 import json
 
+from PIL import Image
+
+SIDE = 16  # of pictures as the tasks see them
+
 
 def vqa_files(folder, subset, asked, answered=True):
     """VQAv2: questions, and annotations in another order; `asked` are (question_id, image_id, question, answers)."""
@@ -80,7 +84,21 @@ def write(folder, files):
     return [folder / f"{name}.json" for name in files]
 
 
+def vizwiz_question(split, number, question, answers):
+    """One of VizWiz's; its test set has pictures and questions alone."""
+    asked = {"image": f"VizWiz_{split}_{number:08d}.jpg", "question": question}
+    given = [{"answer_confidence": "yes", "answer": answer} for answer in answers or ()]
+    return asked if answers is None else {"answerable": 1, **asked, "answer_type": "other", "answers": given}
+
+
 def genome_question(number, image, question, answer):
     """One of Visual Genome's questions."""
     objects = {"a_objects": [], "q_objects": []}
     return {**objects, "question": question, "image_id": image, "qa_id": number, "answer": answer}
+
+
+def paint(folder, names):
+    """Pictures of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30)).save(folder / name)

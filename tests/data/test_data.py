@@ -251,7 +251,7 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
         ("vqa", "vqa_test", {**asked, "question_id": 0.5}),
         ("vqa", "vqa_val", asked),
         ("caption", "coco_karpathy_test", {"image": "1.png", "caption": "a"}),
-        ("retrieval", "coco_karpathy_train", {"image": "1.png", "caption": "a"}),
+        ("retrieval", "coco_karpathy_train", {"image": "1.png", "caption": "a", "image_id": 0.5}),
     ]
     for task, name, entry in cases:
         path = tmp_path / f"annotation/{name}.json"
@@ -301,7 +301,7 @@ def test_missing_folders_are_named_by_their_key(config):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("broken", ["missing", "cut", "junk", "folder", "outside", "absolute"])
+@pytest.mark.parametrize("broken", ["missing", "cut", "junk", "folder", "outside"])
 def test_an_image_that_cannot_be_read_is_named(config, tmp_path, broken, num_workers):
     """Also from a worker: one line, not a traceback."""
     path = tmp_path / "images/sub/COCO_val_000002.png"
@@ -317,8 +317,6 @@ def test_an_image_that_cannot_be_read_is_named(config, tmp_path, broken, num_wor
     if broken == "outside":
         Image.new("RGB", (4, 4)).save(tmp_path / "2.png")
         name = "sub/../../2.png"
-    if broken == "absolute":
-        name = str(path)
     file = tmp_path / "annotation/coco_karpathy_val.json"
     entries = json.loads(file.read_text())
     entries[2]["image"] = name

@@ -1,10 +1,8 @@
 """Official files, small ones in exactly their forms: what becomes of them, and that it is what the tasks read."""
 
 import json
-import re
 
 import pytest
-from PIL import Image
 
 from data import create_dataset
 from data.forms import form_of
@@ -13,37 +11,16 @@ from data.official.questions import DAQUAR_PICTURE
 from madtp.__main__ import main
 from madtp.look import command_line
 from tests.data.official_files import (
+    SIDE,
     coco_file,
-    flickr_files,
     genome_question,
     karpathy_file,
     nlvr2_file,
+    paint,
+    vizwiz_question,
     vqa_files,
     write,
 )
-
-SIDE = 16
-
-
-@pytest.fixture
-def converted(tmp_path, capsys):
-    """Runs the command; returns the files that it wrote and what it said."""
-
-    def run(form, files, *flags):
-        out = tmp_path / "annotation"
-        assert main(["convert", form, *map(str, files), "--out", str(out), *map(str, flags)]) == 0
-        written = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-        return written, capsys.readouterr().out
-
-    return run
-
-
-def paint(folder, names):
-    """Pictures of these names."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 30)).save(folder / name)
-
 
 # Round trips: what is written is what was said, and the tasks read it.
 
@@ -122,6 +99,23 @@ def test_visual_genome(tmp_path, converted):
     assert "left out: 1 empty answers\n" in said and "all 2 pictures are in " in said
 
 
+def test_vizwiz(tmp_path, converted):
+    asked = {
+        split: [vizwiz_question(split, n, f"What is {n}?", answers and [*answers, f"{n}"]) for n in range(2)]
+        for split, answers in (("train", ["basil"] * 9), ("val", ["soap"] * 9), ("test", None))
+    }
+    paint(tmp_path / "images", [f"{split}/{one['image']}" for split, entries in asked.items() for one in entries])
+    files, said = converted("vizwiz", write(tmp_path, asked), "--images", tmp_path / "images")
+    assert files["vqa_val"][1] == {
+        "question_id": "VizWiz_val_00000001.jpg", "question": "What is 1?", "answer": ["soap"] * 9 + ["1"],
+        "image": "val/VizWiz_val_00000001.jpg", "dataset": "vqa",
+    }  # fmt: skip
+    assert "answer" not in files["vqa_test"][0] and "all 6 pictures are in" in said
+    config = {"vqa_root": str(tmp_path / "images"), "ann_root": str(tmp_path / "annotation"), "image_size": SIDE}
+    config |= {"train_files": ["vqa_train"], "inference": "generate", "min_scale": 0.5, "augment": False}
+    assert [len(dataset) for dataset in create_dataset("vqa", config)] == [2, 2, 2]
+
+
 def test_daquar(tmp_path, converted):
     lines = [
         "what is on the right side of the black telephone and on the left side of the red chair in the image3 ?",
@@ -156,103 +150,6 @@ def test_daquar(tmp_path, converted):
 @pytest.mark.parametrize("end", ["in the image3 ?", "in image3 ?", " of this image3?", "on the image 3 ?"])
 def test_daquar_names_its_pictures_in_several_ways(end):
     assert DAQUAR_PICTURE.sub("", f"what is it {end}") == "what is it?"
-
-
-SAID = [
-    ("COCO_val2014_000000391895.jpg", "test", ["A man with a red helmet. ", "Man riding.", " "]),
-    ("COCO_val2014_000000060623.jpg", "restval", ["A young girl.", 'A girl "inhales".']),
-    ("COCO_train2014_000000483108.jpg", "train", ["A man on a bicycle."]),
-    ("COCO_val2014_000000184613.jpg", "val", ["A child holding a flowered umbrella.", "Ünïcode."]),
-]
-
-
-def test_karpathys_coco(tmp_path, converted):
-    files, said = converted("karpathy", karpathy_file(tmp_path, "coco", SAID))
-    places = {name: f"{name.split('_')[1]}/{name}" for name, _, _ in SAID}
-    assert files == {
-        "coco_karpathy_test": [{"image": places[SAID[0][0]], "caption": SAID[0][2][:2]}],
-        "coco_karpathy_train": [
-            {"image": places[name], "caption": caption, "image_id": f"coco_{int(name[-10:-4])}"}
-            for name, _, captions in SAID[1:3]
-            for caption in captions
-        ],
-        "coco_karpathy_val": [{"image": places[SAID[3][0]], "caption": SAID[3][2]}],
-    }
-    assert "left out: 1 empty captions\n" in said
-    images = tmp_path / "coco"
-    paint(images, places.values())
-    config = {"image_size": SIDE, "ann_root": tmp_path / "annotation", "image_root": images, "prompt": "a picture of "}
-    config |= {"coco_gt_root": tmp_path, "dataset": "coco"}
-    train, val, test = create_dataset("caption", config)
-    assert (len(train), len(val), len(test)) == (3, 1, 1) and val[0]["image_id"] == 184613
-    train, val, test = create_dataset("retrieval", config)
-    assert [train[n]["idx"].item() for n in range(3)] == [0, 0, 1] and val.texts[1] == "ünïcode"
-
-
-@pytest.mark.parametrize("dataset, folder", [("flickr30k", "flickr30k-images"), ("flickr8k", "Flicker8k_Dataset")])
-def test_karpathys_flickr_sets(tmp_path, converted, dataset, folder):
-    said = [("1000092795.jpg", "train", ["Two guys.", "Two men."]), ("10002456.jpg", "val", ["Several men."])]
-    files, _ = converted("karpathy", karpathy_file(tmp_path, dataset, said))
-    assert files == {
-        "flickr30k_train": [
-            {"image": f"{folder}/1000092795.jpg", "caption": caption, "image_id": f"{dataset}_0"}
-            for caption in said[0][2]
-        ],
-        "flickr30k_val": [{"image": f"{folder}/10002456.jpg", "caption": ["Several men."]}],
-    }
-    (tmp_path / "annotation").rename(tmp_path / "before")
-    files, printed = converted("karpathy", [tmp_path / f"dataset_{dataset}.json"], "--name", "coco_karpathy")
-    assert files.keys() == {"coco_karpathy_train", "coco_karpathy_val"}
-    assert re.search(r"still to come: \S+/coco_karpathy_test.json, or draw", printed)
-
-
-def test_cocos_captions(tmp_path, converted):
-    train = [(f"COCO_train2014_{n:012d}.jpg", n, [f"Caption {n}.", f"Another {n}."]) for n in (318556, 9, 116100)]
-    files, said = converted(
-        "coco", coco_file(tmp_path, "train2014", [*train, ("COCO_train2014_000000000001.jpg", 1, [])])
-    )
-    assert files["coco_karpathy_train"] == [
-        {"image": f"train2014/{name}", "caption": caption, "image_id": f"coco_{one}"}
-        for name, one, captions in train
-        for caption in captions
-    ]
-    assert "left out: 1 pictures without a caption\n" in said
-    val = [
-        ("000000179765.jpg", 179765, ["A black Honda.", "A motorcycle."]),
-        ("000000190236.jpg", 190236, ["An office."]),
-    ]
-    files, said = converted("coco", coco_file(tmp_path, "val2017", val))
-    assert files["coco_karpathy_val"] == [
-        {"image": f"val2017/{name}", "caption": captions} for name, _, captions in val
-    ]
-
-
-FLICKR = [
-    ("1000268201_693b08cb0e.jpg", ["A child in a pink dress .", "A girl ."]),
-    ("1001773457_577c3a7d70.jpg", ["A black dog ."]),
-    ("1002674143_1b742ab4b8.jpg", ["Paint ."]),
-    ("2258277193_586949ec62.jpg.1", ["In no list ."]),
-]
-
-
-def test_flickr8k(tmp_path, converted):
-    lists = {split: [FLICKR[place][0]] for place, split in enumerate(("train", "dev", "test"))}
-    files, said = converted("flickr8k", flickr_files(tmp_path, FLICKR, lists))
-    assert [one["caption"] for one in files["flickr30k_train"]] == FLICKR[0][1]
-    assert files["flickr30k_val"] == [{"image": f"Flicker8k_Dataset/{FLICKR[1][0]}", "caption": FLICKR[1][1]}]
-    assert files["flickr30k_test"] == [{"image": f"Flicker8k_Dataset/{FLICKR[2][0]}", "caption": FLICKR[2][1]}]
-    assert "left out: 1 captions of pictures that no list names\n" in said
-
-
-def test_flickr8k_as_a_table_with_shares(tmp_path, converted):
-    rows = [(f"{n}_{n:x}.jpg", f'A "{n}", said') for n in range(400)]
-    table = "\n".join(f'{name},"{text.replace(chr(34), chr(34) * 2)}"' for name, text in rows for _ in range(2))
-    (tmp_path / "captions.txt").write_text(f"image,caption\n{table}\n")
-    files, _ = converted("flickr8k", [tmp_path / "captions.txt"], "--val", 0.2, "--test", 0.1)
-    again = {name: {one["image"] for one in entries} for name, entries in files.items()}
-    assert sum(map(len, again.values())) == 400, "no picture is in two splits"
-    assert 60 < len(again["flickr30k_val"]) < 100 and 25 < len(again["flickr30k_test"]) < 55
-    assert files["flickr30k_test"][0]["caption"] == [dict(rows)[files["flickr30k_test"][0]["image"].split("/")[-1]]] * 2
 
 
 STATEMENTS = [
@@ -300,7 +197,9 @@ def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted)
         ("vqav2", {"questions": []}, "expected VQAv2's questions or annotations with their 'data_subtype'"),
         ("vqav2", {"data_subtype": "train2014", "questions": []}, "give the answers too, v2_mscoco_train2014_annot"),
         ("vqav2", {"data_subtype": "mine", "questions": []}, "mine tells no split; say it: train=x.json"),
+        ("vqav2", [{"question": "?"}], "expected an object, found a list; is it a file of this form?"),
         ("visual_genome", {"qas": []}, "expected a list"),
+        ("flickr30k", "what?", "its name tells no split"),
         ("visual_genome", [{"qas": [{"question": "?"}]}], "entry 0: 'qa_id' should be a number"),
         ("karpathy", {"annotations": []}, "no list 'images' in it"),
         (
@@ -365,8 +264,9 @@ def test_a_file_of_another_form_is_named(tmp_path, capsys):
 def test_files_tell_their_form(tmp_path):
     told = {
         "vqav2": vqa_files(tmp_path, "train2014", ASKED),
+        "vizwiz": write(tmp_path, {"train": [vizwiz_question("train", 0, "What is it?", ["soap"])]}),
         "visual_genome": write(tmp_path, {"question_answers": [{"id": 1, "qas": []}]}),
-        "karpathy": karpathy_file(tmp_path, "coco", SAID),
+        "karpathy": karpathy_file(tmp_path, "coco", [("COCO_val2014_000000000001.jpg", "val", ["A."])]),
         "coco": coco_file(tmp_path, "val2014", [("COCO_val2014_000000000001.jpg", 1, ["A."])]),
         "nlvr2": nlvr2_file(tmp_path, "dev", STATEMENTS),
     }

@@ -91,6 +91,35 @@ def test_a_name_that_is_there_as_it_is_given_stays(tmp_path):
     assert on_disk(tmp_path, "no\\where.jpg") == "no\\where.jpg"
 
 
+ROOTS = ["/export/share/vision/{}", "C:\\Users\\me\\{}", "http://images.org/2014/{}", "//server/share/{}", "file:///{}"]
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_of_a_path_from_a_root_the_end_counts_that_is_here(own, root, caplog):
+    """As annotations have it that others wrote for their machine, or one wrote with whole paths."""
+    given = root.format("train\\1.jpg" if "\\" in root else "train/1.jpg")
+    entries = [{"image": given, "caption": ["A cup."]}]
+    files = {f"coco_karpathy_{split}": entries for split in ("val", "test")}
+    files["coco_karpathy_train"] = [{"image": given, "caption": "A cup."}]
+    with caplog.at_level("INFO"):
+        train, val, _ = own("caption", files, ["train/1.jpg", "1.jpg"])
+    assert train[0]["image"].shape == val[0]["image"].shape == (3, 16, 16)
+    assert f"1 of 1 images are spelled otherwise on the disk, like {given!r}: 'train/1.jpg'" in caplog.text
+
+
+def test_a_path_from_a_root_stays_in_the_folder(tmp_path):
+    inside, outside = tmp_path / "images", tmp_path / "secret.jpg"
+    (inside / "sub").mkdir(parents=True)
+    for path in (outside, inside / "sub" / "1.jpg"):
+        Image.new("RGB", (8, 8)).save(path)
+    assert on_disk(inside, str(inside / "sub" / "1.jpg")) == "sub/1.jpg"
+    assert on_disk(inside, str(outside)) == str(outside)[1:]
+    with pytest.raises(BadImage, match=re.escape(f"{inside}{outside}: no such image (here); complete the images or")):
+        read_image(inside, on_disk(inside, str(outside)), "here")
+    with pytest.raises(UserError, match="lies outside"):
+        read_image(inside, str(outside), "here")
+
+
 def test_a_name_in_other_letters_is_named(tmp_path):
     (tmp_path / "IMG_1.JPG").touch()
     for name, found in (("img_1.jpg", "no such image, but IMG_1.JPG is there"), ("img_2.jpg", "no such image (here)")):
@@ -98,7 +127,7 @@ def test_a_name_in_other_letters_is_named(tmp_path):
             read_image(tmp_path, name, "here")
 
 
-@pytest.mark.parametrize("name", ["..\\x.png", "a\\..\\..\\x.png", "\\x.png", "a/..\\../x.png"])
+@pytest.mark.parametrize("name", ["..\\x.png", "a\\..\\..\\x.png", "a/..\\../x.png"])
 def test_backslashes_lead_out_of_no_folder(name):
     assert leaves_folder(name)
 
@@ -111,6 +140,17 @@ def test_one_file_is_one_image_in_training_whatever_its_number(own):
     several = [{"image": "a.jpg", "caption": ["x"]}]
     train, *_ = own("retrieval", {"flickr30k_train": train, "flickr30k_val": several, "flickr30k_test": several})
     assert [train[index]["idx"].item() for index in range(3)] == [0, 0, 1]
+
+
+def test_without_numbers_the_file_tells_images_apart(own):
+    train = [{"image": f"{name}.jpg", "caption": "x"} for name in "aba"]
+    several = [{"image": "a.jpg", "caption": ["x"]}]
+    files = {"flickr30k_train": train, "flickr30k_val": several, "flickr30k_test": several}
+    train, *_ = own("retrieval", files)
+    assert [train[index]["idx"].item() for index in range(3)] == [0, 1, 0]
+    files["flickr30k_train"] = [{"image": "a.jpg", "caption": "x", "image_id": None}]
+    with pytest.raises(UserError, match="entry 0: 'image_id' should be a string or a number"):
+        own("retrieval", files)
 
 
 def retrieval(own, names):
@@ -142,6 +182,14 @@ def test_validation_needs_every_answer(own):
     assert [len(dataset) for dataset in own("vqa", files)] == [1, 1, 1]
 
 
+def test_one_s_own_questions_need_not_say_their_data_set(own):
+    asked = {"question_id": 1, "question": "?", "image": "a.jpg", "answer": ["yes"]}
+    train, *_ = own("vqa", {"vqa_train": [asked], "vqa_val": [asked], "vqa_test": [asked]})
+    assert (train[0]["answers"], train[0]["weights"]) == (["yes"], [1.0])
+    with pytest.raises(UserError, match="'dataset' should be one of .*'vqa', 'vg'.*, not 'gqa'"):
+        own("vqa", {"vqa_train": [asked | {"dataset": "gqa"}], "vqa_val": [asked], "vqa_test": [asked]})
+
+
 # Annotation files of another form.
 
 
@@ -158,12 +206,19 @@ def test_validation_needs_every_answer(own):
         ('{"info": {}, "images": [{"license": 1, "file_name": "a.jpg"}]}', "convert coco"),
         ('{"image": "a.jpg"}\n{"image": "b.jpg"}\n', "these are JSON lines, make a list of them: [ENTRY, ENTRY, ...]"),
         ('{"image": "a.jpg"}', "docs/own_data.md shows its form"),
+        ("", "nothing in it; correct it"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS: run `git lfs pull`"),
+        (
+            '[{"sentence": "caf\u00e9"}]'.encode("latin-1"),
+            "no text in UTF-8 (byte 18 is of another encoding), save it as such",
+        ),
         (None, "put it there, set ann_root, or make it of the published files: python -m madtp convert"),
     ],
 )
 def test_the_way_out_fits_what_the_file_is(tmp_path, content, way_out):
     if content is not None:
-        (tmp_path / "nlvr_train.json").write_text(content)
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "nlvr_train.json").write_bytes(content)
     with pytest.raises(UserError) as error:
         create_dataset("nlvr", CONFIG | {"ann_root": str(tmp_path), "image_root": str(tmp_path)})
     assert str(error.value).startswith(f"{tmp_path}/nlvr_train.json") and way_out in str(error.value)

@@ -142,7 +142,12 @@ def downloads(tmp_path, monkeypatch):
     for split in ("train", "test"):
         asked = (f"what is in the image{n} ?\nlamp\n" for n in range(60))
         (folder / f"qa.894.raw.{split}.txt").write_text("".join(asked))
-    for name in ("coco", "NLVR2", "visual-genome", "flickr", "flickr8k", "daquar"):
+    (folder / "results_20130124.token").write_text("".join(f"{n}.jpg#0\tA dog .\n" for n in range(90)))
+    (folder / "vizwiz").mkdir()
+    for split in ("train", "val", "test"):
+        answers = None if split == "test" else ["yes"] * 10
+        official.write(folder / "vizwiz", {split: [official.vizwiz_question(split, 1, "Is it soap?", answers)]})
+    for name in ("coco", "NLVR2", "visual-genome", "flickr", "flickr8k", "vizwiz", "daquar"):
         (tmp_path / "datasets/vision" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -158,7 +163,7 @@ def test_the_commands_for_published_sets_make_what_the_tasks_read(downloads):
     for name, *flags in (words for words in commands if words[0] == "convert"):
         assert main([name, *(path for flag in flags for path in sorted(glob(flag)) or [flag])]) == 0
     runs = [flags for flags in commands if flags[0].startswith("compress_")]
-    assert len(runs) == 9
+    assert len(runs) == 10
     for script, *flags in runs:
         module = script.removesuffix(".py").replace("_flickr", "")
         task = next(name for name, (stem, _) in SCRIPTS.items() if stem == module)
