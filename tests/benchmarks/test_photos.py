@@ -204,6 +204,20 @@ def test_fine_tuning_that_was_stopped_ends_as_if_it_had_not_been(small, monkeypa
 
 
 @needs_5
+def test_the_test_split_is_scored_by_what_was_trained_to_the_end_alone(small, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.photos.world.LOOKED_AT", {"flickr8k": 1, "daquar": 0})
+    assert tune(small, "retrieval", "--rules", "tome") == 0
+    monkeypatch.setattr(tuning, "take_step", None)  # nothing is trained any more
+    assert tune(small, "retrieval", "--rules", "tome", "--final") == 0
+    found = lines(small, "photos_retrieval_tuned_final")
+    assert [one["count"] for one in found.values()] == [3, 3]
+    weights = lines(small, "photos_retrieval_tuned")["retrieval-val-tome-even-0.1-tuned-3-1"]
+    assert found["retrieval-test-tome-even-0.1-tuned-3-1"]["curve"] == weights["curve"]
+    assert tune(small, "retrieval", "--rules", "tome", "--final", steps=6) == 2
+    assert "--finetuned --steps 6 --seeds 1` trains it" in capsys.readouterr().err
+
+
+@needs_5
 def test_learnable_tokens_are_trained_alone(small):
     assert small.run("--task", "retrieval", "--rules", "taught_image", "taught_sample_image", "--p", "0.1") == 0
     found = lines(small, "photos_retrieval")
