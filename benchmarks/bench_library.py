@@ -9,7 +9,6 @@ Shapes: B pictures, L tokens with the class token in front, D width.
 
 import argparse
 import copy
-import itertools
 from functools import partial
 from pathlib import Path
 
@@ -43,19 +42,19 @@ class Tome(Pruned):
     """The tower's forward by ToMe. Attributes `schedule` and `amount` say how much goes where."""
 
     def __init__(self, pruned: Pruned):
-        super().__init__(pruned.tower)
+        super().__init__(pruned.of)
         self.schedule: Schedule = SHAPES["even"]
 
     def run(self, x: Tensor) -> tuple[Sequences, None]:
         layout = Merging(Steps(self.schedule, x.shape[1] - 1), TOME)
-        return run_layers(self.tower.layers, Sequences(x, layout), Guidance(None, self.amount), "image").sequences, None
+        return run_layers(self.of.layers, Sequences(x, layout), Guidance(None, self.amount), "image").sequences, None
 
     def cost(self, amount: float) -> float:
         """Share of dense, its own similarities and means included."""
-        shape, layer = self.tower.shape, self.tower.layers[0]
+        shape, layer = self.of.shape, self.of.layers[0]
         head = shape.width // part(layer.block, layer.names.heads)
         steps, entered, layers = Steps(self.schedule, self.entered - 1), self.entered, []
-        for _ in self.tower.layers:
+        for _ in self.of.layers:
             count = entered - 1
             left = 1 + min(count, max(steps.left(amount), count - int(TOME.most * count)))
             layers.append(LayerTrace(entered, left))
@@ -101,7 +100,7 @@ def prune_by_tome(model: nn.Module, p: float, pictures: Tensor) -> dict:
     pruned = pruned_of(model)
     tome, found = Tome(pruned), []
     tome.entered = pruned.entered
-    pruned.tower.entry.forward = tome
+    pruned.of.entry.forward = tome
     for name, schedule in SHAPES.items():
         tome.schedule = schedule
         try:
@@ -122,14 +121,15 @@ def prune_by_coverage(model: nn.Module, p: float, pictures: Tensor) -> dict:
     return {name: value for name, value in madtp.cost(model).items() if name in ("percent", "shape")}
 
 
-def speed(model: nn.Module, pictures: Tensor, p: float, rounds: int, device: str) -> list[dict]:
-    """How much faster the pruned model is, at one picture and at 32, in turns with the dense one."""
-    dense, rows = madtp.restore(copy.deepcopy(model)), []
+def speed(models: dict[str, nn.Module], pictures: Tensor, p: float, rounds: int, device: str) -> list[dict]:
+    """How much faster the pruned models are, at one picture and at 32, all in turns with the dense one."""
+    rows = []
     for batch in (1, 32):
         some = pictures[:batch]
-        sides = {"dense": lambda some=some: features(dense, some), "pruned": lambda some=some: features(model, some)}
-        times = take_turns(sides, rounds, device)
-        rows.append({"rule": "coverage", "p": p, "batch": batch, "faster": ratio(times["dense"], times["pruned"])})
+        sides = {name: lambda model=model, some=some: features(model, some) for name, model in models.items()}
+        times = take_turns(sides, rounds * (32 // batch), device)
+        for rule in models.keys() - {"dense"}:
+            rows.append({"rule": rule, "p": p, "batch": batch, "faster": ratio(times["dense"], times[rule])})
     return rows
 
 
@@ -146,12 +146,15 @@ def main() -> None:
     pictures = load(paths[args.first : args.first + args.number]).to(args.device)
     dense = features(model, pictures)
     rules = {"coverage": prune_by_coverage, "ToMe": prune_by_tome}
-    for p, (name, prune) in itertools.product(SHARES, rules.items()):
-        found = prune(madtp.restore(model), p, others)
-        left = compared(features(model, pictures), dense)
-        report([{"rule": name, "p": p, "pictures": len(pictures), **found, **left}], args.device, args.output)
-        if name == "coverage" and args.rounds:
-            report(speed(model, others, p, args.rounds, args.device), args.device, args.output)
+    for p in SHARES:
+        models = {"dense": model}
+        for name, prune in rules.items():
+            models[name] = copy.deepcopy(model)
+            found = prune(models[name], p, others)
+            left = compared(features(models[name], pictures), dense)
+            report([{"rule": name, "p": p, "pictures": len(pictures), **found, **left}], args.device, args.output)
+        if args.rounds:
+            report(speed(models, others, p, args.rounds, args.device), args.device, args.output)
 
 
 if __name__ == "__main__":

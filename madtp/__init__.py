@@ -30,9 +30,9 @@ __all__ = [*HOMES, "cost"]
 class Costs(ModuleType):
     """The room `madtp.cost`, which is also a function: the name says both."""
 
-    def __call__(self, model) -> dict:
+    def __call__(self, model, tower: str | None = None) -> dict:
         """See `madtp.shared.library.prune.cost`."""
-        return import_module(f"{__name__}.shared.library.prune").cost(model)
+        return import_module(f"{__name__}.shared.library.prune").cost(model, tower)
 
 
 costs.__class__ = Costs

@@ -18,6 +18,8 @@ from madtp.method.layout import Rectangle, Sequences
 from madtp.method.precision import accumulator
 from madtp.method.pruning import Kept
 
+HIDDEN = 1e-30  # the size of a token that a mask hides: nothing beside 1, and has a logarithm
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -62,6 +64,11 @@ class Merged(Rectangle):
     def __init__(self, schedule: Schedule, sizes: Tensor | None = None):
         self.schedule, self.sizes_of_tokens = schedule, sizes
 
+    @classmethod
+    def of(cls, schedule: Schedule, x: Tensor, seen: Tensor | None) -> "Merged":
+        """Tokens x [B, L, D] of one patch each, of which a mask [B, L] may hide some."""
+        return cls(schedule, None if seen is None else seen.to(accumulator(x.dtype)).clamp(min=HIDDEN))
+
     @property
     def log_sizes(self) -> Tensor | None:
         return None if self.sizes_of_tokens is None else self.sizes_of_tokens.log()
@@ -84,8 +91,9 @@ class Merged(Rectangle):
         if keep >= x.shape[1] - prefix:
             return x, Merged(after, self.sizes_of_tokens), None
         front, x = x[:, :prefix], x[:, prefix:]
-        kept, owner = self._cover(x.detach(), None if scores is None else scores.cls_attention.detach(), keep)
         sizes = self.sizes_of_tokens
+        seen = None if sizes is None else sizes[:, prefix:] >= 1
+        kept, owner = self._cover(x.detach(), None if scores is None else scores.cls_attention.detach(), seen, keep)
         if sizes is None:
             sizes = x.new_ones(len(x), prefix + x.shape[1], dtype=accumulator(x.dtype))
         merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
@@ -94,11 +102,12 @@ class Merged(Rectangle):
         return torch.cat([front, merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
 
     @staticmethod
-    def _cover(x: Tensor, cls_attention: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
+    def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
         cosine = coverage.similarity(x)
         with torch.autocast(x.device.type, enabled=False):
             attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
             significance = coverage.importance(attention).to(cosine.dtype)
+            significance = significance if seen is None else significance * seen
             kept = coverage.choose(cosine, significance, keep)
             return kept, coverage.owners(cosine, kept)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.shared.library.tower import Replacement, Tower
+from madtp.shared.library.replacement import Place
+from madtp.shared.library.tower import Tower
 
 
 @dataclass
@@ -15,14 +16,14 @@ class Adapted:
 
     Attributes:
         tower: the one that is pruned.
-        answer: what the model makes of images [B, 3, H, W], [B, any]: numbers of which a squared distance tells how far
-            it moved, as features of length 1 or probabilities.
-        others: modules whose forward must know of merged tokens, each with the one that does.
+        answer: what the model makes of images [B, 3, H, W] or words [B, L]: [B, any], numbers of which a squared
+            distance tells how far it moved, as features of length 1 or probabilities.
+        others: what else must know of merged tokens, or may not be asked for.
     """
 
     tower: Tower
     answer: Callable[[Tensor], Tensor]
-    others: list[tuple[nn.Module, Replacement]] = field(default_factory=list)
+    others: list[Place] = field(default_factory=list)
 
 
 def name_of(module: nn.Module) -> str:

@@ -72,6 +72,13 @@ class Layer:
         """Whether the layer is being trained."""
         return self.block.training
 
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody waits for the layer to be called; transformers waits for what is refused elsewhere."""
+        hooks = [*self.block._forward_hooks.values(), *self.block._forward_pre_hooks.values()]
+        hooks += self.block._backward_hooks.values()
+        return any(not str(getattr(hook, "__module__", "")).startswith(("transformers.", "madtp.")) for hook in hooks)
+
     def __call__(self, x: Tensor, layout: Rectangle, guidance: Guidance) -> tuple[Tensor, Rectangle, None, Kept | None]:
         query, key, value = self._heads(self._through(x, self.names.norm))  # [B, H, L, E]
         dropout = self._dropout() if self.training else 0.0
@@ -113,5 +120,7 @@ class Layer:
     def hidden(self, width: int) -> float:
         """Width of the feed-forward part, if it were two matrices of as many weights as it has."""
         parts = (part(self.block, name) for name in self.names.feed_forward)
-        weights = (weight for module in parts if isinstance(module, nn.Module) for weight in module.parameters())
-        return sum(weight.numel() for weight in weights if weight.dim() == 2) / (2 * width)
+        steps = [step for module in parts if isinstance(module, nn.Module) for step in module.modules()]
+        linear = [step for step in steps if hasattr(step, "out_features")]  # whose weights may be packed
+        whole = [step for step in linear if not any(child in linear for child in step.children())]
+        return sum(step.in_features * step.out_features for step in whole) / (2 * width)

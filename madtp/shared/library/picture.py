@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from madtp.method.errors import UserError
-from madtp.shared.library.prune import adapt, images_of, inference, pruned_of
+from madtp.shared.library.prune import adapt, inference, inputs_of, pruned_of
+from madtp.shared.library.replacement import IMAGE
 
 BORDER = 0.35  # what is left of the brightness along borders between tokens
 
@@ -24,23 +25,24 @@ def picture(model: nn.Module, images: Tensor) -> np.ndarray:
     Raises:
         UserError: the model is not pruned, or its patches are no grid over the image.
     """
-    pruned, tokens = pruned_of(model), []
-    (images,) = images_of(images, model)
-    hook = pruned.tower.entry.register_forward_pre_hook(
-        lambda module, given, named: tokens.append(pruned.tokens(given, named)), with_kwargs=True
+    pruned, entered = pruned_of(model, IMAGE), []
+    (images,) = inputs_of(images, model, IMAGE)
+    tower = pruned.of
+    hook = tower.entry.register_forward_pre_hook(
+        lambda module, given, named: entered.append(pruned.tokens(given, named)), with_kwargs=True
     )
     try:
         with inference(model):
-            adapt(model).answer(images)
-            _, place = pruned.run(tokens[0])
+            adapt(model, IMAGE).answer(images)
+            _, place = pruned.run(*entered[0])
     finally:
         hook.remove()
-    rows, columns = (size // step for size, step in zip(images.shape[2:], pruned.tower.patches.stride, strict=True))
-    count = tokens[0].shape[1] - pruned.tower.prefix
+    rows, columns = (size // step for size, step in zip(images.shape[2:], tower.embedding.stride, strict=True))
+    count = entered[0][0].shape[1] - tower.prefix
     if rows * columns != count:
         raise UserError(f"{count} tokens are no grid of {rows} x {columns} patches: they cannot be drawn")
     place = torch.arange(count).expand(len(images), -1) if place is None else place.cpu()
-    return draw(images.cpu().float(), place.view(-1, rows, columns), pruned.tower.patches.stride)
+    return draw(images.cpu().float(), place.view(-1, rows, columns), tower.embedding.stride)
 
 
 def draw(images: Tensor, place: Tensor, steps: tuple[int, int]) -> np.ndarray:

@@ -14,10 +14,13 @@ from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned, squar
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.library.adapted import Adapted
 from madtp.shared.library.refusal import refusal
-from madtp.shared.library.tower import HandOn, Pruned, replaced
+from madtp.shared.library.replacement import IMAGE, TEXT, HandOn, Refused, replaced
+from madtp.shared.library.tower import Pruned
 
 LIBRARIES = ("timm", "open_clip", "transformers")
-IMAGES = "pixel_values"
+INPUTS = {IMAGE: "pixel_values", TEXT: "input_ids"}
+WANTED = {IMAGE: "images [B, 3, H, W]", TEXT: "words [B, L]"}
+ONE_BY_ONE = "answer layer by layer, as masks, intermediate states or recomputed layers may ask for"
 FINEST = 0.001  # of dense: how closely p is met where tokens are many enough
 
 Batches = Tensor | Mapping[str, Any] | Iterable[Any]
@@ -30,22 +33,23 @@ def prune(
     *,
     amount: float | None = None,
     shape: float | None = None,
-    tower: str = "image",
+    tower: str = IMAGE,
 ) -> nn.Module:
-    """Makes the image tower of a model cost a share p less, by merging the patches that resemble others.
+    """Makes a tower of a model cost a share p less, by merging the patches, or words, that resemble others.
 
     Nothing is trained and no weight is touched. How much goes follows from p and the size of the images; when it goes,
-    early or late in the tower, is how the model's outputs on some images move least. A model that is pruned already is
+    early or late in the tower, is how the model's outputs on some images move least. A tower that is pruned already is
     pruned anew.
 
     Args:
         model: of timm, open_clip or transformers.
-        p: the share of the image tower's GFLOPs to remove; 0 is the dense model.
+        p: the share of the tower's GFLOPs to remove; 0 is the dense model.
         batches: some images as the model takes them, [B, 3, H, W], a few dozen of what it will see; or a mapping with
-            `pixel_values`, or what a loader gives, of which images come first. No labels are needed.
+            `pixel_values`, or what a loader gives, of which the first images count. No labels are needed. For a text
+            tower words likewise, [B, L], as `input_ids`.
         amount: how much goes, as `cost` tells it of a model pruned before, instead of p and batches.
         shape: when it goes, likewise; with p and batches it is not searched.
-        tower: of CLIP and SigLIP; the rule leaves texts whole, so "image" is all there is.
+        tower: "image", or "text" for that of SigLIP. Each is pruned by a call of its own.
 
     Returns:
         The same model, pruned.
@@ -53,36 +57,41 @@ def prune(
     Raises:
         UserError: the model cannot be pruned, or not this far, or something is missing.
     """
-    if tower != "image":
-        raise UserError(f"tower {excerpt(tower)} stays whole: coverage merges patches, so 'image' is all there is")
+    if tower not in INPUTS:
+        raise UserError(f"tower {excerpt(tower)} is none: 'image' and 'text' are")
     if (p is None) == (amount is None):
         raise UserError("give p, the share of GFLOPs to remove, or the amount and the shape of a model pruned before")
     if p is not None and not 0 <= p < 1:
         raise UserError(f"p {excerpt(p)} is the share of GFLOPs to remove, from 0 to less than 1")
-    restore(model)
-    adapted = adapt(model)
-    pruned = install(adapted)
+    restore(model, tower)
     try:
+        adapted = adapt(model, tower)
+        pruned = install(adapted)
         if amount is not None:
             pruned.amount, pruned.shape = amount, settled(shape)
         elif p > 0:
             with inference(model):
-                search(adapted, pruned, 1 - p, images_of(batches, model), SHAPES if shape is None else (shape,))
+                inputs = inputs_of(batches, model, tower)
+                search(adapted, pruned, 1 - p, inputs, SHAPES if shape is None else (shape,))
     except Exception:
-        restore(model)
+        restore(model, tower)
         raise
     return model
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Makes a pruned model what it was, with the weights that it has now."""
-    for module in list(replaced(model)):
-        del module.forward
+def restore(model: nn.Module, tower: str | None = None) -> nn.Module:
+    """Makes a pruned model what it was, with the weights that it has now; or one tower of it."""
+    for place in list(replaced(model, tower)):
+        place.replacement.remove(place.module, place.method)
     return model
 
 
-def cost(model: nn.Module) -> dict[str, Any]:
-    """What the image tower of a pruned model costs, for images of the size that it saw last.
+def cost(model: nn.Module, tower: str | None = None) -> dict[str, Any]:
+    """What the pruned tower of a model costs, for images of the size that it saw last, or texts of the length.
+
+    Args:
+        model: pruned.
+        tower: "image" or "text"; if none is named, the first that is pruned.
 
     Returns:
         `gflops` and `gflops_dense` of one image, `percent` of dense, `tokens` left after every layer, and the `amount`
@@ -92,10 +101,10 @@ def cost(model: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: the model is not pruned, or has not seen an image.
     """
-    pruned = pruned_of(model)
+    pruned = pruned_of(model, tower)
     if pruned.entered is None:
         raise UserError("the cost depends on the size of the images: let the model see one first")
-    layers = planned(pruned.tower.schedule(pruned.entered, pruned.shape), pruned.amount)
+    layers = planned(pruned.of.schedule(pruned.entered, pruned.shape), pruned.amount)
     spent, dense = (gflops(pruned, pruned.entered, pruned.shape, amount) for amount in (pruned.amount, 0.0))
     return {
         "gflops": spent,
@@ -109,34 +118,37 @@ def cost(model: nn.Module) -> dict[str, Any]:
 
 def gflops(pruned: Pruned, entered: int, shape: float, amount: float) -> float:
     """Of one image, of which so many tokens enter."""
-    layers = planned(pruned.tower.schedule(entered, shape), amount)
-    return flops.tower(pruned.tower.shape, layers) / flops.GIGA
+    layers = planned(pruned.of.schedule(entered, shape), amount)
+    return flops.tower(pruned.of.shape, layers) / flops.GIGA
 
 
-def pruned_of(model: nn.Module) -> Pruned:
-    """The forward that prunes the image tower of a model."""
-    for module in replaced(model):
-        if isinstance(module.forward, Pruned):
-            return module.forward
-    raise UserError(f"this {type(model).__name__} is not pruned: madtp.prune(model, p=0.5, batches=images) first")
+def pruned_of(model: nn.Module, tower: str | None = None) -> Pruned:
+    """The forward that prunes a tower of a model, of its image tower first."""
+    found = [place.replacement for place in replaced(model, tower) if isinstance(place.replacement, Pruned)]
+    if not found:
+        raise UserError(f"this {type(model).__name__} is not pruned: madtp.prune(model, p=0.5, batches=images) first")
+    return min(found, key=lambda pruned: pruned.tower)
 
 
-def adapt(model: nn.Module) -> Adapted:
+def adapt(model: nn.Module, tower: str) -> Adapted:
     """The model by the adapter of its library."""
     for library in LIBRARIES:
-        adapted = import_module(f"madtp.shared.library.{library}").adapt(model)
+        adapted = import_module(f"madtp.shared.library.{library}").adapt(model, tower)
         if adapted is not None:
             return adapted
     raise refusal(model)
 
 
 def install(adapted: Adapted) -> Pruned:
-    """Gives the modules of a model the forwards that prune, by nothing as yet."""
+    """Gives the modules of a model the methods that prune, by nothing as yet."""
     tower = adapted.tower
     pruned = Pruned(tower)
-    forwards = [(tower.entry, pruned), *((layer, HandOn()) for layer in tower.passed), *adapted.others]
-    for module, forward in forwards:
-        forward.install(module)
+    skipped = [layer.block for layer in tower.layers if layer.block is not tower.entry and not tower.passed]
+    forwards = [(tower.entry, pruned), *((layer, HandOn()) for layer in tower.passed)]
+    forwards += ((layer, Refused(ONE_BY_ONE)) for layer in skipped)
+    for module, method, replacement in [(module, "forward", own) for module, own in forwards] + adapted.others:
+        replacement.tower = tower.name
+        replacement.install(module, method)
     return pruned
 
 
@@ -168,7 +180,7 @@ def search(
 
 def amounts_at(pruned: Pruned, share: float, shapes: tuple[float, ...]) -> dict[float, float]:
     """The amount for each shape, for images of the size that the tower saw last, as near as single tokens allow."""
-    entered, tower = pruned.entered, pruned.tower
+    entered, tower = pruned.entered, pruned.of
     one_token = 1 / (len(tower.layers) * (entered - tower.prefix))
     dense = gflops(pruned, entered, 1.0, 0.0)
 
@@ -178,17 +190,23 @@ def amounts_at(pruned: Pruned, share: float, shapes: tuple[float, ...]) -> dict[
     return amounts_for(cost, share, max(FINEST, one_token), shapes)
 
 
-def images_of(batches: Batches | None, model: nn.Module) -> Iterator[Tensor]:
-    """The images of batches in any of their forms, where and in what precision the model wants them."""
+def inputs_of(batches: Batches | None, model: nn.Module, tower: str) -> Iterator[Tensor]:
+    """The images, or words, of batches in any of their forms, where and in what precision the model wants them."""
     if batches is None:
-        raise UserError("p needs batches: some images that the model will see, to find out what can go")
-    weight = next(model.parameters())
+        raise UserError(f"p needs batches: some {tower}s that the model will see, to find out what can go")
+    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
     for batch in [batches] if isinstance(batches, Tensor | Mapping) else batches:
-        images = batch[IMAGES] if isinstance(batch, Mapping) and IMAGES in batch else batch
-        images = images[0] if isinstance(images, tuple | list) and images else images
-        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-            raise UserError(f"batches are of images [B, 3, H, W], as the model takes them, not {excerpt(batch)}")
-        yield images.to(device_of(model), weight.dtype)
+        parts = batch.get(INPUTS[tower]) if isinstance(batch, Mapping) else batch
+        parts = parts if isinstance(parts, tuple | list) else [parts]
+        found = next((part for part in parts if isinstance(part, Tensor) and _fits(part, tower)), None)
+        if found is None:
+            raise UserError(f"batches are of {WANTED[tower]}, as the model takes them, not {excerpt(batch)}")
+        yield found.to(device_of(model), dtype if tower == IMAGE else None)
+
+
+def _fits(values: Tensor, tower: str) -> bool:
+    images = values.dim() == 4 and values.is_floating_point()
+    return images if tower == IMAGE else values.dim() == 2 and not values.is_floating_point()
 
 
 @contextmanager

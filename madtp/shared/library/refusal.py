@@ -10,15 +10,35 @@ PRUNED = (
 )
 
 
-def refusal(model: nn.Module) -> UserError:
+WRAPPERS = {  # what they keep a model in
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+}
+CAUSAL = (
+    "'s text tower cannot be pruned: every word sees another past, so that even copies differ and none can stand "
+    "for both. What costs most there is padding: let texts be as long as the longest of a batch"
+)
+
+
+def refusal(model: nn.Module, why: str | None = None) -> UserError:
     """The error to raise."""
-    return UserError(f"{type(model).__name__} cannot be pruned: {reason(model)}. Those that can are {PRUNED}")
+    why = reason(model) if why is None else f"it {why}"
+    return UserError(f"{type(model).__name__} cannot be pruned: {why}. Those that can are {PRUNED}")
+
+
+def causal(model: nn.Module) -> UserError:
+    """The error to raise for a text tower whose words do not see those that follow."""
+    return UserError(type(model).__name__ + CAUSAL)
 
 
 def reason(model: nn.Module) -> str:
     """What of a model counts on all tokens being there, in their places."""
     modules = list(model.modules())
     kinds = [type(module).__name__ for module in modules]
+    if kinds[0] in WRAPPERS:
+        return f"it wraps a model, which is to be pruned first: madtp.prune(model.{WRAPPERS[kinds[0]]}, ...)"
     attributes = {
         name
         for module in modules

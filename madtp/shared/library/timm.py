@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from madtp.method.errors import UserError
 from madtp.shared.library.adapted import Adapted, name_of, unit
 from madtp.shared.library.layer import Layer, Names, part
 from madtp.shared.library.refusal import refusal
+from madtp.shared.library.replacement import IMAGE, Place, Refused, Replacement
 from madtp.shared.library.tower import Tower
 
 ATTENTION = {
@@ -34,16 +34,22 @@ NAMES = {
 }
 
 
-def adapt(model: nn.Module) -> Adapted | None:
+INTERMEDIATE = ("forward_intermediates", "get_intermediate_layers")
+
+
+def adapt(model: nn.Module, name: str) -> Adapted | None:
     """A model of timm's; None for a model of another library."""
     if not any(kind.__module__.startswith("timm.") for kind in type(model).__mro__):
         return None
+    if name != IMAGE:
+        raise refusal(model, f"has no {name} tower")
 
     def answer(images: Tensor) -> Tensor:
         output = model(images)
         return output.softmax(dim=-1) if getattr(model, "num_classes", 0) else unit(output)
 
-    return Adapted(tower(model), answer)
+    found = tower(model)
+    return Adapted(found, answer, others(model, found))
 
 
 def tower(model: nn.Module) -> Tower:
@@ -60,18 +66,42 @@ def tower(model: nn.Module) -> Tower:
     names = NAMES[kinds.pop()]
     if getattr(model, "rope", None) is not None or not all(plain(block, names) for block in blocks):
         raise refusal(model)
-    if getattr(model, "grad_checkpointing", False):
-        raise UserError("timm recomputes layers past what prunes them: model.set_grad_checkpointing(False) first")
     looped = not isinstance(blocks, nn.Sequential)
     return Tower(
         entry=blocks[0] if looped else blocks,
         passed=list(blocks[1:]) if looped else [],
         layers=[Layer(block, names) for block in blocks],
-        patches=patches,
+        embedding=patches,
         prefix=model.num_prefix_tokens,
         class_token=getattr(model, "cls_token", None) is not None,
-        flag="grad_checkpointing",
     )
+
+
+def others(model: nn.Module, tower: Tower) -> list[Place]:
+    """What of a model calls layers one by one, and what happens instead."""
+    refused = [
+        Place(model, method, Refused("intermediate states")) for method in INTERMEDIATE if hasattr(model, method)
+    ]
+    return [Place(model, "set_grad_checkpointing", Recompute(model, tower)), *refused]
+
+
+class Recompute(Replacement):
+    """timm's `set_grad_checkpointing`, whose own way goes past what prunes: the tower is told instead."""
+
+    def __init__(self, model: nn.Module, tower: Tower):
+        self.model, self.of = model, tower
+
+    def install(self, module: nn.Module, method: str) -> None:
+        super().install(module, method)
+        self(self.model.grad_checkpointing)
+
+    def remove(self, module: nn.Module, method: str) -> None:
+        super().remove(module, method)
+        module.set_grad_checkpointing(self.of.recompute)
+
+    def __call__(self, enable: bool = True) -> None:
+        type(self.model).set_grad_checkpointing(self.model, enable)
+        self.model.grad_checkpointing, self.of.recompute = False, enable
 
 
 def plain(block: nn.Module, names: Names) -> bool:

@@ -1,4 +1,4 @@
-"""transformers' CLIP, SigLIP, ViT, DINOv2 (with registers too) and BLIP, alone or with heads; texts stay whole.
+"""transformers' CLIP, SigLIP, ViT, DINOv2 (with registers too) and BLIP, alone or with heads, and SigLIP's texts.
 
 BLIP's texts attend to the image's tokens. They are given the merged ones, each with the logarithm of its size in a
 channel more, and add it to the logits: a token of several patches weighs as much as they did.
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from madtp.method.errors import UserError
 from madtp.shared.library.adapted import Adapted, unit
 from madtp.shared.library.layer import Layer, Names, part
-from madtp.shared.library.refusal import refusal
-from madtp.shared.library.tower import UNHEARD, Replacement, Tower
+from madtp.shared.library.refusal import causal, refusal
+from madtp.shared.library.replacement import TEXT, Place, Replacement
+from madtp.shared.library.tower import UNHEARD, Tower
 
 
 def _projections(prefix: str, *names: str) -> tuple[str, ...]:
@@ -88,25 +89,29 @@ NAMES = {  # of each kind of layer, as it is in one version of the library or an
 CROSSED = ("BlipForConditionalGeneration", "BlipForQuestionAnswering", "BlipForImageTextRetrieval")
 
 
-def adapt(model: nn.Module) -> Adapted | None:
+def adapt(model: nn.Module, name: str) -> Adapted | None:
     """A model of transformers'; None for a model of another library."""
     if not any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return None
+    if name == TEXT:
+        text = text_of(model)
+        return Adapted(text_tower(model, text), lambda words: feature(model, "text", input_ids=words))
     vision = next((module for module in model.modules() if patches_of(module) is not None), model)
     crossed = type(model).__name__ in CROSSED
-    adapted = Adapted(tower(model, vision, crossed), lambda images: answer(model, vision, images))
-    if crossed:
-        texts = model.text_decoder if hasattr(model, "text_decoder") else None
-        texts = model.text_encoder if hasattr(model, "text_encoder") else texts  # VQA's decoder reads the question
-        adapted.others = [(vision.post_layernorm, NormOfSized(vision.post_layernorm))]
-        adapted.others += [
-            (attention.self, CrossAttention(attention.self))
-            for name, attention in texts.named_modules()
-            if name.endswith("crossattention")
-        ]
-        if hasattr(model, "vision_proj"):
-            adapted.others.append((model.vision_proj, WithoutSize(model.vision_proj)))
-    return adapted
+    others = crossing(model, vision) if crossed else []
+    return Adapted(image_tower(model, vision, crossed), lambda images: answer(model, vision, images), others)
+
+
+def crossing(model: nn.Module, vision: nn.Module) -> list[Place]:
+    """What of BLIP must know of the sizes of tokens."""
+    texts = model.text_decoder if hasattr(model, "text_decoder") else None
+    texts = model.text_encoder if hasattr(model, "text_encoder") else texts  # VQA's decoder reads the question
+    forwards = [(vision.post_layernorm, NormOfSized)]
+    named = texts.named_modules()
+    forwards += [(module.self, CrossAttention) for name, module in named if name.endswith("crossattention")]
+    if hasattr(model, "vision_proj"):
+        forwards.append((model.vision_proj, WithoutSize))
+    return [Place(module, "forward", forward(module)) for module, forward in forwards]
 
 
 def patches_of(module: nn.Module) -> nn.Conv2d | None:
@@ -118,30 +123,71 @@ def patches_of(module: nn.Module) -> nn.Conv2d | None:
     return None
 
 
-def tower(model: nn.Module, vision: nn.Module, shortened: bool) -> Tower:
+def image_tower(model: nn.Module, vision: nn.Module, shortened: bool) -> Tower:
     """The image tower of a model.
 
     Raises:
         UserError: it cannot be pruned, and why.
     """
-    encoder = getattr(vision, "encoder", None)
-    blocks = next((found for name in ("layers", "layer") if (found := getattr(encoder or vision, name, None))), ())
-    kinds = {type(block).__name__ for block in blocks}
-    fitting = [names for names in NAMES.get(kinds.pop(), ()) if names.fit(blocks[0])] if len(kinds) == 1 else []
-    if not fitting:
+    blocks = blocks_of(vision)
+    names = names_of(blocks)
+    if names is None:
         raise refusal(model)
-    if any(getattr(model.config, name, False) for name in UNHEARD):
-        raise UserError(f"a pruned tower has neither hidden states nor attentions to give: set {UNHEARD} to False")
     prefix = 0 if type(blocks[0]).__name__.startswith("Siglip") else 1
+    prefix += getattr(vision.config, "num_register_tokens", 0)
+    return tower(
+        vision, names, embedding=patches_of(vision), prefix=prefix, class_token=prefix > 0, shortened=shortened
+    )
+
+
+def text_of(model: nn.Module) -> nn.Module | None:
+    """The module that runs a text tower, if there is one."""
+    found = (module for module in model.modules() if part(module, "embeddings.token_embedding") is not None)
+    return next(found, None)
+
+
+def text_tower(model: nn.Module, text: nn.Module | None) -> Tower:
+    """The text tower of SigLIP, which reads its last token.
+
+    Raises:
+        UserError: it cannot be pruned, and why.
+    """
+    kinds = {type(block).__name__ for block in blocks_of(text)}
+    if kinds == {"CLIPEncoderLayer"}:
+        raise causal(model)
+    if kinds != {"SiglipEncoderLayer"}:
+        raise refusal(model, "has no text tower that is known here")
+    words = text.embeddings.token_embedding
+    return tower(text, names_of(blocks_of(text)), embedding=words, prefix=1, class_token=True, last=True, name=TEXT)
+
+
+def blocks_of(module: nn.Module | None) -> Any:
+    """The layers that a module runs, itself or by an encoder."""
+    places = ("encoder.layers", "encoder.layer", "layers", "layer")
+    return next((found for place in places if (found := part(module, place))), ())
+
+
+def names_of(blocks: Any) -> Names | None:
+    """Where the parts of layers are, if they are of one kind that is known."""
+    kinds = {type(block).__name__ for block in blocks}
+    known = NAMES.get(kinds.pop(), ()) if len(kinds) == 1 else ()
+    return next((names for names in known if names.fit(blocks[0])), None)
+
+
+def tower(module: nn.Module, names: Names, **known: Any) -> Tower:
+    """What runs the layers, as a tower."""
+    encoder, blocks = getattr(module, "encoder", None), blocks_of(module)
+    if any(getattr(module.config, name, False) for name in UNHEARD):
+        raise UserError(
+            f"a pruned tower has no hidden states of its layers and no attentions: set {UNHEARD[:2]} to False"
+        )
     return Tower(
         entry=encoder or blocks[0],
         passed=[] if encoder else list(blocks[1:]),
-        layers=[Layer(block, fitting[0]) for block in blocks],
-        patches=patches_of(vision),
-        prefix=prefix + getattr(vision.config, "num_register_tokens", 0),
-        class_token=prefix > 0,
+        layers=[Layer(block, names) for block in blocks],
         wrap=as_output if encoder else None,
-        shortened=shortened,
+        config=module.config,
+        **known,
     )
 
 
@@ -155,8 +201,7 @@ def as_output(x: Tensor) -> Any:
 def answer(model: nn.Module, vision: nn.Module, images: Tensor) -> Tensor:
     """Probabilities of a classifier, CLIP's and SigLIP's feature; else of the tower what its head or others read."""
     if hasattr(model, "get_image_features"):
-        output = model.get_image_features(pixel_values=images)
-        return unit(output if isinstance(output, Tensor) else output.pooler_output)
+        return feature(model, "image", pixel_values=images)
     output = (vision if type(model).__name__ in CROSSED else model)(pixel_values=images)
     if getattr(output, "logits", None) is not None:
         return output.logits.float().softmax(dim=-1)
@@ -166,6 +211,12 @@ def answer(model: nn.Module, vision: nn.Module, images: Tensor) -> Tensor:
     if type(model).__name__ in CROSSED:
         return torch.cat([unit(states[:, 0, :-1]), unit(mean_of_patches(*split(states)))], dim=1)
     return unit(states[:, 0] if output.get("pooler_output") is None else output.pooler_output)
+
+
+def feature(model: nn.Module, kind: str, **asked: Tensor) -> Tensor:
+    """CLIP's and SigLIP's feature of images or texts, or that of a tower of theirs alone."""
+    output = getattr(model, f"get_{kind}_features", model)(**asked)
+    return unit(output if isinstance(output, Tensor) else output.pooler_output)
 
 
 def split(states: Tensor) -> tuple[Tensor, Tensor]:

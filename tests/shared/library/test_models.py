@@ -102,7 +102,7 @@ def test_it_is_copied_and_saved_as_it_is(name):
     others = [copied, pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False)]
     madtp.restore(model)
     for other in others:
-        assert pruned_of(other).tower.entry is not pruned_of(copied).tower.entry or other is copied
+        assert pruned_of(other).of.entry is not pruned_of(copied).of.entry or other is copied
         assert torch.equal(ask(name, other, images), pruned) and madtp.cost(other) == cost
     with torch.no_grad():
         for weight in model.parameters():

@@ -21,6 +21,7 @@ from madtp.shared.layers import Guidance
 from madtp.shared.library.layer import part
 from madtp.shared.library.picture import BORDER, draw
 from madtp.shared.library.prune import amounts_at, inference, pruned_of
+from madtp.shared.library.replacement import replaced
 from models.vit import VisionTransformer
 from tests.golden.fill import fill
 from tests.shared.library.theirs import (
@@ -64,7 +65,7 @@ def test_what_the_layers_do_is_what_was_planned(name):
     with torch.no_grad():
         model(images)
     pruned = pruned_of(model)
-    layers = planned(pruned.tower.schedule(PATCHES + CASES[name].prefix, 0.8), 1.1)
+    layers = planned(pruned.of.schedule(PATCHES + CASES[name].prefix, 0.8), 1.1)
     assert [layer.left for layer in layers] == seen == madtp.cost(model)["tokens"]
     assert [layer.entered for layer in layers] == [PATCHES + CASES[name].prefix, *seen[:-1]]
 
@@ -156,22 +157,44 @@ def train(model, ask, images):
     return [weight.grad for weight in model.parameters() if weight.grad is not None]
 
 
-def test_recomputing_layers_changes_no_gradient():
-    for name, start in (
-        ("open_clip", lambda model: model.set_grad_checkpointing()),
-        ("CLIPModel", lambda model: model.gradient_checkpointing_enable({"use_reentrant": False})),
-    ):
-        model, images = make(name).train(), noise()
+START = {
+    "timm": lambda model: model.set_grad_checkpointing(),
+    "timm-eva": lambda model: model.set_grad_checkpointing(),
+    "open_clip": lambda model: model.set_grad_checkpointing(),
+    "open_clip-timm": lambda model: model.visual.set_grad_checkpointing(),
+    "CLIPModel": lambda model: model.gradient_checkpointing_enable({"use_reentrant": False}),
+    "ViTModel": lambda model: model.gradient_checkpointing_enable({"use_reentrant": False}),
+}
+
+
+@pytest.mark.parametrize("name", list(START))
+@pytest.mark.parametrize("first", ["prune", "recompute"])
+def test_recomputing_layers_changes_no_gradient(name, first):
+    model, images = make(name).train(), noise()
+    madtp.prune(model, amount=1.2, shape=0.7)
+    plain = train(model, CASES[name].ask, images)
+    if first == "recompute":
+        START[name](madtp.restore(model))
         madtp.prune(model, amount=1.2, shape=0.7)
-        plain = train(model, CASES[name].ask, images)
-        start(model)
-        runs = []
-        layer = pruned_of(model).tower.layers[0]
-        part(layer.block, layer.names.norm).register_forward_hook(lambda *given, runs=runs: runs.append(1))
-        recomputed = train(model, CASES[name].ask, images)
-        assert len(runs) == 2
-        for one, other in zip(plain, recomputed, strict=True):
-            torch.testing.assert_close(one, other)
+    else:
+        START[name](model)
+    runs = []
+    layer = pruned_of(model).of.layers[1]
+    part(layer.block, layer.names.norm).register_forward_hook(lambda *given: runs.append(1))
+    recomputed = train(model, CASES[name].ask, images)
+    assert len(runs) == 2
+    for one, other in zip(plain, recomputed, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["timm", "timm-eva"])
+def test_a_restored_model_recomputes_as_it_was_told_last(name):
+    model = make(name)
+    model.set_grad_checkpointing()
+    madtp.prune(madtp.prune(model, 0), 0)
+    assert not model.grad_checkpointing and madtp.restore(model).grad_checkpointing
+    madtp.prune(model, 0).set_grad_checkpointing(False)
+    assert not madtp.restore(model).grad_checkpointing
 
 
 def test_parts_that_are_exchanged_afterwards_are_heard():
@@ -204,6 +227,8 @@ REFUSED = {
     "not known": lambda: transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, vocab_size=9)),
     "CLIP": lambda: CLIP(16, CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, head_width=8, image_size=32), SHORT),
     "Linear": lambda: nn.Linear(2, 2),
+    "madtp.prune.model._orig_mod": lambda: torch.compile(make("timm"), backend="eager"),
+    "madtp.prune.model.module": lambda: nn.DataParallel(make("ViTModel")),
     "Swin": lambda: transformers.SwinModel(transformers.SwinConfig(depths=[1], num_heads=[2], embed_dim=8)),
 }
 
@@ -214,7 +239,7 @@ def test_what_cannot_be_pruned_is_refused_by_name(why):
     with pytest.raises(UserError, match=why) as error:
         madtp.prune(model, 0.5, noise())
     assert "cannot be pruned" in str(error.value) and "\n" not in str(error.value)
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert not list(replaced(model))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +253,7 @@ def test_what_cannot_be_pruned_is_refused_by_name(why):
         ({"p": 0.5, "batches": [WORDS]}, "batches are of images"),
         ({"p": 0.999, "batches": noise()}, "p 0.999 is out of reach"),
         ({"amount": 1.0}, "needs the shape"),
-        ({"p": 0.5, "tower": "text"}, "tower 'text' stays whole"),
+        ({"p": 0.5, "tower": "sound"}, "tower 'sound' is none"),
     ],
 )
 def test_mistakes_are_said_and_leave_the_model_dense(arguments, says):
@@ -246,15 +271,74 @@ def test_what_a_pruned_tower_cannot_do_is_said():
     with pytest.raises(UserError, match="output_attentions"):
         model(noise(), output_attentions=True)
     model = make("timm")
-    model.set_grad_checkpointing()
-    with pytest.raises(UserError, match="set_grad_checkpointing"):
-        madtp.prune(model, 0.3, noise())
-    model = make("timm")
     model.blocks.forward = lambda x: x
     with pytest.raises(UserError, match="replaced by somebody else"):
         madtp.prune(model, 0.3, noise())
     with pytest.raises(UserError, match="let the model see one"):
         madtp.cost(madtp.prune(make("timm"), 0))
+
+
+TOKENS = torch.ones(2, 5, WIDTH).double()
+
+
+@pytest.mark.parametrize(
+    "name, asked, says",
+    [
+        ("timm", lambda model: model.forward_intermediates(noise()), "no intermediate states"),
+        ("timm-eva", lambda model: model.forward_intermediates(noise()), "no intermediate states"),
+        ("timm", lambda model: model.get_intermediate_layers(noise()), "no intermediate states"),
+        ("timm", lambda model: model.blocks[1](TOKENS), "no answer layer by layer"),
+        ("open_clip", lambda model: model.visual.forward_intermediates(noise()), "no answer layer by layer"),
+        (
+            "open_clip",
+            lambda model: model.visual.transformer(TOKENS, attn_mask=TOKENS[0, :, :5] * 0),
+            "takes no attn_mask",
+        ),
+    ],
+)
+def test_what_would_go_past_the_pruned_tower_is_refused(name, asked, says):
+    model = madtp.prune(make(name), 0.3, noise())
+    with pytest.raises(UserError, match=says):
+        asked(model)
+    asked(madtp.restore(model))
+
+
+@pytest.mark.parametrize(
+    "name", ["CLIPModel", "SiglipModel", "ViTModel", "Dinov2Model", "BlipForConditionalGeneration"]
+)
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+def test_what_a_configuration_asks_for_is_not_left_out(name, option):
+    model = madtp.prune(make(name), 0.3, noise())
+    config = getattr(model.config, "vision_config", model.config)
+    config._attn_implementation = "eager"  # of which attentions could be had
+    setattr(config, option, True)
+    with pytest.raises(UserError, match=option):
+        CASES[name].ask(model, noise())
+    with pytest.raises(UserError, match=option):
+        madtp.prune(madtp.restore(model), 0.3, noise())
+
+
+@pytest.mark.parametrize("name", ["timm", "ViTModel"])
+def test_hooks_on_layers_are_refused_those_on_parts_are_heard(name):
+    model, heard = madtp.prune(make(name), 0.3, noise()), []
+    layer = pruned_of(model).of.layers[1]
+    part(layer.block, layer.names.norm).register_forward_hook(lambda *given: heard.append(1))
+    CASES[name].ask(model, noise())
+    assert heard
+    layer.block.register_forward_hook(lambda *given: None)
+    with pytest.raises(UserError, match="hook these"):
+        CASES[name].ask(model, noise())
+
+
+def test_packed_weights_cost_what_they_did():
+    model = make("timm").float()
+    madtp.prune(model, amount=1.2, shape=0.7)
+    with torch.no_grad():
+        model(noise().float())
+        whole = madtp.cost(model)
+        packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+        packed(noise().float())
+    assert madtp.cost(packed) == whole
 
 
 def test_inference_is_left_as_it_was_found_when_something_fails():

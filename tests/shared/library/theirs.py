@@ -46,7 +46,7 @@ def of_open_clip():
 
 def of_open_clip_and_timm():
     """With SigLIP's tower of timm's."""
-    sizes = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "none", "image_size": 160}
+    sizes = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": "none", "image_size": 224}
 
     def build():
         model = CustomTextCLIP(WIDTH, CLIPVisionCfg(**sizes), SHORT)
@@ -84,7 +84,12 @@ def of_transformers(name, config, read, sizes=TOWER, prefix=1):
 
 
 def image_feature(model, images):
-    return model(input_ids=WORDS[: len(images)], pixel_values=images).image_embeds
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # in which old versions of transformers forget to make CLIP's causal mask
+    try:
+        return model(input_ids=WORDS[: len(images)], pixel_values=images).image_embeds
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def states(model, images):
@@ -124,7 +129,7 @@ CASES = {
     "timm-registers": of_timm(prefix=5, reg_tokens=4, init_values=0.5, no_embed_class=True, qk_norm=True),
     "timm-map": of_timm(prefix=0, global_pool="map", class_token=False, num_classes=0),
     "timm-deit": of_timm("deit_tiny_distilled_patch16_224", prefix=2),
-    "timm-eva": of_timm("eva_large_patch14_196"),
+    "timm-eva": of_timm("eva_giant_patch14_224"),
     "open_clip": of_open_clip(),
     "open_clip-timm": of_open_clip_and_timm(),
     "CLIPModel": of_transformers("CLIPModel", "CLIPConfig", image_feature, CONTRASTIVE | {"projection_dim": 16}),
