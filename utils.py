@@ -23,11 +23,13 @@ from madtp.cost.processes import (
     world_size,
 )
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import prepare_output, read_json, whole_file, write_atomic
+from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_file, write_atomic
 
 __all__ = [
     "AverageMeter",
+    "FETCH",
     "Meters",
+    "POINTER",
     "UserError",
     "all_gather",
     "all_gather_objects",

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from utils import UserError
+from utils import FETCH, POINTER, UserError
 
 # What pictures come in, the last two where they can be read. Pillow would also hand PostScript to an interpreter.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
@@ -41,6 +41,18 @@ PUBLISHED = re.compile(
     r"COCO_(?:train|val|test)201[45]_\d{12}\.jpg$|(?:train|dev|test1)-\d+-\d+-img[01]\.png$|flickr30k-images/\d+\.jpg$"
 )
 
+TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+
+# What is found in place of a picture, by the beginning of the file in small letters.
+INSTEAD = {
+    POINTER: FETCH,
+    b"<!doctype html": "a web page, as servers send for a picture that they do not give",
+    b"<html": "a web page, as servers send for a picture that they do not give",
+    b"<svg": "a drawing of lines, save it as PNG",
+    b"<?xml": "a drawing of lines or another XML file, save it as PNG",
+}
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # programs that make pictures write their settings there
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow refuses twice as many before anything is decoded
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses, with the name
 warnings.filterwarnings("ignore", message="Corrupt EXIF data")  # such a picture stays as it is
@@ -87,7 +99,18 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
             raise Exhausted(f"{path} is not read: {error.strerror}; allow more, or lower --num_workers") from error
         if path.suffix.lower() in HEIC and "HEIF" not in readable_formats():
             raise UnfitImage("HEIC takes another package, pip install pillow-heif; or save it as JPEG") from error
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(_instead(path, error) or str(error) or type(error).__name__) from error
+
+
+def _instead(path: Path, error: Exception) -> str:
+    """What a file is that is no picture, where its beginning tells."""
+    if not isinstance(error, UnidentifiedImageError):
+        return ""
+    with open(path, "rb") as file:
+        beginning = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not beginning:
+        return "there is nothing in the file"
+    return next((f"it is {what}" for sign, what in INSTEAD.items() if beginning.startswith(sign)), "")
 
 
 @cache
@@ -119,16 +142,19 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Makes RGB of 8 bits of a decoded image of any mode.
+    """Makes RGB of 8 bits of a decoded image of any mode, in front of white where one can see through it.
 
     Raises:
         UnfitImage: its numbers are of no range that is known.
     """
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":
         sixteen = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
         image = Image.fromarray(eight_bits(np.asarray(image), sixteen))
+    elif image.mode in TRANSPARENT or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
     return image.convert("RGB")
 
 

@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from data import decoding
 from data.decoding import UnfitImage, decode_image, eight_bits, readable_formats
@@ -157,3 +157,67 @@ def test_what_takes_another_package_says_which(tmp_path, monkeypatch):
     with pytest.raises(UnfitImage, match="pip install pillow-heif; or save it as JPEG"):
         decode_image(tmp_path / "IMG_1.HEIC")
     readable_formats.cache_clear()
+
+
+class TestTransparency:
+    """Pictures one can see through stand in front of white, as viewers show them: dark signs stay readable."""
+
+    def sign(self, mode="RGBA"):
+        """Black on nothing, whose own colour is black as well."""
+        image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), (4, 4, 12, 12))
+        return image.convert(mode)
+
+    def assert_readable(self, path):
+        decoded = decode_image(path)
+        assert decoded.mode == "RGB"
+        assert decoded.getpixel((0, 0)) == (255, 255, 255) and decoded.getpixel((8, 8)) == (0, 0, 0)
+
+    @pytest.mark.parametrize("mode, ending", [("RGBA", "png"), ("LA", "png"), ("RGBA", "webp"), ("RGBA", "tif")])
+    def test_a_channel_of_its_own(self, tmp_path, mode, ending):
+        options = {"lossless": True} if ending == "webp" else {}
+        self.sign(mode).save(tmp_path / f"sign.{ending}", **options)
+        self.assert_readable(tmp_path / f"sign.{ending}")
+
+    @pytest.mark.parametrize("transparency, ending", [(0, "png"), (bytes([0, 255]), "png"), (0, "gif")])
+    def test_a_colour_of_the_palette(self, tmp_path, transparency, ending):
+        image = Image.new("P", (16, 16), 0)
+        image.putpalette([9, 9, 9, 0, 0, 0])
+        image.paste(1, (4, 4, 12, 12))
+        image.save(tmp_path / f"sign.{ending}", transparency=transparency)
+        self.assert_readable(tmp_path / f"sign.{ending}")
+
+    def test_half_of_it(self, tmp_path):
+        Image.new("RGBA", (4, 4), (200, 0, 0, 51)).save(tmp_path / "veil.png")
+        assert decode_image(tmp_path / "veil.png").getpixel((1, 1)) == (244, 204, 204)
+
+    def test_opaque_pictures_stay_what_they_are(self, tmp_path):
+        scene().convert("RGBA").save(tmp_path / "p.png")
+        assert np.array_equal(np.asarray(decode_image(tmp_path / "p.png")), np.asarray(scene()))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "there is nothing in the file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "it is a pointer of Git LFS: run `git lfs pull`",
+        ),
+        (b"\n<!DOCTYPE HTML><title>403</title>", "it is a web page, as servers send"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is a drawing of lines, save it as PNG"),
+        (b"\x00\x01", "cannot identify image file"),
+    ],
+)
+def test_what_is_there_in_place_of_a_picture_is_named(tmp_path, content, said):
+    (tmp_path / "p.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        decode_image(tmp_path / "p.jpg")
+
+
+def test_long_texts_in_a_png_lose_no_picture(tmp_path):
+    """Programs that make pictures write all their settings into them."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "step " * 2**20, zip=True)
+    scene().save(tmp_path / "p.png", pnginfo=text)
+    assert decode_image(tmp_path / "p.png").size == scene().size
