@@ -101,12 +101,12 @@ def command_line() -> argparse.ArgumentParser:
 
 def run_cells(args: argparse.Namespace, places: Places) -> int:
     """Runs the cells of a task, or draws them; how many are left."""
-    split = "test" if args.final else args.split
+    if args.pictures and args.finetuned:
+        raise UserError("--pictures draws models as they are; leave out --finetuned")
+    split, machine = "test" if args.final else args.split, machine_of(args)
     needs(places, args.task, args.blind)
-    most = BATCH if args.pictures else args.photos
-    machine = machine_of(args)
-    bench = Bench(places, args.task, split, machine, most, args.blind)
     cells, files = cells_of(args, split), [results_file(args, args.finetuned, args.final)]
+    bench = Bench(places, args.task, split, machine, BATCH if args.pictures else args.photos, args.blind)
     if args.pictures:
         draw(bench, cells, read_lines(files), args.pictures, args.photos)
         return 0

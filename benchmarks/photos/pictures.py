@@ -26,7 +26,7 @@ def draw(bench: Bench, cells: Sequence[Cell], known: dict[str, dict], folder: Pa
 
     Args:
         bench: whose model prunes.
-        cells: what is drawn; the dense model, and what does not reach its cost, is left out.
+        cells: what is drawn; the dense model, what is trained first and what does not reach its cost are left out.
         known: records, of which amounts are taken where there are any.
         folder: of the files.
         number: of photos; 0 is a few.
@@ -39,7 +39,8 @@ def draw(bench: Bench, cells: Sequence[Cell], known: dict[str, dict], folder: Pa
     prepare_output(folder)
     photos = bench.subject.photos
     images = next(bench.subject.images(photos))  # the first batch: some rules look at all photos of one
-    rows = [(cell, found) for cell in cells if cell.p and (found := steps_of(bench, cell, known, images))]
+    shown = [cell for cell in cells if cell.p and not cell.trained]
+    rows = [(cell, found) for cell in shown if (found := steps_of(bench, cell, known, images))]
     files = []
     for photo in range(min(number or SHOWN, len(images))):
         picture = readable_image(images[photo], MEAN, STD)

@@ -242,7 +242,8 @@ def test_what_is_fine_tuned_takes_the_schedule_that_is_best_untuned(small, capsy
 
 @needs_5
 def test_what_every_rule_keeps_is_drawn_for_whoever_has_the_photos(small, tmp_path, capsys):
-    asked = ["--task", "caption", "--rules", "image", "tome", "coverage", "--schedules", "even", "--p", "0.2"]
+    asked = ["--task", "caption", "--rules", "image", "taught_image", "tome", "coverage"]
+    asked += ["--schedules", "even", "--p", "0.2"]
     assert small.run(*asked, "--pictures", str(tmp_path), "--photos", "2") == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["caption-val-1.png", "caption-val-2.png"]
     assert small.run(*asked, "--pictures", str(pictures.DOCS / "photos")) == 2
