@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import timed
+from madtp.shared.inference import PackedLinear
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}  # where the two matrices are
@@ -21,10 +22,10 @@ REPEATS = 3
 
 
 class Operand(NamedTuple):
-    """A matrix as it lies in memory."""
+    """A matrix as it lies in memory; one that is packed for a linear layer has no strides."""
 
     shape: torch.Size
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] | None
     dtype: torch.dtype
     device: torch.device
 
@@ -33,8 +34,10 @@ class Operand(NamedTuple):
         """That of a tensor."""
         return cls(x.shape, x.stride(), x.dtype, x.device)
 
-    def make(self) -> Tensor:
+    def make(self) -> Tensor | PackedLinear:
         """Noise that lies so."""
+        if self.stride is None:
+            return PackedLinear(torch.rand(self.shape).t() - 0.5, None, self.dtype, gelu=False)
         empty = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
         return empty.copy_(torch.rand(self.shape, device=self.device) - 0.5)
 
@@ -59,6 +62,11 @@ class Listener(TorchDispatchMode):
         elif function in BATCHED:
             left, right = (args[place] for place in BATCHED[function])
             self.attention += 2.0 * left.numel() * right.shape[-1]
+        elif "_linear_pointwise" in str(function):
+            x, weight = args[:2]
+            features, taps = weight.shape
+            left = Operand(torch.Size((x.numel() // taps, taps)), (taps, 1), x.dtype, x.device)
+            self.products[left, Operand(torch.Size((taps, features)), None, x.dtype, x.device)] += 1
         elif function is aten.convolution.default:
             self.products[unfolded(args[0], args[1])] += 1
         elif function is aten.convolution_backward.default:  # that of a kernel; no image needs a gradient
@@ -106,22 +114,33 @@ class Bound:
         """Makes them all, each as often as the call did."""
         for left, right, times in self.products:
             for _ in range(times):
-                torch.mm(left, right)
+                multiply(left, right)
 
     def flops(self) -> float:
         """Floating-point operations of these products."""
-        return sum(2.0 * left.numel() * right.shape[1] * times for left, right, times in self.products)
+        return sum(operations(left, right) * times for left, right, times in self.products)
 
     def best_rate(self) -> float:
         """Floating-point operations a second of the product that the machine does best, among the five largest."""
-        largest = sorted(self.products, key=lambda product: -product[0].numel() * product[1].shape[1])[:5]
+        largest = sorted(self.products, key=lambda product: -operations(*product[:2]))[:5]
         rates = []
         for left, right, _ in largest:
-            seconds = [timed(lambda: torch.mm(left, right), self.device)[1] for _ in range(REPEATS)]  # noqa: B023
-            rates.append(2.0 * left.numel() * right.shape[1] / min(seconds))
+            seconds = [timed(lambda: multiply(left, right), self.device)[1] for _ in range(REPEATS)]  # noqa: B023
+            rates.append(operations(left, right) / min(seconds))
         return max(rates)
 
     def seconds(self, products: list[float]) -> list[float]:
         """The bound of each round, from the seconds that the products took in it."""
         rate = self.best_rate() if self.attention else 1.0
         return [own + self.attention / rate for own in products]
+
+
+def multiply(left: Tensor, right: Tensor | PackedLinear) -> Tensor:
+    """The product of two matrices."""
+    return right(left) if isinstance(right, PackedLinear) else torch.mm(left, right)
+
+
+def operations(left: Tensor, right: Tensor | PackedLinear) -> float:
+    """Its floating-point operations."""
+    features = right.weight.shape[0] if isinstance(right, PackedLinear) else right.shape[1]
+    return 2.0 * left.numel() * features

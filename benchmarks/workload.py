@@ -27,6 +27,7 @@ from madtp.run import config as configuration
 from madtp.run.optimization import Optimization
 from madtp.run.precision import autocast
 from madtp.run.task import Task
+from madtp.shared.inference import CastLinear, prepare
 
 TASKS = {"nlvr": NLVR, "caption": Caption, "vqa": VQA, "retrieval": RetrievalCOCO, "clip": RetrievalClip}
 WORDS = {"nlvr": 34, "caption": 10, "vqa": 12, "retrieval": 12, "clip": 12}  # of a text, which all have as many
@@ -65,6 +66,7 @@ class Workload:
             self.config = self.task.config = sizes(name, small) | {"tokenizer": vocabulary(folder), "init_lr": 0.0}
             self.model = self.task.build_model(self.config, evaluate=False).to(self.device).eval()
         self.images, self.optimization = images, None
+        self.unprepare = prepare(self.model, dtype)
         self.resize(batch_size)
 
     def resize(self, batch_size: int) -> None:
@@ -106,6 +108,7 @@ class Workload:
 
     def prepare_training(self) -> None:
         """Makes the optimizer and its state."""
+        self.unprepare()
         self.model.train()
         self.optimization = Optimization(self.model, self.config, self.dtype, accum=1, batches=1)
         self.step(0.0)
@@ -126,12 +129,14 @@ class Workload:
         return calibrate(lambda temperature: self.gflops(temperature) / dense, 1 - p, start=1.0)
 
     def fixed(self) -> int:
-        """Bytes of parameters, buffers and optimizer state."""
+        """Bytes of parameters, of what inference copied of them, of buffers and optimizer state."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
+        copies = (value for module in self.model.modules() for value in vars(module).values())
+        tensors += [one.weight for one in copies if isinstance(one, CastLinear) and "weight" in vars(one)]
         if self.optimization:
             states = self.optimization.optimizer.state.values()
             tensors += [value for state in states for value in state.values()]
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def side(self, name: str, temperature: float, train: bool = False, maximum: str = "amax") -> Callable[[], None]:
         """What is timed: the forward pass or the training step by the rule that `name` goes by, or "plain"."""

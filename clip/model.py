@@ -93,10 +93,14 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, norm: nn.Module, layout: Rectangle, causal: bool, scores: bool
     ) -> tuple[Tensor, AttentionScores | None]:
-        projected = through(x, norm, lambda x: F.linear(x, self.in_proj_weight, self.in_proj_bias))
+        projected = through(x, norm, self.in_proj)
         query, key, value = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, L, E]
         output, attention_scores = layout.attend(query, key, value, causal=causal, scores=scores)
         return self.out_proj(output.transpose(1, 2).flatten(2)), attention_scores
+
+    def in_proj(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side, [B, L, 3D]."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
 
 class Block(nn.Module):

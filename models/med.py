@@ -5,7 +5,6 @@ Shapes: B batch, L text tokens, S image tokens, D width, V vocabulary.
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
@@ -41,10 +40,11 @@ class Transform(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.GELU()
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.LayerNorm(F.gelu(self.dense(x)))
+        return self.LayerNorm(self.activation(self.dense(x)))
 
 
 class Predictions(nn.Module):

@@ -24,6 +24,7 @@ from madtp.run.flags import check_device
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
+from madtp.shared.inference import prepare
 from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
 from madtp.shared.weights.transformers_models import task_of
@@ -60,6 +61,7 @@ class Predictor:
         self.task, self.model, self.stored, self.dtype = task, model.eval(), stored, dtype
         self.retrieves = task.name.startswith("retrieval")
         self.device = next(model.parameters()).device
+        prepare(model, dtype)
 
     @property
     def rule(self) -> dict:

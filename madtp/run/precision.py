@@ -1,10 +1,15 @@
 """What a run multiplies in: float32, or mixed precision where the processor or the GPU has a unit for it."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from madtp.cost.measure import device_of
+from madtp.shared.inference import prepared
 
 PROCESSOR = Path("/proc/cpuinfo")
 BF16_UNITS = {"amx_bf16", "avx512_bf16"}  # features of processors that multiply bf16 in hardware
@@ -48,6 +53,13 @@ def announce_precision(asked: str, amp: str, device: torch.device) -> None:
         logger.warning("this processor has no unit for bf16 and imitates it: --amp off is faster")
     elif asked == "auto":
         logger.info("multiplying in bf16, for which this processor has a unit; --amp off is float32")
+
+
+@contextmanager
+def inference(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """The model without gradients in mixed precision of this type, its linear layers ready for it."""
+    with torch.inference_mode(), autocast(dtype, device_of(model)), prepared(model, dtype):
+        yield model
 
 
 def autocast(dtype: torch.dtype, device: torch.device):

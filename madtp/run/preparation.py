@@ -23,7 +23,7 @@ from madtp.run.folder import begin_anew, goes_on_here
 from madtp.run.interruption import Interruption
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
-from madtp.run.precision import announce_precision, autocast, precision, settled
+from madtp.run.precision import announce_precision, inference, precision, settled
 from madtp.run.resume import Progress, State, settings, stopped_amp
 from madtp.run.task import Task
 from madtp.run.texts import refuse_long_texts
@@ -70,8 +70,8 @@ class Run:
     def inference(self) -> Iterator[nn.Module]:
         """The model for evaluation: no dropout, no gradients, mixed precision."""
         self.model.eval()
-        with torch.inference_mode(), autocast(self.dtype, device_of(self.model)):
-            yield self.model
+        with inference(self.model, self.dtype) as model:
+            yield model
 
     def calibration_sample(self) -> CalibrationSample:
         """What temperatures and schedules are tried on."""

@@ -7,12 +7,14 @@ from copy import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_model
 from benchmarks.bound import Bound
 from benchmarks.workload import CLIP, TASKS, Workload, sizes
 from madtp.run import config as configuration
+from madtp.shared.inference import prepare
 
 OF_A_RUN = ("pretrained", "image_root", "max_epoch", "init_lr", "batch_size_train", "batch_size_test", "weight_decay")
 
@@ -59,6 +61,15 @@ def test_the_bound_counts_two_products_of_fused_attention_and_five_behind_them()
     with torch.no_grad():
         assert Bound(lambda: F.scaled_dot_product_attention(query, key, value), "cpu").attention == 2 * one
     assert Bound(work, "cpu").attention == 7 * one
+
+
+def test_the_bound_counts_packed_products_as_plain_ones():
+    layer, x = nn.Sequential(nn.Linear(12, 20)), torch.randn(2, 3, 12)
+    plain = Bound(lambda: layer(x), "cpu")
+    prepare(layer, torch.bfloat16)
+    packed = Bound(lambda: layer(x), "cpu")
+    packed()
+    assert packed.flops() == plain.flops() == 2 * 6 * 12 * 20 and packed.best_rate() > 0
 
 
 def test_its_products_are_made_as_often_as_they_were_heard(small, monkeypatch):
