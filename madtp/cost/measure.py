@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from madtp.cost.flops import Cost
 from madtp.cost.processes import all_gather_objects, all_reduce_sum, rank, world_size
+from madtp.cost.schedule import planned
 from madtp.cost.trace import Trace
 
 SPREAD = (10, 90)  # percentiles that tell how much samples differ
@@ -131,6 +132,7 @@ class CalibrationSample:
 
     def __init__(self, loader: DataLoader, batches: int):
         self.loader, self.count = loader, batches
+        self._dense: list[Trace] = []  # of every batch, where tokens go by plan: shapes alone, whatever the weights
 
     @cached_property
     def batches(self) -> list[dict]:
@@ -146,10 +148,26 @@ class CalibrationSample:
 
     def cost(self, task, model: nn.Module, temperature: float) -> float:
         """Share of dense that inference costs at this temperature, the mean over the samples of all processes."""
-        device, spent, dense = device_of(model), 0.0, 0.0
-        for batch in self.batches:
-            trace = Trace()
-            task.probe(model, to_device(batch, device), temperature, trace)
+        spent = dense = 0.0
+        for batch, trace in zip(self.batches, self.traces(task, model, temperature), strict=True):
             spent += len(batch["index"]) * float(np.mean(task.cost(model, trace)))
             dense += len(batch["index"]) * float(np.mean(task.cost(model, trace.dense())))
         return all_reduce_sum(spent) / all_reduce_sum(dense)
+
+    def traces(self, task, model: nn.Module, temperature: float) -> Iterator[Trace]:
+        """What inference at this temperature does to every batch, without a forward pass where that is known before."""
+        schedule = getattr(getattr(model, "keep", None), "schedule", None)
+        if schedule is None:
+            yield from self.probed(task, model, temperature)
+            return
+        self._dense = self._dense or list(self.probed(task, model, 0.0))
+        for dense in self._dense:
+            patches = dense.layers["image"][0].entered - 1
+            yield Trace({**dense.layers, "image": planned(schedule(patches), temperature)})
+
+    def probed(self, task, model: nn.Module, temperature: float) -> Iterator[Trace]:
+        """What a forward pass at this temperature does to every batch."""
+        for batch in self.batches:
+            trace = Trace()
+            task.probe(model, to_device(batch, device_of(model)), temperature, trace)
+            yield trace

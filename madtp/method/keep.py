@@ -58,7 +58,11 @@ class Coverage:
 
     def __call__(self, x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
         """x [B, L, D] with sizes of one patch each; without a mask, since pictures have no padding."""
-        return Sequences(x, Merged(Schedule(self.depth, self.shape, x.shape[1] - 1)))
+        return Sequences(x, Merged(self.schedule(x.shape[1] - 1)))
+
+    def schedule(self, tokens: int) -> Schedule:
+        """How many of so many patches every layer leaves."""
+        return Schedule(self.depth, self.shape, tokens)
 
 
 Keep = Callable[..., Sequences]

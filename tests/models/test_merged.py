@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from madtp.cost.schedule import planned
 from madtp.cost.trace import Trace
 from madtp.method import coverage
 from madtp.method.keep import Coverage
@@ -50,6 +51,15 @@ def repeated(task):
     )
     with torch.no_grad():
         positions.copy_(before)
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.4, 2.0, math.inf])
+def test_what_a_forward_pass_does_is_known_before(task, amount):
+    rule = Coverage(DEPTH, 0.7)
+    dense, trace = (infer(task, list(range(SAMPLES)), rule, some)[1] for some in (0.0, amount))
+    counts = {tower: [layer[:3] for layer in layers] for tower, layers in trace.layers.items()}
+    assert counts.pop("image") == [layer[:3] for layer in planned(rule.schedule(PATCHES), amount)]
+    assert counts == {tower: [layer[:3] for layer in dense.layers[tower]] for tower in counts}
 
 
 def test_merging_equal_tokens_changes_no_output(repeated):

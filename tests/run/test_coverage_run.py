@@ -46,6 +46,31 @@ def test_a_run_finds_amount_and_shape_and_says_them(folder):
     assert record["temperature"] == stored.temperature > 0
 
 
+class Unplanned:
+    """A rule that does not tell beforehand what it will do."""
+
+    texts = False
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def __call__(self, *inputs, **named):
+        return self.rule(*inputs, **named)
+
+
+def test_an_amount_costs_what_inference_would_without_running_it(folder, tmp_path):
+    run = prepare(NLVR(), *parse([*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage"], NLVR()))
+    passes, probe, sample = [], run.task.probe, run.calibration_sample()
+    run.task.probe = lambda model, batch, amount, trace: passes.append(amount) or probe(model, batch, amount, trace)
+    amounts = 0.0, 0.3, 3.0, math.inf
+    with run.inference() as model:
+        planned = [sample.cost(run.task, model, amount) for amount in amounts]
+        assert passes == [0.0] * len(sample.batches)
+        model.keep = Unplanned(model.keep)
+        assert planned == pytest.approx([sample.cost(run.task, model, amount) for amount in amounts])
+        assert len(passes) == 5 * len(sample.batches)
+
+
 @pytest.mark.parametrize("size", [4, 25])
 def test_a_checkpoint_is_scored_by_its_own_rule_and_shape(folder, tmp_path, size):
     record = evaluate(folder, "half/checkpoint_best.pth", tmp_path, "--set", f"batch_size_test={size}")
