@@ -43,7 +43,7 @@ SHAPES: dict[str, Schedule] = {
     "even": even,
     "geometric": geometric,
     "front": front,
-    **{f"power {exponent:g}": power(exponent) for exponent in (0.25, 0.35, 0.5, 0.7, 1.5, 2.5)},
+    **{f"power {exponent:g}": power(exponent) for exponent in (0.15, 0.25, 0.35, 0.5, 0.7, 1.5, 2.5)},
 }
 
 
