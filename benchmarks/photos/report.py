@@ -69,6 +69,20 @@ def compared(results: Results, task: str, p: str) -> str:
     return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
 
 
+def headline(results: Results) -> str:
+    """Three rules, each by the schedule that the search found for it, and by how much coverage is ahead."""
+    rows, (ours, *rivals) = [], (("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none"))
+    for task in TASKS:
+        for p in results.ratios(task):
+            scores = [value(results, task, str(p), rule, schedule) for rule, schedule in (ours, *rivals)]
+            ahead = [gap(results, task, str(p), *ours, *rival) for rival in rivals]
+            if set(scores) != {"not run"}:
+                name = f"{task}, {SCORE[task].replace('_', ' ')}"
+                rows.append([name, f"{100 - 100 * p:.0f} %", f"{score(results.dense(task)):.1f}", *scores, *ahead])
+    head = ["task", "cost", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
+    return table(head, rows) if rows else "Not run."
+
+
 def best(results: Results, task: str, p: str, rule: str) -> str:
     """The best score of a rule at a cost, by any schedule, and the share of dense that it is."""
     records = [one for one in results.at(task, float(p)) if one["rule"] == rule and "scores" in one]
@@ -78,9 +92,9 @@ def best(results: Results, task: str, p: str, rule: str) -> str:
     return f"{top:.1f} ({100 * top / score(results.dense(task)):.0f} % of dense)"
 
 
-def value(results: Results, task: str, p: str, rule: str, schedule: str = "") -> str:
-    """The score of one cell."""
-    record = results.of(task, rule, schedule, float(p))
+def value(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
+    """The score of one cell; a schedule may be none."""
+    record = results.of(task, rule, schedule.replace("none", ""), float(p))
     return "not run" if record is None else f"{score(record):.1f}" if "scores" in record else "out of reach"
 
 
@@ -169,6 +183,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 
 BLOCKS = named(  # what the template may ask for
-    *(dense, curves, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap, machines, plot),
-    *(finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
+    *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
+    *(machines, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
 )
