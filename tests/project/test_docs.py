@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 
 import madtp
 from data import create_dataset, splits
@@ -179,3 +180,13 @@ def parse_known(flags):
     parser.add_argument("--config")
     parser.add_argument("--set", nargs="+", default=[])
     return parser.parse_known_args(flags)[0]
+
+
+def test_one_version_is_installed_cited_and_told():
+    def version(file, pattern):
+        return re.search(pattern, (ROOT / file).read_text(), re.MULTILINE).groups()
+
+    number, date = version("CHANGELOG.md", r"^## (\S+), (\S+)$")
+    assert version("pyproject.toml", r'^version = "(.*)"$') == (number,)
+    cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], str(cited["date-released"])) == (number, date)
