@@ -27,7 +27,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from utils import UserError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 SHARED_MEMORY = "/dev/shm"
 FEWER = "use fewer workers, or none: --num_workers 0"
 GRACE = 2.0  # seconds for a worker to end by itself

@@ -2,6 +2,8 @@
 
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from madtp.method.errors import UserError
 
 Result = TypeVar("Result")
+
+PATIENCE = 20.0  # seconds in which the processes of a run usually meet
 
 
 def is_distributed() -> bool:
@@ -113,7 +117,7 @@ def init_distributed(args) -> None:
         args: `device`, `dist_url`, `world_size` of the command line.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes.
+        UserError: this machine has fewer GPUs than processes, or they cannot meet.
     """
     process, processes, local = _announced(args.world_size)
     args.world_size, args.distributed = processes, processes > 1
@@ -128,9 +132,25 @@ def init_distributed(args) -> None:
             )
         torch.cuda.set_device(local)
         options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
-    dist.init_process_group(
-        init_method=args.dist_url, rank=process, world_size=processes, timeout=timedelta(hours=2), **options
-    )
+    options |= {"init_method": args.dist_url, "rank": process, "world_size": processes}
+    _meet(f"process {process} of {processes}", args.dist_url, options)
+
+
+def _meet(who: str, url: str, options: dict) -> None:
+    """Joins the others, and says so where they do not come."""
+    where = url if url != "env://" else ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    said = f"{who} waits for the others at {where}: are they started, and is that address within their reach?"
+    saying = threading.Timer(PATIENCE, lambda: print(said, file=sys.stderr, flush=True))
+    saying.daemon = True
+    saying.start()
+    try:
+        dist.init_process_group(timeout=timedelta(hours=2), **options)
+    except (RuntimeError, ValueError) as error:
+        taken = "EADDRINUSE" in str(error) or "in use" in str(error)
+        way_out = "another run has it, choose another --master_port" if taken else "start them by torch.distributed.run"
+        raise UserError(f"{who} cannot meet the others at {where}: {str(error).splitlines()[0]}; {way_out}") from error
+    finally:
+        saying.cancel()
 
 
 def leave_distributed(together: bool) -> None:

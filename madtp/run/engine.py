@@ -55,7 +55,8 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     try:
         with Interruption() as interruption:
             args, config = parse(argv, task)
-            init_distributed(args)
+            with interruption.at_once():
+                init_distributed(args)
             execute(task, args, config, interruption)
     except Interrupted as signal:
         status = signal.status

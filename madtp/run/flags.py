@@ -81,6 +81,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--wandb", action="store_true", help="write every epoch's numbers to Weights & Biases too")
     flag("--world_size", type=int, default=1, help="number of processes under SLURM without srun's variables")
     flag("--dist_url", default="env://", help="where the processes meet")
+    flag("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # of old launchers, whose variables say it
     flag("--distributed", nargs="?", const=True, default=True, help="accepted for old scripts; the launcher decides")
     return parser
 

@@ -28,11 +28,16 @@ def left_behind(folder: Path) -> list[str]:
     return [file.name for file in files if file.exists() and file.stat().st_size]
 
 
+def run_file(request: str) -> Path:
+    """The file that a path given to --resume stands for: of a run's folder the last checkpoint."""
+    return Path(request) / LAST if Path(request).is_dir() else Path(request)
+
+
 def goes_on_here(folder: Path, request: str | None) -> bool:
     """Whether what --resume asks for is a run of this folder."""
     if request == "auto":
         return (folder / LAST).exists()
-    return request is not None and Path(request).resolve().parent == folder.resolve()
+    return request is not None and run_file(request).resolve().parent == folder.resolve()
 
 
 def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> None:

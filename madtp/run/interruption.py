@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: training saves before it leaves, everything else has nothing to save and leaves at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: training saves before it leaves, all else has nothing to save and just leaves."""
 
 import signal
 import threading
@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
 
 
 class Interrupted(BaseException):
     """A signal asked this process to leave.
 
     Attributes:
-        status: the exit status that says so, 130 for Ctrl-C and 143 for SIGTERM.
+        status: the exit status that says so, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     def __init__(self, status: int):
@@ -27,7 +28,8 @@ AGAIN = 1.0  # seconds after which a signal is no echo of the one before: a laun
 class Interruption:
     """Turns the first signal into `Interrupted`, and a later one if that got lost in code that lets nothing through.
 
-    Within `with interruption:` the signals are caught, in the main thread, where Python delivers them.
+    Within `with interruption:` the signals are caught, in the main thread, where Python delivers them; but no
+    hangup that is ignored, as under `nohup`.
 
     Attributes:
         status: the exit status that a signal asked for, 0 if there was none.
@@ -42,7 +44,8 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            ignored = {HANGUP} if HANGUP and signal.getsignal(HANGUP) is signal.SIG_IGN else set()
+            self._handlers = {number: signal.signal(number, self._receive) for number in {*SIGNALS} - ignored}
         return self
 
     def __exit__(self, *_) -> None:
@@ -59,6 +62,16 @@ class Interruption:
             self._postponing = False
         if self.status:
             self.leave()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, signals end this process without Python, which is not asked while others are waited for in C++."""
+        caught = {number: signal.signal(number, signal.SIG_DFL) for number in self._handlers}
+        try:
+            yield
+        finally:
+            for number, handler in caught.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def awaiting(self, patience: float) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import nn
 from madtp.cost.measure import device_of
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
-from madtp.run.folder import LAST
+from madtp.run.folder import LAST, run_file
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
 from madtp.run.precision import settled
@@ -89,7 +89,7 @@ class State:
         path = stopped_at(self.folder, request)
         if path is None:
             return
-        content = checkpoint.read(path)
+        content = read_stopped(path)
         try:
             settings_before = renewed(content["settings"], device_of(self.model))
             different = differences(settings_before, self.settings)
@@ -108,7 +108,7 @@ class State:
                 self.losses.load_state_dict(processes[rank()]["losses"])
                 self.bad_images = Counter(processes[rank()]["bad_images"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} does not hold a run to resume ({error!r}); name a {LAST}") from error
+            raise UserError(f"{path} does not hold a whole run ({error!r}); name a {LAST}") from error
 
 
 def settings(task: str, args: Namespace, config: dict) -> dict:
@@ -122,7 +122,25 @@ def stopped_at(folder: Path, request: str | None) -> Path | None:
     """The file of the run that --resume asks to go on with, None for a new run."""
     if request == "auto":
         return folder / LAST if (folder / LAST).exists() else None
-    return None if request is None else Path(request)
+    return None if request is None else run_file(request)
+
+
+def read_stopped(path: Path) -> dict:
+    """The content of a file to go on from.
+
+    Raises:
+        UserError: it is not there or damaged, or holds weights and no run.
+    """
+    begin = "or begin anew from weights with --pretrained"
+    if not path.is_file():
+        raise UserError(f"--resume: {path} is no file; name a {LAST}, {begin}")
+    try:
+        content = checkpoint.read(path)
+    except UserError as error:
+        raise UserError(f"--resume: {str(error).partition(';')[0]}; name another {LAST}, {begin}") from error
+    if "settings" not in content:
+        raise UserError(f"--resume: {path} holds weights and no run to go on with; name a {LAST}, {begin}")
+    return content
 
 
 def stopped_amp(folder: Path, request: str | None, device: torch.device) -> str | None:
@@ -130,7 +148,7 @@ def stopped_amp(folder: Path, request: str | None, device: torch.device) -> str 
     path = stopped_at(folder, request)
     if path is None:
         return None
-    return renewed(checkpoint.read(path).get("settings", {}), device).get("amp")
+    return renewed(read_stopped(path)["settings"], device).get("amp")
 
 
 def renewed(settings: dict, device: torch.device) -> dict:

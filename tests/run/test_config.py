@@ -73,6 +73,7 @@ def test_flags_and_defaults_are_frozen():
         "--wandb": False,
         "--world_size": 1,
         "--dist_url": "env://",
+        "--local-rank": None,
         "--distributed": True,
     }
 

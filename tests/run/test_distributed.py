@@ -1,9 +1,11 @@
 """Several processes do what one does: the same scores and costs, one temperature, and they end together."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -236,6 +238,48 @@ def test_a_process_that_fails_takes_the_other_along(tmp_path, error, first):
     own = errors.index("process 1 met something")
     assert "losses" in errors[:own] or error == "UserError"
     assert "Traceback" not in errors[len(first) : own], "no other error is before its own"
+
+
+def alone(tmp_path, monkeypatch, rank, port):
+    """Starts one process of a run of two."""
+    (tmp_path / "toy.yaml").write_text(TOY)
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    flags = common(tmp_path / "toy.yaml", tmp_path / "out")
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main(Toy(), flags)))
+    process.start()
+    return process
+
+
+def test_who_waits_for_the_others_says_so_and_can_be_ended(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("madtp.cost.processes.PATIENCE", 0.2)
+    port, said = free_port(), ""
+    process = alone(tmp_path, monkeypatch, 1, port)
+    deadline = time.monotonic() + 30
+    while "waits" not in said and time.monotonic() < deadline:
+        time.sleep(0.1)
+        said += capfd.readouterr().err
+    assert f"process 1 of 2 waits for the others at 127.0.0.1:{port}: are they started" in said
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_port_that_another_run_has(tmp_path, monkeypatch, capfd):
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
+        process = alone(tmp_path, monkeypatch, 0, other.getsockname()[1])
+        process.join(60)
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert process.exitcode == 2 and error.startswith("error: process 0 of 2 cannot meet the others at 127.0.0.1:")
+    assert error.endswith("another run has it, choose another --master_port")
+
+
+def test_an_old_launcher_s_flag_changes_nothing(tmp_path):
+    """torch.distributed.launch gives it to every process, besides the variables."""
+    (tmp_path / "toy.yaml").write_text(TOY)
+    flags = [*common(tmp_path / "toy.yaml", tmp_path / "out"), "--p", "0.3", "--epoch", "1"]
+    for flag in (["--local_rank", "0"], ["--local-rank=0", "--overwrite"]):
+        assert run(Toy(), flags=[*flags, *flag]) == [0]
 
 
 def test_two_nodes(tmp_path):

@@ -90,12 +90,30 @@ def test_without_a_checkpoint_to_resume(train, capfd, flags):
     assert f"there is no {LAST} for --resume to go on from, --overwrite replaces it" in capfd.readouterr().err
 
 
+def test_what_cannot_be_resumed_is_named_with_the_way_out(train, capfd):
+    assert train() == 0
+    last = train.folder / LAST
+    for path, said in (
+        (train.folder / "nowhere", "is no file"),
+        (train.folder / BEST, "holds weights and no run to go on with"),
+        (last, "is not a checkpoint or is damaged"),
+    ):
+        if path == last:
+            path.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+        capfd.readouterr()
+        assert train("--resume", path, "--resume_anyway") == 2
+        error = capfd.readouterr().err
+        assert f"error: --resume: {path}" in error and said in error and error.count("\n") == 1
+        assert error.endswith(f"{LAST}, or begin anew from weights with --pretrained\n")
+
+
 def test_a_run_from_another_folder_does_not_replace_one(train, capfd):
     assert train() == 0 and train(out="other") == 0
     other = train.folder.parent / "other" / LAST
     assert train("--resume", other) == 2
     assert "--overwrite" in capfd.readouterr().err
     assert train("--resume", other, out="third") == 0
+    assert train("--resume", other.parent, out="fourth") == 0, "a folder stands for its last checkpoint"
     assert train("--resume", train.folder / LAST) == 0
 
 

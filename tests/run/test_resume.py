@@ -151,7 +151,7 @@ def test_momentum_towers_and_queue_survive(tmp_path):
     assert equal(one, other)
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_first(flags, number, status):
     assert run(Toy(), flags=flags("whole")) == [0]
     assert run(Mortal("batch", 8, number), flags=flags("out", 1, "--save_steps", 0)) == [status]
@@ -159,6 +159,15 @@ def test_a_signal_saves_first(flags, number, status):
     assert (stopped["epoch"], stopped["step"]) == (1, 3), "the step in which it came is finished and saved"
     assert run(Toy(), flags=flags("out", 1, "--resume")) == [0]
     assert equal(result(flags.folder / "out"), result(flags.folder / "whole"))
+
+
+def test_a_hangup_that_is_ignored_stays_so(flags):
+    """As under nohup, where the terminal may close."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(Mortal("batch", 8, signal.SIGHUP), flags=flags("out")) == [0]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_outside_of_training_leaves_at_once(flags):
