@@ -30,22 +30,28 @@ def arguments(parser: argparse.ArgumentParser, **sizes: int) -> argparse.Namespa
     return args
 
 
-def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
-    """A result, and the wall-clock seconds it took, the device's included."""
+def timed(work: Callable[[], Any], device: str, clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
+    """A result, and the seconds it took by a clock, the device's included."""
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     result = work()
     wait()
-    return result, time.perf_counter() - start
+    return result, clock() - start
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], rounds: int, device: str, warm_up: int = 1) -> dict[str, list]:
+def take_turns(
+    sides: dict[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list]:
     """Seconds of each side, round by round; a round asks every side once."""
     times = {name: [] for name in sides}
     for turn in range(warm_up + rounds):
         for name, work in sides.items():
-            seconds = timed(work, device)[1]
+            seconds = timed(work, device, clock)[1]
             if turn >= warm_up:
                 times[name].append(seconds)
     return times

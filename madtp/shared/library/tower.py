@@ -96,7 +96,7 @@ class Pruned(Replacement):
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         x, seen = self.tokens(given, named)
-        self.entered = x.shape[1]
+        self.entered = int(x.shape[1])
         (x, layout), place = self.run(x, seen)
         if self.of.shortened:
             sizes = x.new_zeros(x.shape[:2]) if layout.log_sizes is None else layout.log_sizes.to(x.dtype)
@@ -131,7 +131,7 @@ class Pruned(Replacement):
     def run(self, x: Tensor, seen: Tensor | None = None) -> tuple[Sequences, Tensor | None]:
         """The tokens that are left of x [B, L, D], and which of them every patch is part of, [B, N]."""
         layers, trace = self.of.layers, Trace()
-        sequences = Sequences(x, Merged.of(self.of.schedule(x.shape[1], self.shape), x, seen))
+        sequences = Sequences(x, Merged.of(self.of.schedule(int(x.shape[1]), self.shape), x, seen))
         flags = (getattr(module, self.of.flag, False) for module in (self.of.entry, layers[0].block))
         recomputed = len(layers) * (self.of.recompute or any(flags))
         passed = run_layers(layers, sequences, Guidance(temperature=self.amount), self.tower, trace, recomputed)

@@ -129,3 +129,14 @@ def test_it_is_compiled(name):
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph="timm" in name or "open_clip" in name)
     torch.testing.assert_close(ask(name, compiled, images), plain, rtol=1e-9, atol=1e-9)
+
+
+def test_it_is_exported():
+    """For as many images as were shown; tracing, ViT's attention has a mask of nothing."""
+    model, images = make("ViTModel"), noise()
+    madtp.prune(model, amount=1.2, shape=0.7)
+    with torch.no_grad():
+        pruned = model(images)
+        exported = torch.export.export(model, (images,), strict=False).module()
+        torch.testing.assert_close(exported(noise(seed=2)), model(noise(seed=2)), rtol=1e-9, atol=1e-9)
+    assert not torch.equal(exported(noise(seed=2)).last_hidden_state, pruned.last_hidden_state)
