@@ -160,6 +160,16 @@ class TestFolders:
         with pytest.raises(UserError, match="names of its weights are transformers'.*put it beside the weights"):
             ours(blip_decoder, folder / "model.safetensors")
 
+    @pytest.mark.parametrize("number", ["NaN", "-0.5", "Infinity"])
+    def test_numbers_in_its_config_that_no_model_has(self, tmp_path, number):
+        """JSON as Python writes it may hold them; every answer would be none."""
+        folder = saved(blip(BlipForConditionalGeneration), tmp_path)
+        text = (folder / "config.json").read_text()
+        assert '"layer_norm_eps": 0.0001' in text
+        (folder / "config.json").write_text(text.replace('"layer_norm_eps": 0.0001', f'"layer_norm_eps": {number}'))
+        with pytest.raises(UserError, match=f"{folder}/config.json: its architecture says vit .*, which no model has"):
+            ours(blip_decoder, folder)
+
     def test_one_part_of_several(self, tmp_path):
         folder = saved(blip(BlipForConditionalGeneration), tmp_path, max_shard_size="50KB")
         with pytest.raises(UserError, match="is one part of several: name its folder"):

@@ -123,6 +123,7 @@ def read(path: str | Path) -> dict:
     folder = place if place.is_dir() else place.parent
     if transformers_models.is_theirs(entries["model"]):
         entries = transformers_models.converted(entries["model"], folder)
+        entries[ENTRY] = checked(entries[ENTRY], folder / folders.CONFIG)
         notes.append(f"converted from transformers' names by {folder / folders.CONFIG}")
     elif any(name.startswith("visual.") for name in entries["model"]):
         entries |= {ENTRY: open_clip_models.architecture(folder) | entries.get(ENTRY, {})}

@@ -111,6 +111,8 @@ def _joined(index: Path) -> dict[str, Tensor]:
     for part in sorted(set(places.values())):
         if part != Path(part).name:
             raise UserError(f"{index}: {excerpt(part)} is not a file beside it; fetch the folder again")
+        if not (index.parent / part).is_file():
+            raise UserError(f"{index.parent} is without its part {part}; fetch the folder again")
         tensors |= _tensors(index.parent / part)
     if absent := [name for name in places if name not in tensors]:
         raise UserError(f"{index}: {absent[0]} is not in {places[absent[0]]}; fetch the folder again")

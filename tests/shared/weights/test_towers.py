@@ -217,7 +217,7 @@ class TestFolders:
         with pytest.raises(UserError, match=f"{part.name}: is not a checkpoint or is damaged"):
             image_tower(folder, OURS)
         part.unlink()
-        with pytest.raises(UserError, match=f"{part.name}: no such"):
+        with pytest.raises(UserError, match=f"{tmp_path} is without its part {part.name}; fetch the folder again"):
             image_tower(folder, OURS)
 
     def test_an_index_that_leads_elsewhere(self, tmp_path):
