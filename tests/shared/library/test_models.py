@@ -11,7 +11,7 @@ import torch
 import madtp
 from madtp.method.errors import UserError
 from madtp.shared.library.prune import pruned_of
-from tests.shared.library.theirs import CASES, DEPTH, PATCHES, make, noise, repeated, without_positions
+from tests.shared.library.theirs import CASES, DEPTH, PATCHES, close, make, noise, repeated, without_positions
 
 AT_ONCE = 1e-9  # a schedule of this shape drops all that it drops in the first layer
 COPIES = {"amount": math.log(4), "shape": AT_ONCE}  # each of four patches stands four times
@@ -29,7 +29,7 @@ def test_pruned_by_nothing_it_is_the_model(name):
     model, images = make(name), noise()
     dense = ask(name, model, images)
     assert madtp.prune(model, p=0) is model
-    torch.testing.assert_close(ask(name, model, images), dense, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ask(name, model, images), dense, **close(name))
     assert madtp.cost(model)["percent"] == 100
     assert madtp.cost(model)["tokens"] == [PATCHES + CASES[name].prefix] * DEPTH
 
@@ -39,7 +39,7 @@ def test_merging_equal_tokens_changes_nothing(name):
     model, images = without_positions(make(name)), repeated()
     dense = ask(name, model, images)
     madtp.prune(model, **COPIES)
-    torch.testing.assert_close(ask(name, model, images), dense, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ask(name, model, images), dense, **close(name))
     assert madtp.cost(model)["tokens"] == [4 + CASES[name].prefix] * DEPTH
 
 
@@ -86,8 +86,8 @@ def test_nobody_s_company_matters(name):
     model, images = make(name), noise()
     madtp.prune(model, amount=1.2, shape=0.7)
     together = ask(name, model, images)
-    torch.testing.assert_close(ask(name, model, images[:1]), together[:1], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ask(name, model, images[:4]), together[:4], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ask(name, model, images[:1]), together[:1], **close(name))
+    torch.testing.assert_close(ask(name, model, images[:4]), together[:4], **close(name))
 
 
 @every_model

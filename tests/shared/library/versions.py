@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 OLDEST = ("timm==1.0.3", "open_clip_torch==2.24.0", "transformers==4.40.0")
+VERSION = "from importlib.metadata import version; print(version('{}'))"
 NEWEST = ("timm", "open_clip_torch", "transformers")
 
 
@@ -32,8 +33,12 @@ def run(requirement: str, folder: Path) -> bool:
     outcome = subprocess.run(
         tests, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True
     )
-    print(requirement, *outcome.stdout.strip().splitlines()[-12:], sep="\n  ", flush=True)
-    return outcome.returncode == 0
+    name = requirement.partition("=")[0]
+    found = subprocess.run([python, "-c", VERSION.format(name)], capture_output=True, text=True, check=True).stdout
+    failed = [line for line in outcome.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    passes = outcome.returncode == 0
+    print(f"{name} {found.strip()}: {'all tests pass' if passes else 'some fail'}", *failed, sep="\n  ", flush=True)
+    return passes
 
 
 def main() -> int:
