@@ -278,7 +278,7 @@ def test_what_a_pruned_tower_cannot_do_is_said():
         madtp.cost(madtp.prune(make("timm"), 0))
 
 
-TOKENS = torch.ones(2, 5, WIDTH).double()
+TOKENS = torch.ones(5, 5, WIDTH).double()
 
 
 @pytest.mark.parametrize(
@@ -291,13 +291,18 @@ TOKENS = torch.ones(2, 5, WIDTH).double()
         ("open_clip", lambda model: model.visual.forward_intermediates(noise()), "no answer layer by layer"),
         (
             "open_clip",
-            lambda model: model.visual.transformer(TOKENS, attn_mask=TOKENS[0, :, :5] * 0),
+            lambda model: model.visual.transformer(TOKENS, attn_mask=0 * TOKENS[:, :, 0]),
             "takes no attn_mask",
         ),
     ],
 )
 def test_what_would_go_past_the_pruned_tower_is_refused(name, asked, says):
-    model = madtp.prune(make(name), 0.3, noise())
+    model = make(name)
+    try:
+        asked(model)
+    except AttributeError as error:
+        pytest.skip(f"not in this version: {error}")
+    madtp.prune(model, 0.3, noise())
     with pytest.raises(UserError, match=says):
         asked(model)
     asked(madtp.restore(model))
