@@ -16,7 +16,7 @@ from benchmarks.comparison.schedules import Scheduled
 from madtp.method.attention import AttentionScores
 from madtp.method.keep import Keep
 from madtp.method.layout import Rectangle, Sequences
-from madtp.method.pruning import Kept, assess, merge, merge_weights, select, threshold
+from madtp.method.pruning import Kept, assess, behind_class_token, merge, merge_weights, select, threshold
 from madtp.method.rows import take
 
 Judge = Callable[[AttentionScores, Tensor, float], tuple[Tensor, Tensor]]
@@ -67,9 +67,10 @@ class Pruning(Rectangle):
         if not self.merged:
             shortened, kept = keep_only(x, ranked, keep + 1)
             return shortened, self, kept
-        kept, dropped = select(ranked, keep)
-        merged = merge(x[:, 1:], merge_weights(significance, dropped))
-        return torch.cat([take(x, kept.rows[:, :-1]), merged], dim=1), self, kept
+        kept = select(behind_class_token(ranked), keep + 1)
+        rows = kept.rows[:, :-1]
+        merged = merge(x, merge_weights(behind_class_token(significance).scatter(1, rows, 0)))
+        return torch.cat([take(x, rows), merged], dim=1), self, kept
 
 
 class Static(Scheduled):
@@ -85,7 +86,7 @@ class Static(Scheduled):
 
 def keep_only(x: Tensor, ranked: Tensor, keep: int) -> tuple[Tensor, Kept]:
     """The class token and the `keep` tokens ranked highest by [B, N], in their order; nothing stands for the others."""
-    rows = select(ranked, keep)[0].rows[:, : keep + 1]
+    rows = select(behind_class_token(ranked), keep + 1).rows[:, : keep + 1]
     return take(x, rows), Kept(rows, merges=torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.method.attention_blocks import BlockwiseAttention, attention_map, sum_of_largest
-from madtp.method.precision import accumulator, at_least_single
+from madtp.method.attention_blocks import BlockwiseAttention, attend_without_gradients, whole
+from madtp.method.precision import accumulator, at_least_single, exact
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ def attend(
     """
     if not scores:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
-    with torch.autocast(query.device.type, enabled=False):
+    with exact(query.device.type):
         if dropout > 0:
-            output, sums, cls_row = _attend_whole(query, key, value, mask, dropout, counted)
+            output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
             grad = torch.is_grad_enabled()
             attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
@@ -82,7 +82,7 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, pref
         bias: added to the logits, or boolean, broadcastable to [B, H, 1, L].
         prefix: how many tokens in front are never pruned, the class token the first of them.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with exact(query.device.type):
         logits = at_least_single(query[:, :, :1] @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
         if bias is not None:
             logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
@@ -93,7 +93,7 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, pref
 def _inference_path(device: str, dtype: torch.dtype) -> Callable:
     """The kernels where they are fast, run and agree with the block-wise path on an example; else that path."""
     if device != "cuda" or dtype.itemsize > 2:  # tensor cores multiply halves only
-        return BlockwiseAttention.forward
+        return attend_without_gradients
     try:
         from madtp.method.attention_kernel import attend_fused
 
@@ -102,17 +102,8 @@ def _inference_path(device: str, dtype: torch.dtype) -> Callable:
         torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.forward(*example), rtol=0.05, atol=0.05)
     except Exception as error:  # there is no telling what a missing or another compiler raises
         logger.warning("no Triton kernels, scores are made in blocks: %s", str(error).strip().partition("\n")[0])
-        return BlockwiseAttention.forward
+        return attend_without_gradients
     return attend_fused
-
-
-def _attend_whole(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, counted: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as `BlockwiseAttention` from a map held whole, whose dropout the backward pass need not repeat."""
-    weights = attention_map(query, key, mask)
-    output = F.dropout(weights, dropout) @ value
-    return output, sum_of_largest(weights, slice(0, None), counted), weights[:, :, 0]
 
 
 def _cls_attention(cls_row: Tensor, output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from madtp.method.attention import AttentionScores, attend
+from madtp.method.precision import exact
 from madtp.method.pruning import Kept, assess, merge, merge_weights, pass_alike, prune_tokens, select_own
 from madtp.method.rows import take
 
@@ -163,13 +164,13 @@ class Masked(Rectangle):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         if temperature <= 0:
             return x, self, None
-        with torch.autocast(x.device.type, enabled=False):
+        with exact(x.device.type):
             own = self.own[:, 1:]
             significance, passing = assess(scores, alignment, temperature, protected, own)
             kept, dropped = self._select(significance, passing, min_keep, own)
             if kept is None:
                 return x, self, None
-            merged = merge(x[:, 1:], merge_weights(significance, dropped))  # [B, 1, D]
+            merged = merge(x[:, 1:], merge_weights(significance * dropped))  # [B, 1, D]
             shortened = take(x, kept.rows)
             last = torch.arange(kept.rows.shape[1], device=x.device) == kept.lengths.unsqueeze(1) - 1
             is_merged = (last & kept.merges.unsqueeze(1)).unsqueeze(-1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.layout import Masked, Sequences, attention_mask
+from madtp.method.precision import exact
 from madtp.method.pruning import assess, merge, merge_weights, own_tokens
 
 
@@ -133,14 +134,14 @@ class Packed(Masked):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         if temperature <= 0:
             return x, self, None
-        with torch.autocast(x.device.type, enabled=False):
+        with exact(x.device.type):
             own = self.inside[:, 1:]
             alignment = self.rectangle(alignment[0], own)  # [B, N, K]
             significance, passing = assess(scores, alignment, temperature, protected, own)
             kept, dropped = self._select(significance, passing, min_keep, own)
             if kept is None:
                 return x, self, None
-            weights = merge_weights(significance, dropped)
+            weights = merge_weights(significance * dropped)
             merged = [
                 merge(x[:, start + 1 : end], weights[sample : sample + 1, : end - start - 1])[0, 0]
                 for sample, (start, end) in enumerate(pairwise(self.starts))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from madtp.method.attention import AttentionScores
+from madtp.method.precision import exact
 from madtp.method.rows import take
 
 
@@ -80,14 +81,16 @@ def prune_tokens(
     """
     if temperature <= 0:
         return x, None
-    with torch.autocast(x.device.type, enabled=False):  # a threshold rounded to half precision misplaces tokens
+    with exact(x.device.type):  # a threshold rounded to half precision misplaces tokens
         significance, passing = assess(scores, alignment, temperature, protected)
         keep = int(passing.sum(dim=1).max())  # so that the batch stays rectangular
         if keep < min_keep or significance.shape[1] - keep <= 1:
             return x, None
-        kept, dropped = select(significance, keep, protected)
-        rows, merged = kept.rows[:, :-1], merge(x[:, 1:], merge_weights(significance, dropped))
-        return torch.cat([take(x, rows), merged], dim=1), kept
+        ranked = behind_class_token(significance)
+        kept = select(ranked if protected is None else ranked.scatter(1, protected + 1, float("inf")), keep + 1)
+        rows = kept.rows[:, :-1]
+        dropped = ranked.scatter(1, rows, 0)[:, 1:]
+        return torch.cat([take(x, rows), merge(x[:, 1:], merge_weights(dropped))], dim=1), kept
 
 
 def assess(
@@ -136,19 +139,20 @@ def threshold(significance: Tensor, alignment: Tensor, temperature: float, own: 
     return (focus.softmax(dim=-1) @ significance.unsqueeze(-1)).amin(dim=1)
 
 
-def select(significance: Tensor, keep: int, protected: Tensor | None = None) -> tuple[Kept, Tensor]:
+def behind_class_token(significance: Tensor) -> Tensor:
+    """The importance of all tokens, infinite of the class token, which always stays: [B, N] -> [B, L]."""
+    return F.pad(significance, (1, 0), value=float("inf"))
+
+
+def select(ranked: Tensor, keep: int) -> Kept:
     """Every sample keeps its `keep` most important tokens, in their original order.
 
-    Returns:
-        What is kept, and a mask [B, N] of what is dropped.
+    Args:
+        ranked: [B, L], the importance, infinite of what must stay.
+        keep: the class token included.
     """
-    ranked = significance.detach()
-    if protected is not None:
-        ranked = ranked.scatter(1, protected, float("inf"))
-    order = ranked.argsort(dim=1, descending=True, stable=True)
-    kept = order[:, :keep].sort(dim=1).values
-    dropped = torch.ones_like(significance, dtype=torch.bool).scatter(1, kept, 0)
-    return Kept(F.pad(torch.cat([kept, order[:, keep : keep + 1]], dim=1) + 1, (1, 0))), dropped
+    order = ranked.detach().argsort(dim=1, descending=True, stable=True)
+    return Kept(torch.cat([order[:, :keep].sort(dim=1).values, order[:, keep : keep + 1]], dim=1))
 
 
 def select_own(
@@ -203,10 +207,9 @@ def own_tokens(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def merge_weights(significance: Tensor, dropped: Tensor) -> Tensor:
-    """w = S / (sum of S over the dropped tokens + 1e-8) for these, 0 for the others: [B, N]."""
-    weights = significance * dropped
-    return weights / (weights.sum(dim=1, keepdim=True) + 1e-8)
+def merge_weights(dropped: Tensor) -> Tensor:
+    """w = S / (sum of S over the dropped tokens + 1e-8), from an importance that is 0 of all others: [B, N]."""
+    return _share(dropped)
 
 
 def merge(tokens: Tensor, weights: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from madtp.method import attention
 from madtp.method.attention import attend
-from madtp.method.attention_blocks import BlockwiseAttention
+from madtp.method.attention_blocks import BlockwiseAttention, attend_without_gradients
 from tests.method.test_attention import counts, flat, inputs, masks
 
 pytest.importorskip("triton", reason="torch for CPU only comes without Triton: scores are made in blocks there")
@@ -78,8 +78,8 @@ def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, mo
 
 def test_the_kernels_run_where_they_are_fast():
     choose = attention._inference_path.__wrapped__
-    assert choose("cpu", torch.bfloat16) is BlockwiseAttention.forward
-    assert choose("cuda", torch.float32) is BlockwiseAttention.forward
+    assert choose("cpu", torch.bfloat16) is attend_without_gradients
+    assert choose("cuda", torch.float32) is attend_without_gradients
 
 
 def test_training_takes_no_kernel(monkeypatch):
@@ -89,7 +89,7 @@ def test_training_takes_no_kernel(monkeypatch):
 
 def test_what_keeps_the_kernels_from_running_is_said_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "madtp.method.attention_kernel", None)
-    assert attention._inference_path.__wrapped__("cuda", torch.bfloat16) is BlockwiseAttention.forward
+    assert attention._inference_path.__wrapped__("cuda", torch.bfloat16) is attend_without_gradients
     assert "scores are made in blocks" in caplog.text
 
 

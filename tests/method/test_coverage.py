@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from madtp.method import coverage
-from madtp.method.attention import attend, attention_map, class_attention
+from madtp.method.attention import attend, class_attention
+from madtp.method.attention_blocks import attention_map
 from madtp.method.coverage import (
     absorb,
     choose,
