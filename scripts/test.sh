@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lints and tests everything, as CI does. Arguments go to pytest: scripts/test.sh tests/method/test_pruning.py -x
+# As many processes test as cores are free; threads that wait for each other on busy ones would take many times as long.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
@@ -7,4 +8,6 @@ use_environment requirements.txt requirements-test.txt
 
 "$python" -m ruff check
 "$python" -m ruff format --check
-OMP_NUM_THREADS=1 "$python" -m pytest -n 2 "$@"
+free=$("$python" -m madtp.look.machine)
+echo "$free cores are free: as many processes test, each in one thread"
+OMP_NUM_THREADS=1 "$python" -m pytest -n "$free" "$@"

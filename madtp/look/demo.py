@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from madtp.cost.measure import CostMeter, device_of, to_device
-from madtp.look import pictures
+from madtp.look import machine, pictures
 from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import follow, tokens_of
 from madtp.run import engine
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     demo, folder = DEMOS[args.task], Path(DEMOS[args.task].folder + ("_quick" if args.quick else ""))
     started = time.perf_counter()
     prepare_output(folder)
+    print(machine.use_free_cores())
     try:
-        run_stages(demo, folder, args.quick)
+        run_stages(demo, folder, args.quick, machine.pace())
     except subprocess.CalledProcessError as error:
         return error.returncode
     report(demo, folder, args.quick)
@@ -47,14 +48,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_stages(demo: Demo, folder: Path, quick: bool) -> None:
-    """Makes the data and runs every stage, saying what is left to do."""
+def run_stages(demo: Demo, folder: Path, quick: bool, pace: float) -> None:
+    """Makes the data and runs every stage, saying what is left to do.
+
+    Args:
+        demo: its stages.
+        folder: of its output.
+        quick: a few steps of each.
+        pace: how many times as long as the stages say all takes, until some of them have shown it.
+    """
     data = f"{folder}/data" if quick else "datasets/demo"
     commands = [("make the pictures", ["-m", "madtp", "demo_data", "--out", data, *(QUICK_DATA if quick else [])], 15)]
     commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
     left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
     for number, (title, arguments, seconds) in enumerate(commands, start=1):
-        pace = taken / expected if expected else 1.0
+        pace = taken / expected if expected else pace
         about = "" if quick else f" - about {left * pace / 60:.1f} min to go"
         print(f"\n=== {number}/{len(commands)} {title}{about}\n$ python {shlex.join(arguments)}", flush=True)
         begun = time.perf_counter()
