@@ -114,6 +114,21 @@ def decoding(lines: Lines) -> str:
     return table(["", "ours, s", "plain, s", "faster", "whole prediction"], rows)
 
 
+def prepared(lines: Lines) -> str:
+    """A forward pass with linear layers as training leaves them, and as inference makes them."""
+    rows = [
+        [
+            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            f"{row['plain_seconds']:.2f}",
+            f"{row['seconds']:.2f}",
+            f"{row['faster']:.2f} x",
+            f"{row['load']:.0f}",
+        ]
+        for row in lines.of("speed_prepared")
+    ]
+    return table(["", "as they are, processor s", "prepared, processor s", "faster", "load"], rows)
+
+
 def feeding(lines: Lines) -> str:
     """Pictures a second, and how many times as many as with floats made by the worker; at which load."""
     rows = [
@@ -185,7 +200,7 @@ def gpu_speed(rows: list[dict]) -> str:
     return table(["", "", "p", "% of dense GFLOPs", "samples/s", "speed-up", "peak MiB"], cells)
 
 
-BLOCKS = named(models, over_plain, attention, keep, batches, decoding, feeding, machines, gpu)
+BLOCKS = named(models, over_plain, attention, keep, batches, decoding, prepared, feeding, machines, gpu)
 
 
 def write_report(results: Path, docs: Path) -> None:

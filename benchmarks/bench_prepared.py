@@ -1,0 +1,81 @@
+"""What inference gains by preparing linear layers: `python -m benchmarks.bench_prepared --task nlvr --amp bf16`.
+
+The same forward pass, dense and pruned, with the layers as training leaves them and as inference makes them (see
+`madtp.shared.inference`) takes turns. Time is the processor's own, of all threads together, so that a machine on which
+others compute says the same; a ratio is the median over the rounds of each round's own.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from benchmarks.timing import arguments, ratio, report
+from benchmarks.workload import TASKS, Workload
+from madtp.run.precision import precision
+
+METHODS = ("forward", "in_proj")  # that are replaced
+
+
+class Layers:
+    """The linear layers of a prepared model, to be switched to and fro.
+
+    Args:
+        model: prepared.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.made = [(module, name, vars(module)[name]) for module in model.modules() for name in METHODS
+                     if name in vars(module)]  # fmt: skip
+
+    def switch(self, prepared: bool) -> None:
+        """Makes them prepared or plain."""
+        for module, name, replacement in self.made:
+            vars(module).pop(name, None)
+            if prepared:
+                setattr(module, name, replacement)
+
+
+def processor_seconds(work: Callable[[], None]) -> float:
+    """Seconds that a call takes all threads together."""
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def measure(workload: Workload, p: float, rounds: int) -> list[dict]:
+    """A row each for the dense and for the pruned model."""
+    temperatures = {"dense": 0.0, "pruned": workload.temperature(p)}
+    layers, rows = Layers(workload.model), []
+    times = {(name, prepared): [] for name in temperatures for prepared in (False, True)}
+    for turn in range(1 + rounds):
+        for (name, prepared), own in times.items():
+            layers.switch(prepared)
+            seconds = processor_seconds(workload.side(name, temperatures[name]))
+            own += [seconds] * (turn > 0)
+    for name, temperature in temperatures.items():
+        plain, made = times[name, False], times[name, True]
+        row = {"name": name, "p": p, "temperature": temperature, "plain_seconds": min(plain), "seconds": min(made)}
+        rows.append(row | {"faster": ratio(plain, made)})
+    return rows
+
+
+def main() -> None:
+    """Prints one JSON line per row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, default="nlvr")
+    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
+    parser.add_argument("--output", help="JSON-lines file to add the rows to")
+    args = arguments(parser, batch=1, rounds=3, threads=1)
+    dtype = precision(args.amp, torch.device(args.device))
+    workload = Workload(args.task, args.batch, "noise", args.device, dtype, args.small)
+    setting = {name: getattr(args, name) for name in ("task", "amp", "batch")}
+    report([setting | row for row in measure(workload, args.p, args.rounds)], args.device, args.output)
+
+
+if __name__ == "__main__":
+    main()
