@@ -1,11 +1,13 @@
 """Turns the photos' results into docs/photos.md: the words come from a template, everything else from the results."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 from benchmarks.comparison.reporting import named, table, write_page
+from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
-from benchmarks.photos.cells import REFERENCE, Cell, plan
+from benchmarks.photos.cells import RATIOS, REFERENCE, Cell, plan, title_of
 from benchmarks.photos.results import FURTHER, SCORE, Results, score
 from benchmarks.photos.world import TASKS
 
@@ -107,6 +109,17 @@ def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: st
     return str(results.against(*pair))
 
 
+def changed(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
+    """The percentage of a cell's answers that differ from the dense model's."""
+    record = results.of(task, rule, schedule.replace("none", ""), float(p))
+    return "not run" if record is None or "changed" not in record else f"{record['changed']:.0f}"
+
+
+def shapes(results: Results) -> str:
+    """How many shapes a search compares."""
+    return str(len(SHAPES))
+
+
 def chosen(results: Results, task: str) -> str:
     """Which shape of schedule the search without labels took for each rule and cost, beside the best of the others."""
     rows = []
@@ -136,19 +149,14 @@ def comparisons(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    """Cells of the plan that nobody has run."""
-    lines = []
-    for task in TASKS:
-        planned = plan(task, "val")
-        if all(cell.name not in results.known for cell in planned):
-            lines.append(f"- {task}: everything, the dense model included")
-            continue
-        for p in dict.fromkeys(cell.p for cell in planned):
-            cells = [cell for cell in planned if cell.p == p]
-            left = [cell.title for cell in cells if cell.name not in results.known]
-            if left:
-                lines.append(f"- {task}, p {p:g}: {'everything' if len(left) == len(cells) else '; '.join(left)}")
-    return "\n".join(lines) or "Nothing: the plan is complete."
+    """How much of the plan was run, and by which rules."""
+    rows = []
+    for task, p in product(TASKS, sorted(RATIOS)):
+        cells = [cell for cell in plan(task, "val", ratios=[p]) if cell.p == p]
+        ran = [cell for cell in cells if cell.name in results.known]
+        rules = dict.fromkeys(title_of(cell.rule) for cell in ran)
+        rows.append([task, f"{100 - 100 * p:.0f} %", f"{len(ran)} of {len(cells)}", "; ".join(rules) or "none"])
+    return table(["task", "cost", "cells that were run", "by these rules"], rows)
 
 
 def final(results: Results) -> str:
@@ -184,5 +192,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
-    *(machines, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
+    *(machines, shapes, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
 )
