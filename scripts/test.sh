@@ -9,5 +9,6 @@ use_environment requirements.txt requirements-test.txt
 "$python" -m ruff check
 "$python" -m ruff format --check
 free=$("$python" -m madtp.look.machine)
-echo "$free cores are free: as many processes test, each in one thread"
-OMP_NUM_THREADS=1 "$python" -m pytest -n "$free" "$@"
+processes=$((free < 8 ? free : 8)) # each takes a gigabyte
+echo "$free cores are free: $processes processes test, each in one thread"
+OMP_NUM_THREADS=1 "$python" -m pytest -n "$processes" "$@"
