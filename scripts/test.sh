@@ -8,7 +8,7 @@ use_environment requirements.txt requirements-test.txt
 
 "$python" -m ruff check
 "$python" -m ruff format --check
-free=$("$python" -m madtp.look.machine)
+free=$("$python" -c "from madtp.look.machine import free_cores; print(free_cores())")
 processes=$((free < 8 ? free : 8)) # each takes a gigabyte
 echo "$free cores are free: $processes processes test, each in one thread"
 OMP_NUM_THREADS=1 "$python" -m pytest -n "$processes" "$@"

@@ -1,7 +1,4 @@
-"""What a machine can give: how many of its cores are free, and how fast one of them trains a small model.
-
-`python -m madtp.look.machine` prints the number of free cores, for scripts to start as many processes.
-"""
+"""What a machine can give: how many of its cores are free, and how fast one of them trains a small model."""
 
 import os
 import time
@@ -80,7 +77,3 @@ def pace() -> float:
         seconds.append(time.perf_counter() - begun)
     torch.set_num_threads(threads)
     return sum(sorted(seconds)[1:-1]) / (STEPS - 2) / STEP_SECONDS
-
-
-if __name__ == "__main__":
-    print(free_cores())

@@ -95,9 +95,9 @@ class Merged(Rectangle):
         seen = None if sizes is None else sizes[:, prefix:] >= 1
         kept, owner = self._cover(x.detach(), None if scores is None else scores.cls_attention.detach(), seen, keep)
         if sizes is None:
-            sizes = x.new_ones(len(x), prefix + x.shape[1], dtype=accumulator(x.dtype))
+            sizes = x.new_ones(x.shape[0], prefix + x.shape[1], dtype=accumulator(x.dtype))
         merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
-        rows = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), kept + prefix], dim=1)
+        rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
         sizes = torch.cat([sizes[:, :prefix], own], dim=1)
         return torch.cat([front, merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
 

@@ -16,11 +16,11 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
     """Sums of the rows that have one owner: [B, L, D] and owners [B, L], each below n, to [B, n, D]."""
-    total = x.new_zeros(len(x) * sums, x.shape[2])
-    return total.index_add(0, _flat(owner, sums), x.flatten(0, 1)).view(len(x), sums, x.shape[2])
+    batch, _, width = x.shape
+    return x.new_zeros(batch * sums, width).index_add(0, _flat(owner, sums), x.flatten(0, 1)).view(batch, sums, width)
 
 
 def _flat(places: Tensor, length: int) -> Tensor:
     """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
-    starts = length * torch.arange(len(places), device=places.device)
+    starts = length * torch.arange(places.shape[0], device=places.device)
     return (places + starts.unsqueeze(1)).flatten()

@@ -173,5 +173,5 @@ def spread(x: Tensor, place: Tensor, prefix: int) -> Tensor:
         place: [B, N].
         prefix: F.
     """
-    front = torch.arange(prefix, device=place.device).expand(len(x), -1)
+    front = torch.arange(prefix, device=place.device).expand(x.shape[0], -1)
     return take(x, torch.cat([front, place + prefix], dim=1))
