@@ -162,8 +162,9 @@ class CalibrationSample:
             return
         self._dense = self._dense or list(self.probed(task, model, 0.0))
         for dense in self._dense:
-            patches = dense.layers["image"][0].entered - 1
-            yield Trace({**dense.layers, "image": planned(schedule(patches), temperature)})
+            layers = dense.layers["image"]
+            plan = planned(schedule(layers[0].entered - 1), temperature)
+            yield Trace({**dense.layers, "image": plan[: len(layers)]})  # whose plan may be for a deeper tower
 
     def probed(self, task, model: nn.Module, temperature: float) -> Iterator[Trace]:
         """What a forward pass at this temperature does to every batch."""

@@ -27,7 +27,19 @@ from tests.tiny import BERT, CONFIG, STATEMENTS, VIT, build, images
 FREE = {
     *("add", "add_", "sub", "mul", "div", "pow", "sum", "mean", "amax", "amin", "argmax", "clamp", "clamp_min", "tril"),
     *("gelu", "sigmoid", "softmax", "log_softmax", "linalg_vector_norm", "cross_entropy_loss", "lt", "ne", "embedding"),
-    *("gather", "scatter", "sort", "argsort", "pad", "unflatten", "expand_as", "where", "masked_fill", "fill_"),
+    *(
+        "gather",
+        "scatter",
+        "index_select",
+        "sort",
+        "argsort",
+        "pad",
+        "unflatten",
+        "expand_as",
+        "where",
+        "masked_fill",
+        "fill_",
+    ),
     *("ones_like", "new_ones", "new_zeros", "new_empty", "empty_like"),
 }
 
