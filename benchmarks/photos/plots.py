@@ -38,17 +38,19 @@ def scores(results: Results, path: Path, task: str) -> str:
 
 
 def tokens(results: Results, path: Path, task: str, p: str) -> str:
-    """Tokens left after each layer, by method, at one cost."""
+    """Tokens left after each layer at one cost: each rule by its best schedule, the best first."""
     figure, axis = plt.subplots(figsize=(9, 5.5))
-    for one in results.at(task, float(p)):
-        if "tokens" in one:
+    drawn = set()
+    for one in sorted((one for one in results.at(task, float(p)) if "scores" in one), key=score, reverse=True):
+        if one["rule"] not in drawn:
             name = title_of(one["rule"])
             title = f"{name}, {one['schedule']}" if one["schedule"] else name
             axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=title, alpha=0.8)
+            drawn.add(one["rule"])
     axis.set_xlabel("layer")
     axis.set_ylabel("tokens left")
     axis.set_ylim(bottom=0)
-    return finish(figure, path, f"{task}, p {p}: tokens left after each layer")
+    return finish(figure, path, f"{task}, p {p}: tokens left after each layer, every rule by its best schedule")
 
 
 def learning(results: Results, path: Path, task: str) -> str:
