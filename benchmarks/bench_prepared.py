@@ -8,11 +8,12 @@ others compute says the same; a ratio is the median over the rounds of each roun
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 
-from benchmarks.timing import arguments, ratio, report
+from benchmarks.timing import arguments, ratio, report, take_turns
 from benchmarks.workload import TASKS, Workload
 from madtp.run.precision import precision
 
@@ -27,8 +28,8 @@ class Layers:
     """
 
     def __init__(self, model: nn.Module):
-        self.made = [(module, name, vars(module)[name]) for module in model.modules() for name in METHODS
-                     if name in vars(module)]  # fmt: skip
+        own = [(module, vars(module)) for module in model.modules()]
+        self.made = [(module, name, made[name]) for module, made in own for name in METHODS if name in made]
 
     def switch(self, prepared: bool) -> None:
         """Makes them prepared or plain."""
@@ -37,26 +38,26 @@ class Layers:
             if prepared:
                 setattr(module, name, replacement)
 
-
-def processor_seconds(work: Callable[[], None]) -> float:
-    """Seconds that a call takes all threads together."""
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
+    def run(self, prepared: bool, work: Callable[[], None]) -> None:
+        """A call with the layers prepared or plain."""
+        self.switch(prepared)
+        work()
 
 
 def measure(workload: Workload, p: float, rounds: int) -> list[dict]:
     """A row each for the dense and for the pruned model."""
     temperatures = {"dense": 0.0, "pruned": workload.temperature(p)}
     layers, rows = Layers(workload.model), []
-    times = {(name, prepared): [] for name in temperatures for prepared in (False, True)}
-    for turn in range(1 + rounds):
-        for (name, prepared), own in times.items():
-            layers.switch(prepared)
-            seconds = processor_seconds(workload.side(name, temperatures[name]))
-            own += [seconds] * (turn > 0)
+    sides: dict[str, Callable[[], None]] = {}
     for name, temperature in temperatures.items():
-        plain, made = times[name, False], times[name, True]
+        work = workload.side(name, temperature)
+        sides |= {
+            f"{name}, plain": partial(layers.run, False, work),
+            f"{name}, prepared": partial(layers.run, True, work),
+        }
+    times = take_turns(sides, rounds, workload.device, clock=time.process_time)
+    for name, temperature in temperatures.items():
+        plain, made = times[f"{name}, plain"], times[f"{name}, prepared"]
         row = {"name": name, "p": p, "temperature": temperature, "plain_seconds": min(plain), "seconds": min(made)}
         rows.append(row | {"faster": ratio(plain, made)})
     return rows

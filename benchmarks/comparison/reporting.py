@@ -7,6 +7,7 @@ from pathlib import Path
 from utils import UserError, prepare_output, write_atomic
 
 PLACE = re.compile(r"\{(\w+)((?:\s+[\w.:]+)*)\}")  # {name argument ...}
+NONE = "—"  # in a table, where there is nothing to say
 
 Block = Callable[..., str]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.methods import ABLATED, COMPARED, METHODS, TOWERS
-from benchmarks.comparison.reporting import named, table, write_page
+from benchmarks.comparison.reporting import NONE, named, table, write_page
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
@@ -64,7 +64,7 @@ def differences(results: Results, methods: Iterable[str], columns: list[tuple[st
         ours, failed = results.of(task, method, float(p)), results.out_of_reach(task, method, float(p))
         both = ours.keys() & results.of(task, REFERENCE, float(p)).keys()
         if not both:
-            return OUT if failed and not ours else "—"
+            return OUT if failed and not ours else NONE
         of_all = "" if len(both) == len(SEEDS) else f" ({len(both)} of {len(SEEDS)})"
         return gap(results, task, method, p) + of_all
 

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from itertools import product
 from statistics import mean
 
-from benchmarks.comparison.reporting import table
-from benchmarks.photos.cells import REFERENCE, Cell
-from benchmarks.photos.results import SCORE, Results, score
+from benchmarks.comparison.reporting import NONE, table
+from benchmarks.photos.cells import REFERENCE
+from benchmarks.photos.results import Results, score, score_name, title
 from benchmarks.photos.world import TASKS
-
-NONE = "—"
 
 
 def averaged(records: Sequence[dict]) -> dict:
@@ -53,7 +51,7 @@ def finetuned(results: Results, task: str) -> str:
                     *(NONE if gap is None else str(gap) for gap in gaps),
                 ]
             )
-    head = ["method", "% of GFLOPs", "steps", "seeds", f"{SCORE[task].replace('_', ' ')} before", "after"]
+    head = ["method", "% of GFLOPs", "steps", "seeds", f"{score_name(task)} before", "after"]
     return table([*head, "against dense", "against MADTP"], rows) if rows else "Not run."
 
 
@@ -75,9 +73,3 @@ def comparisons(results: Results) -> int:
     pruned = [one for task, p in product(TASKS, ratios) for one in at(results, task, p)]
     pairs = [(one, rule) for one in pruned for rule in ("dense", REFERENCE) if one["rule"] != rule]
     return sum(of(results, one, rule) is not None for one, rule in pairs)
-
-
-def title(record: dict) -> str:
-    """A fine-tuned model for readers."""
-    name = Cell(record["task"], record["split"], record["rule"], record["schedule"], record["p"]).title
-    return f"{name} ({record['shape']})" if "shape" in record else name

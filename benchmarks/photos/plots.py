@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.photos.cells import title_of
-from benchmarks.photos.results import SCORE, Results, score
+from benchmarks.photos.results import Results, cell_of, score, score_name
 
 MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
 
@@ -33,7 +33,7 @@ def scores(results: Results, path: Path, task: str) -> str:
                 one["percent"], score(one), MARKS[one["schedule"]], color=line.get_color(), markersize=5, alpha=0.6
             )
     axis.set_xlabel("% of the sample's dense GFLOPs")
-    axis.set_ylabel(SCORE[task].replace("_", " "))
+    axis.set_ylabel(score_name(task))
     return finish(figure, path, f"{task}: score against cost, not fine-tuned; lines join each rule's best schedules")
 
 
@@ -43,9 +43,8 @@ def tokens(results: Results, path: Path, task: str, p: str) -> str:
     drawn = set()
     for one in sorted((one for one in results.at(task, float(p)) if "scores" in one), key=score, reverse=True):
         if one["rule"] not in drawn:
-            name = title_of(one["rule"])
-            title = f"{name}, {one['schedule']}" if one["schedule"] else name
-            axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=title, alpha=0.8)
+            name = cell_of(one).title
+            axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=name, alpha=0.8)
             drawn.add(one["rule"])
     axis.set_xlabel("layer")
     axis.set_ylabel("tokens left")

@@ -4,15 +4,14 @@ import json
 from itertools import product
 from pathlib import Path
 
-from benchmarks.comparison.reporting import named, table, write_page
+from benchmarks.comparison.reporting import NONE, named, table, write_page
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
-from benchmarks.photos.cells import RATIOS, REFERENCE, Cell, plan, title_of
-from benchmarks.photos.results import FURTHER, SCORE, Results, score
+from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
+from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
 from benchmarks.photos.world import TASKS
 
 WORDS = Path(__file__).parent / "words.md"
-NONE = "—"
 
 
 def write_report(results: Path, docs: Path) -> None:
@@ -51,11 +50,9 @@ def compared(results: Results, task: str, p: str) -> str:
     """Every cell of a cost: cost, score, what it is worth, and differences with their intervals."""
     rows = []
     for one in sorted(results.at(task, float(p)), key=lambda one: -score(one) if "scores" in one else 0.0):
-        title = Cell(task, one["split"], one["rule"], one["schedule"], one["p"]).title
         if "scores" not in one:
-            rows.append([title, "out of reach", *[""] * 6])
+            rows.append([title(one), "out of reach", *[""] * 6])
             continue
-        title += f" ({one['shape']})" if "shape" in one else ""
         worth = results.worth(one)
         reference = None if one["rule"] == REFERENCE else results.reference(one)
         gaps = [results.against(one, results.dense(task)), results.against(one, reference)]
@@ -63,11 +60,11 @@ def compared(results: Results, task: str, p: str) -> str:
         rates = " / ".join(f"{one['rates'][batch]:.0f}" for batch in ("1", "32"))
         rows.append(
             [
-                *(title, f"{one['percent']:.1f}", f"{one['image_percent']:.1f}", f"{score(one):.1f}"),
+                *(title(one), f"{one['percent']:.1f}", f"{one['image_percent']:.1f}", f"{score(one):.1f}"),
                 *(NONE if worth is None else f"{worth:.0f}", *differences, rates),
             ]
         )
-    head = ["method", "% of GFLOPs", "of the image tower's", SCORE[task].replace("_", " "), "% of dense − blind"]
+    head = ["method", "% of GFLOPs", "of the image tower's", score_name(task), "% of dense − blind"]
     return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
 
 
@@ -79,7 +76,7 @@ def headline(results: Results) -> str:
             scores = [value(results, task, str(p), rule, schedule) for rule, schedule in (ours, *rivals)]
             ahead = [gap(results, task, str(p), *ours, *rival) for rival in rivals]
             if set(scores) != {"not run"}:
-                name = f"{task}, {SCORE[task].replace('_', ' ')}"
+                name = f"{task}, {score_name(task)}"
                 rows.append([name, f"{100 - 100 * p:.0f} %", f"{score(results.dense(task)):.1f}", *scores, *ahead])
     head = ["task", "cost", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
     return table(head, rows) if rows else "Not run."
@@ -94,16 +91,20 @@ def best(results: Results, task: str, p: str, rule: str) -> str:
     return f"{top:.1f} ({100 * top / score(results.dense(task)):.0f} % of dense)"
 
 
+def cell(results: Results, task: str, p: str, rule: str, schedule: str) -> dict | None:
+    """The record of a cell as the template names it, where a schedule may be none."""
+    return results.of(task, rule, schedule.replace("none", ""), float(p))
+
+
 def value(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
-    """The score of one cell; a schedule may be none."""
-    record = results.of(task, rule, schedule.replace("none", ""), float(p))
+    """The score of one cell."""
+    record = cell(results, task, p, rule, schedule)
     return "not run" if record is None else f"{score(record):.1f}" if "scores" in record else "out of reach"
 
 
 def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: str, theirs: str = "none") -> str:
-    """The difference of two cells of a cost, paired by photo, with its interval; a schedule may be none."""
-    cells = ((rule, schedule), (other, theirs))
-    pair = [results.of(task, one, shape.replace("none", ""), float(p)) for one, shape in cells]
+    """The difference of two cells of a cost, paired by photo, with its interval."""
+    pair = [cell(results, task, p, *one) for one in ((rule, schedule), (other, theirs))]
     if any(one is None or "photos" not in one for one in pair):
         return "not run"
     return str(results.against(*pair))
@@ -111,7 +112,7 @@ def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: st
 
 def changed(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
     """The percentage of a cell's answers that differ from the dense model's."""
-    record = results.of(task, rule, schedule.replace("none", ""), float(p))
+    record = cell(results, task, p, rule, schedule)
     return "not run" if record is None or "changed" not in record else f"{record['changed']:.0f}"
 
 

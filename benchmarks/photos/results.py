@@ -96,6 +96,22 @@ def score(record: dict) -> float:
     return record["scores"][SCORE[record["task"]]]
 
 
+def score_name(task: str) -> str:
+    """That number, for readers."""
+    return SCORE[task].replace("_", " ")
+
+
+def cell_of(record: dict) -> Cell:
+    """The cell that a record is of."""
+    return Cell(record["task"], record["split"], record["rule"], record["schedule"], record["p"])
+
+
+def title(record: dict) -> str:
+    """A record for readers, with the shape that a search found."""
+    name = cell_of(record).title
+    return f"{name} ({record['shape']})" if "shape" in record else name
+
+
 def chance(photos: int) -> float:
     """Mean recall of features that know nothing, in percent: each way k of so many photos."""
     return 100 * sum(TOP) / len(TOP) / photos
