@@ -11,13 +11,14 @@ from typing import TextIO
 
 from madtp.cost.processes import from_main, is_main
 from madtp.method.errors import UserError
+from madtp.shared.weights.folders import BEST, LAST
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None
 
-LOG, BEST, LAST, LOCK = "log.txt", "checkpoint_best.pth", "checkpoint_last.pth", "run.lock"
+LOG, LOCK = "log.txt", "run.lock"
 
 PATIENCE = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
 

@@ -14,7 +14,7 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-RUN = ("checkpoint_best.pth", "checkpoint_last.pth")
+RUN = BEST, LAST = "checkpoint_best.pth", "checkpoint_last.pth"
 ADAPTER = "adapter_config.json"
 
 
@@ -57,7 +57,7 @@ def _inside(folder: Path) -> Path:
         raise UserError(f"{folder} holds an adapter of PEFT and no model: {way_out}")
     if not own:
         way_out = f"name {' or '.join(inner)}" if (inner := _deeper(folder)) else "name the checkpoint file in it"
-        raise UserError(f"{folder} is a folder without {RUN[0]} or {CONFIG}: {way_out}")
+        raise UserError(f"{folder} is a folder without {BEST} or {CONFIG}: {way_out}")
     return folder
 
 
@@ -69,7 +69,7 @@ def _deeper(folder: Path, most: int = 3) -> list[str]:
         for path in sorted(folder.glob(pattern))
         if path.name == CONFIG or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
     }
-    models = [path for path in found if (path / CONFIG).is_file() or (path / RUN[0]).is_file()]
+    models = [path for path in found if (path / CONFIG).is_file() or (path / BEST).is_file()]
     return sorted(map(str, models or found))[:most]
 
 
