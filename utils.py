@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from madtp.cost.processes import (
+    SIGNALS,
     all_gather,
     all_gather_objects,
     all_reduce_sum,
@@ -30,6 +31,7 @@ __all__ = [
     "FETCH",
     "Meters",
     "POINTER",
+    "SIGNALS",
     "UserError",
     "all_gather",
     "all_gather_objects",

@@ -25,9 +25,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from utils import UserError
+from utils import SIGNALS, UserError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 SHARED_MEMORY = "/dev/shm"
 FEWER = "use fewer workers, or none: --num_workers 0"
 GRACE = 2.0  # seconds for a worker to end by itself

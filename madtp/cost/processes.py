@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch.distributed as dist
 from madtp.method.errors import UserError
 
 Result = TypeVar("Result")
+
+HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))  # that ask a process to leave
 
 PATIENCE = 20.0  # seconds in which the processes of a run usually meet
 

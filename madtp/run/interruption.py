@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windows
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
+from madtp.cost.processes import HANGUP, SIGNALS
 
 
 class Interrupted(BaseException):
