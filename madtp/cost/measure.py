@@ -5,7 +5,7 @@ Costs come from traces alone: measuring them takes no forward pass of its own.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -120,6 +120,36 @@ def _now() -> float:
     return time.perf_counter()
 
 
+def traces(task, model: nn.Module, batches: Iterable[dict], temperature: float, dense: list[Trace]) -> Iterator[Trace]:
+    """What inference does to every batch at a temperature, without a forward pass where that is known before.
+
+    Args:
+        task: whose `probe` is the forward pass.
+        model: that infers.
+        batches: as the loader gives them.
+        temperature: or amount.
+        dense: what it does at 0, shapes alone whatever the weights; an empty list is filled when that is needed.
+    """
+    schedule = getattr(getattr(model, "keep", None), "schedule", None)
+    if schedule is None:
+        yield from probed(task, model, batches, temperature)
+        return
+    if not dense:
+        dense += probed(task, model, batches, 0.0)
+    for trace in dense:
+        layers = trace.layers["image"]
+        plan = planned(schedule(layers[0].entered - 1), temperature)
+        yield Trace({**trace.layers, "image": plan[: len(layers)]})  # whose plan may be for a deeper tower
+
+
+def probed(task, model: nn.Module, batches: Iterable[dict], temperature: float) -> Iterator[Trace]:
+    """What a forward pass at this temperature does to every batch."""
+    for batch in batches:
+        trace = Trace()
+        task.probe(model, to_device(batch, device_of(model)), temperature, trace)
+        yield trace
+
+
 class CalibrationSample:
     """Evaluation batches, evenly spread and always the same, on which a temperature's cost is measured.
 
@@ -132,7 +162,7 @@ class CalibrationSample:
 
     def __init__(self, loader: DataLoader, batches: int):
         self.loader, self.count = loader, batches
-        self._dense: list[Trace] = []  # of every batch, where tokens go by plan: shapes alone, whatever the weights
+        self._dense: list[Trace] = []  # see `traces`
 
     @cached_property
     def batches(self) -> list[dict]:
@@ -149,26 +179,7 @@ class CalibrationSample:
     def cost(self, task, model: nn.Module, temperature: float) -> float:
         """Share of dense that inference costs at this temperature, the mean over the samples of all processes."""
         spent = dense = 0.0
-        for batch, trace in zip(self.batches, self.traces(task, model, temperature), strict=True):
+        for batch, trace in zip(self.batches, traces(task, model, self.batches, temperature, self._dense), strict=True):
             spent += len(batch["index"]) * float(np.mean(task.cost(model, trace)))
             dense += len(batch["index"]) * float(np.mean(task.cost(model, trace.dense())))
         return all_reduce_sum(spent) / all_reduce_sum(dense)
-
-    def traces(self, task, model: nn.Module, temperature: float) -> Iterator[Trace]:
-        """What inference at this temperature does to every batch, without a forward pass where that is known before."""
-        schedule = getattr(getattr(model, "keep", None), "schedule", None)
-        if schedule is None:
-            yield from self.probed(task, model, temperature)
-            return
-        self._dense = self._dense or list(self.probed(task, model, 0.0))
-        for dense in self._dense:
-            layers = dense.layers["image"]
-            plan = planned(schedule(layers[0].entered - 1), temperature)
-            yield Trace({**dense.layers, "image": plan[: len(layers)]})  # whose plan may be for a deeper tower
-
-    def probed(self, task, model: nn.Module, temperature: float) -> Iterator[Trace]:
-        """What a forward pass at this temperature does to every batch."""
-        for batch in self.batches:
-            trace = Trace()
-            task.probe(model, to_device(batch, device_of(model)), temperature, trace)
-            yield trace

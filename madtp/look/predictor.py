@@ -1,6 +1,6 @@
 """A checkpoint that answers, whatever the task: which task it is for, its model, and forward passes with their cost."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import nn
 
 from clip.download import available_models
 from data.vqa_dataset import read_answer_list
-from madtp.cost.measure import CostMeter, to_device
+from madtp.cost.measure import CostMeter, to_device, traces
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
 from madtp.look.recording import Tower, recording
@@ -121,15 +121,20 @@ class Predictor:
             for tower, rows in trace.layers.items()
         }
 
-    def share(self, batches: Iterable[dict], temperature: float) -> float:
-        """Share of dense that these batches cost at a temperature."""
+    def share(self, batches: Sequence[dict], temperature: float, known: list[Trace] | None = None) -> float:
+        """Share of dense that these batches cost at a temperature.
+
+        Args:
+            batches: to be answered.
+            temperature: or amount.
+            known: what the dense model does to them, see `madtp.cost.measure.traces`.
+        """
         spent = dense = 0.0
-        for batch in batches:
-            trace = Trace()
-            with self.inference() as model:
-                self.task.probe(model, to_device(batch, self.device), temperature, trace)
-            costs = self.costs(trace, len(batch["index"]))
-            spent, dense = spent + costs[0].sum(), dense + costs[1].sum()
+        with self.inference() as model:
+            found = traces(self.task, model, batches, temperature, [] if known is None else known)
+            for batch, trace in zip(batches, found, strict=True):
+                costs = self.costs(trace, len(batch["index"]))
+                spent, dense = spent + costs[0].sum(), dense + costs[1].sum()
         return float(spent / dense)
 
     def temperature_for(self, batches: list[dict], p: float) -> float:
@@ -142,10 +147,11 @@ class Predictor:
         """
         if p == 0:
             return 0.0
+        known: list[Trace] = []
         if self.rule["keep"] == COVERAGE and self.task.config["shape"] is None:
-            set_shape(self, find_shape(self, _Asked(self, batches), 1 - p))
+            set_shape(self, find_shape(self, _Asked(self, batches, known), 1 - p))
         start = self.stored.temperature or 1.0
-        return calibrate(lambda temperature: self.share(batches, temperature), 1 - p, start, tolerance=0.01)
+        return calibrate(lambda temperature: self.share(batches, temperature, known), 1 - p, start, tolerance=0.01)
 
 
 class _Asked(NamedTuple):
@@ -153,9 +159,10 @@ class _Asked(NamedTuple):
 
     predictor: Predictor
     batches: list[dict]
+    known: list[Trace]
 
     def cost(self, task: Task, model: nn.Module, temperature: float) -> float:
-        return self.predictor.share(self.batches, temperature)
+        return self.predictor.share(self.batches, temperature, self.known)
 
 
 def texts_averaged(trace: Trace) -> Trace:
