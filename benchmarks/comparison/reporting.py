@@ -1,6 +1,7 @@
 """How results become a document: words from a template, everything else from the results."""
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from utils import UserError, prepare_output, write_atomic
 
 PLACE = re.compile(r"\{(\w+)((?:\s+[\w.:]+)*)\}")  # {name argument ...}
 NONE = "—"  # in a table, where there is nothing to say
+COLUMNS = 120
+PROSE = re.compile(r"^(?![|#!])\S.*(?:\n(?!- )\S.*|\n  \S.*)*", re.MULTILINE)  # a paragraph, or an item of a list
+CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 Block = Callable[..., str]
 
@@ -25,7 +29,18 @@ def fill(template: Path, blocks: dict[str, Block], results: object) -> str:
             raise UserError(f"{template}: {place.group(0)} is none of {', '.join(blocks)}")
         return blocks[name](results, *arguments)
 
-    return PLACE.sub(filled, template.read_text())
+    return wrapped(PLACE.sub(filled, template.read_text()))
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of equal length again, whatever was filled in; tables, headings, pictures and code as they are."""
+
+    def lines(prose: re.Match) -> str:
+        indent = "  " * prose.group(0).startswith("- ")
+        words = " ".join(prose.group(0).split())
+        return textwrap.fill(words, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    return "".join(part if CODE.match(part) else PROSE.sub(lines, part) for part in CODE.split(text))
 
 
 def write_page(page: Path, template: Path, blocks: dict[str, Block], results: object, way_out: str) -> None:

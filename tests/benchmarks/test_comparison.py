@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from benchmarks.comparison import merging
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.comparison.merging import Merging, Tokens
+from benchmarks.comparison.reporting import COLUMNS, wrapped
 from benchmarks.comparison.rules import Pruning, Static, by_one_score, by_tower, unguided
 from benchmarks.comparison.schedules import SHAPES, Steps, even, like
 from benchmarks.comparison.statistics import paired_difference
@@ -254,3 +255,14 @@ def test_a_record_is_read_again_and_a_cell_is_claimed_once(tmp_path):
     assert record["score"] == 2 and record["cpu"] and record["versions"]["torch"] == torch.__version__
     with claimed(tmp_path / "lock") as first, claimed(tmp_path / "lock") as second:
         assert first and not second
+
+
+def test_prose_has_even_lines_whatever_was_filled_in():
+    long = "word " * 40
+    kept = f"## {long}\n\n| {long} |\n| --- |\n\n```\n{long}\n\n- {long}\n```\n\n![{long}](file)"
+    text = wrapped(f"{kept}\n\n{long}\n{long}\n\n- **one** {long}\n  more\n- two\n")
+    assert text.startswith(kept) and text.endswith(" more\n- two\n") and "\n- **one** word" in text
+    prose = text.removeprefix(kept).splitlines()
+    assert max(map(len, prose)) <= COLUMNS and sum(line.startswith("  ") for line in prose) == 1
+    assert " ".join(text.split()) == " ".join(f"{kept} {long}{long}- **one** {long} more - two".split())
+    assert wrapped(text) == text
