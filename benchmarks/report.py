@@ -1,38 +1,22 @@
-"""Writes docs/performance.md: the words come from `words.md`, every table from lines of results.
+"""Writes docs/performance.md and docs/library.md: words come from templates, every table from lines of results.
 
 python -m benchmarks.report [--results benchmarks/results] [--docs docs]
 """
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.reporting import fill, named, table
+from benchmarks.library_tables import features, photo_models
+from benchmarks.lines import Lines
 from utils import write_atomic
 
-WORDS = Path(__file__).parent / "words.md"
+WORDS = {"performance.md": "words.md", "library.md": "library_words.md"}  # the template of every page
 RESULTS, DOCS = Path("benchmarks/results"), Path("docs")
 AMP = {"off": "float32", "bf16": "bf16", "fp16": "fp16"}
 NOT_MEASURED = "not measured"
-
-
-class Lines:
-    """The lines of one folder, file by file.
-
-    Args:
-        folder: of the JSON lines.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def of(self, file: str, /, **wanted: object) -> list[dict]:
-        """The lines of a file whose entries are as wanted, in order; none where there is no file."""
-        path = self.folder / f"{file}.jsonl"
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else [])
-        return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
 def models(lines: Lines, file: str) -> str:
@@ -200,19 +184,22 @@ def gpu_speed(rows: list[dict]) -> str:
     return table(["", "", "p", "% of dense GFLOPs", "samples/s", "speed-up", "peak MiB"], cells)
 
 
-BLOCKS = named(models, over_plain, attention, keep, batches, decoding, prepared, feeding, machines, gpu)
+BLOCKS = named(
+    models, over_plain, attention, keep, batches, decoding, prepared, feeding, machines, gpu, features, photo_models
+)
 
 
 def write_report(results: Path, docs: Path) -> None:
-    """Writes performance.md."""
-    write_atomic(docs / "performance.md", fill(WORDS, BLOCKS, Lines(results)))
+    """Writes the pages."""
+    for page, words in WORDS.items():
+        write_atomic(docs / page, fill(Path(__file__).parent / words, BLOCKS, Lines(results)))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
     args = parser.parse_args(argv)
     write_report(args.results, args.docs)
 

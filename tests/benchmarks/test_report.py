@@ -1,4 +1,4 @@
-"""The page about speed is made of lines: it is what the report makes of those that are kept, and of others."""
+"""Pages of speed and of other people's models are what the report makes of the kept lines, and of others."""
 
 import json
 import shutil
@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Lines, gpu, main, models
+from benchmarks.library_tables import faster_at, photo_models
+from benchmarks.lines import Lines
+from benchmarks.report import WORDS, gpu, main, models
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_report_makes_of_the_lines(tmp_path):
+def test_the_pages_are_what_the_report_makes_of_the_lines(tmp_path):
     main(["--results", str(ROOT / "benchmarks/results"), "--docs", str(tmp_path)])
-    assert (tmp_path / "performance.md").read_text() == (ROOT / "docs/performance.md").read_text()
+    for page in WORDS:
+        assert (tmp_path / page).read_text() == (ROOT / "docs" / page).read_text()
 
 
 @pytest.fixture
@@ -53,3 +56,20 @@ def test_lines_of_a_gpu_are_shown_with_what_went_wrong(lines):
     page = gpu(lines("gpu", machine, row, *wrong))
     assert page.startswith("an accelerator:") and "| speed | 2 | b | c | d |" in page
     assert "| clip inference, 64 | pruned, compiled | 0.5 | 50.0 | 1234 | 1.75 | 2000 |" in page
+
+
+def test_what_was_measured_last_is_shown(lines):
+    row = {"rule": "ToMe", "p": 0.5, "batch": 32}
+    measured = lines("library", {**row, "faster": 1.234})
+    assert faster_at(measured, "ToMe", 0.5, 32) == "1.23 x" and faster_at(measured, "ToMe", 0.5, 64) == "—"
+
+
+def test_photo_models_stand_beside_tome_at_its_best():
+    """Its best at half the cost of retrieval is the geometric schedule, better than the one that was searched."""
+    (row,) = (
+        row for row in photo_models(Lines(ROOT / "benchmarks/results")).splitlines() if "retrieval, r mean | 50" in row
+    )
+    cells = row.strip("| ").split(" | ")
+    assert cells[4].endswith("geometric") and float(cells[2]) > float(cells[3].split()[0]) > float(cells[4].split()[0])
+    gap = float(cells[3].split()[0]) - float(cells[4].split()[0])
+    assert float(cells[5].split()[0]) == pytest.approx(gap, abs=0.11)
