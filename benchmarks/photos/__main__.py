@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.photos import tuning
-from benchmarks.photos.cells import RATIOS, SCHEDULES, Cell, plan, tuned_plan
+from benchmarks.photos.cells import LESSONS, RATIOS, SCHEDULES, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
 from benchmarks.photos.frozen import BATCH
 from benchmarks.photos.machine import Machine
@@ -60,7 +60,7 @@ def work(cells: list[Cell], bench: Bench, files: list[Path], minutes: float, tol
             began = time.perf_counter()
             found = tuning.run(bench, cell, known) if cell.trained else bench.run(cell, known)
             record = {"name": cell.name, "task": cell.task, "split": cell.split, "rule": cell.rule}
-            record |= {"schedule": cell.schedule, "p": cell.p, "seed": cell.seed, **found, **told}
+            record |= {"schedule": cell.schedule, "p": cell.p, "seed": cell.seed, **cell.told, **found, **told}
             record |= {"command": cell.command}
             add_line(files[0], record | {"seconds": time.perf_counter() - began})
             logger.info("%s took %.0f s", cell.name, time.perf_counter() - began)
@@ -81,6 +81,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--finetuned", action="store_true", help="with --task: models fine-tuned under the rules instead")
     flag("--steps", type=int, default=150, help="with --finetuned: of training")
     flag("--seeds", nargs="+", type=int, default=[1], help="with --finetuned: of the order of the photos")
+    flag("--lessons", nargs="+", choices=LESSONS, default=[*LESSONS[:1]], help="with --finetuned: what is learned by")
     flag("--rules", nargs="+", default=[], help="some alone; dense is always there")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
@@ -123,7 +124,7 @@ def cells_of(args: argparse.Namespace, split: str) -> list[Cell]:
         known = read_lines([results_file(args, False, False)])
         return tuned_plan(
             *(args.task, split, args.steps, args.seeds, lambda rule, p: best_schedule(known, args.task, rule, p)),
-            *(args.rules, args.schedules, args.p),
+            *(args.rules, args.schedules, args.p, args.lessons),
         )
     cells = plan(args.task, split, args.rules, args.schedules, args.p)
     return cells[:1] if args.rules == ["dense"] else cells

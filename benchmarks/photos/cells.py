@@ -14,6 +14,8 @@ REFERENCE = "image"  # MADTP on images alone, kept by `batch`
 TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
 TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
+DISTILLED = "distilled"
+LESSONS = ("task", DISTILLED)  # what a fine-tuned model learns by: the task alone, or a dense model's tokens too
 TITLES = {
     "coverage": "coverage",
     "tome": "ToMe",
@@ -75,6 +77,16 @@ class Cell:
         return self
 
     @property
+    def teacher(self) -> "Cell | None":
+        """The model whose tokens are a lesson; None where they are not."""
+        return None
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What else its line of the results says of it."""
+        return {}
+
+    @property
     def weights(self) -> str:
         """Names what is trained, whatever it is scored on."""
         return self.name.replace(f"-{self.split}", "", 1)
@@ -111,10 +123,21 @@ class Tuned(Cell):
 
     seed: int = 1
     steps: int = 0
+    lesson: str = LESSONS[0]
 
     @property
     def name(self) -> str:
-        return f"{super().name}-tuned-{self.steps}-{self.seed}"
+        name = f"{super().name}-tuned-{self.steps}-{self.seed}"
+        return name if self.lesson == LESSONS[0] else f"{name}-{self.lesson}"
+
+    @property
+    def told(self) -> dict[str, str]:
+        return {"lesson": self.lesson}
+
+    @property
+    def teacher(self) -> "Tuned | None":
+        """The dense model, fine-tuned for as many steps."""
+        return None if self.lesson == LESSONS[0] else Tuned(self.task, "val", seed=self.seed, steps=self.steps)
 
     @property
     def trained(self) -> bool:
@@ -126,7 +149,8 @@ class Tuned(Cell):
 
     @property
     def command(self) -> str:
-        return f"{self.untuned.command} --finetuned --steps {self.steps} --seeds {self.seed}"
+        lesson = "" if self.lesson == LESSONS[0] else f" --lessons {self.lesson}"
+        return f"{self.untuned.command} --finetuned --steps {self.steps} --seeds {self.seed}{lesson}"
 
 
 def plan(
@@ -156,6 +180,7 @@ def tuned_plan(
     rules: Sequence[str] = (),
     schedules: Sequence[str] = (),
     ratios: Sequence[float] = (),
+    lessons: Sequence[str] = LESSONS[:1],
 ) -> list[Cell]:
     """What is fine-tuned, seed by seed: the dense model, and a cost at a time MADTP, its rivals and coverage.
 
@@ -168,11 +193,12 @@ def tuned_plan(
         rules: some alone.
         schedules: instead of the best one.
         ratios: instead of `TUNED_RATIOS`.
+        lessons: of `LESSONS`; the dense model, which is the teacher of the others, learns by the task alone.
     """
     cells = []
     for seed in seeds:
         cells.append(Tuned(task, split, seed=seed, steps=steps))
-        for p, rule in product(ratios or TUNED_RATIOS, rules or TUNED):
+        for p, rule, lesson in product(ratios or TUNED_RATIOS, rules or TUNED, lessons):
             shapes = [""] if rule in OWN else (schedules or [best(rule, p)]) if rule in TITLES else []
-            cells += [Tuned(task, split, rule, shape, p, seed, steps) for shape in shapes]
+            cells += [Tuned(task, split, rule, shape, p, seed, steps, lesson) for shape in shapes]
     return cells

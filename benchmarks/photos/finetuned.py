@@ -5,7 +5,7 @@ from itertools import product
 from statistics import mean
 
 from benchmarks.comparison.reporting import NONE, table
-from benchmarks.photos.cells import REFERENCE
+from benchmarks.photos.cells import LESSONS, REFERENCE
 from benchmarks.photos.results import Results, score, score_name, title
 from benchmarks.photos.world import TASKS
 
@@ -25,7 +25,7 @@ def at(results: Results, task: str, p: float) -> list[dict]:
     groups: dict[tuple, list[dict]] = {}
     for one in results.tuned.values():
         if (one["task"], one["p"]) == (task, p) and "scores" in one:
-            groups.setdefault((one["rule"], one["schedule"], one["steps"]), []).append(one)
+            groups.setdefault((one["rule"], one["schedule"], one["steps"], lesson(one)), []).append(one)
     return sorted(map(averaged, groups.values()), key=score, reverse=True)
 
 
@@ -33,7 +33,18 @@ def of(results: Results, like: dict, rule: str) -> dict | None:
     """The fine-tuned model of a rule at the cost of another one, or the dense one, trained as long; the best of it."""
     found = at(results, like["task"], 0.0 if rule == "dense" else like["p"])
     same = [one for one in found if (one["rule"], one["steps"], one["seeds"]) == (rule, like["steps"], like["seeds"])]
-    return same[0] if same else None
+    alike = [one for one in same if rule == "dense" or lesson(one) == lesson(like)]
+    return (alike or same or [None])[0]
+
+
+def named(record: dict) -> str:
+    """A record for readers, with what it learned by where that is not the task alone."""
+    return title(record) if lesson(record) == LESSONS[0] else f"{title(record)}, {lesson(record)}"
+
+
+def lesson(record: dict) -> str:
+    """What a model was fine-tuned by."""
+    return record.get("lesson", LESSONS[0])
 
 
 def finetuned(results: Results, task: str) -> str:
@@ -46,7 +57,7 @@ def finetuned(results: Results, task: str) -> str:
             gaps = [results.against(one, other) for other in others]
             rows.append(
                 [
-                    *(title(one), f"{one['percent']:.1f}", str(one["steps"]), ", ".join(map(str, one["seeds"]))),
+                    *(named(one), f"{one['percent']:.1f}", str(one["steps"]), ", ".join(map(str, one["seeds"]))),
                     *(NONE if before is None else f"{score(before):.1f}", f"{score(one):.1f}"),
                     *(NONE if gap is None else str(gap) for gap in gaps),
                 ]

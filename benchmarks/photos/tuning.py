@@ -7,6 +7,7 @@ checkpoint, and in the end, so that what is scored costs what was asked for. MAD
 trained alone, everything else as the dense model has it.
 """
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from benchmarks.photos.training import Batch, Recipe, batches_of, optimizer_of, 
 from benchmarks.photos.world import Photo, read_split
 from madtp.cost.temperature import RatioOutOfReach
 from madtp.shared.weights import checkpoint
+from models.vit import VisionTransformer
 from utils import UserError, set_seed
 
 STRETCH = 50  # steps between checkpoints
@@ -143,12 +145,30 @@ class Tuning:
             raise UserError(f"no {self.file} yet: `{self.cell.on('val').command}` trains it")
         if self.step < self.course.steps:
             photos, losses = trained_by(self.bench)
+            losses.teacher = self._teacher()
             if not self.curve:
                 self.amount = self._amount()
                 self.curve.append({"step": 0, "score": self._score(), "amount": self.amount, "seconds": 0.0})
             while self.step < self.course.steps:
                 self._stretch(photos, losses)
         return self._amount(), self.curve
+
+    def _teacher(self) -> VisionTransformer | None:
+        """The dense tower that this cell learns from, if it does.
+
+        Raises:
+            UserError: nobody has trained it.
+        """
+        if self.cell.teacher is None:
+            return None
+        file = self.bench.places.output / "tuned" / f"{self.cell.teacher.weights}.pth"
+        if not file.exists():
+            raise UserError(f"no {file} yet: `{self.cell.teacher.command}` trains it")
+        tower, own = copy.deepcopy(self.bench.subject.tower), "visual_encoder."
+        found = torch.load(file, weights_only=True)["model"]
+        weights = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
+        tower.load_state_dict(weights, strict=False)
+        return tower.eval().requires_grad_(False)
 
     def _amount(self) -> float:
         return self.bench.amount(self.cell.p, bool(self.cell.schedule), self.amount) if self.cell.p else 0.0

@@ -13,7 +13,7 @@ from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, finetuned, pictures, prepare, report, running, training, tuning
+from benchmarks.photos import cells, finetuned, losses, pictures, prepare, report, running, training, tuning
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
@@ -215,6 +215,36 @@ def test_the_test_split_is_scored_by_what_was_trained_to_the_end_alone(small, mo
     assert found["retrieval-test-tome-even-0.1-tuned-3-1"]["curve"] == weights["curve"]
     assert tune(small, "retrieval", "--rules", "tome", "--final", steps=6) == 2
     assert "--finetuned --steps 6 --seeds 1` trains it" in capsys.readouterr().err
+
+
+@needs_5
+def test_a_lesson_is_what_a_dense_model_trained_as_long_makes_of_the_photos(small, capsys, monkeypatch):
+    lesson = ["--rules", "tome", "--lessons", "distilled"]
+    assert tune(small, "caption", *lesson, steps=2) == 0
+    monkeypatch.setattr(losses, "LIKENESS", 0.0)
+    assert tune(small, "caption", "--rules", "tome", steps=2) == 0
+    found = lines(small, "photos_caption_tuned")
+    with_lesson, without = (found[f"caption-val-tome-even-0.1-tuned-2-1{end}"] for end in ("-distilled", ""))
+    assert with_lesson["lesson"] == "distilled" and with_lesson["curve"][-1]["loss"] > without["curve"][-1]["loss"]
+    (small.output / "tuned" / "caption-dense-tuned-2-1.pth").unlink()
+    assert tune(small, "caption", *lesson, "--p", "0.2", steps=2) == 2
+    assert "--finetuned --steps 2 --seeds 1` trains it" in capsys.readouterr().err
+
+
+def test_every_patch_is_held_against_the_token_that_it_is_part_of():
+    draw = torch.Generator().manual_seed(0)
+    dense, tokens = torch.randn(2, 6, 4, generator=draw), torch.randn(2, 3, 4, generator=draw)
+    places = torch.tensor([[0, 0, 1, 0, 1], [1, 1, 1, 0, 0]])
+    far = []
+    for photo, own in enumerate(places.tolist()):
+        pairs = [(0, 0)] + [(1 + patch, 1 + place) for patch, place in enumerate(own)]
+        near = [
+            torch.dot(dense[photo, i], tokens[photo, j]) / dense[photo, i].norm() / tokens[photo, j].norm()
+            for i, j in pairs
+        ]
+        far.append(1 - near[0] / 2 - sum(near[1:]) / 10)
+    torch.testing.assert_close(losses.far_from(dense, tokens, places), sum(far) / 2)
+    assert losses.far_from(dense, dense, None).abs() < 1e-6
 
 
 @needs_5
