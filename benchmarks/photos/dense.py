@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from benchmarks.photos import training
 from benchmarks.photos.frozen import Frozen, blank_tokens, kept_tokens
 from benchmarks.photos.machine import Machine
+from benchmarks.photos.reranking import reranked
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
-from benchmarks.photos.world import FOLDER, Photo, Places, answer_list, read_split, texts_of
+from benchmarks.photos.world import FOLDER, MATCHING, Photo, Places, answer_list, read_split, texts_of
 from madtp.run import config as configuration
 from madtp.shared.weights import checkpoint
 from models.blip import blip_decoder
@@ -27,10 +28,12 @@ from models.blip_vqa import BlipVQA, blip_vqa
 from utils import UserError, prepare_output, set_seed
 
 WATCHED = 250  # validation photos whose captions are scored after an epoch
+MATCHED = 200  # validation photos among which pairs are judged after an epoch
 K_TEST = 32  # answers ranked to the end
 QUEUE = 64  # of the momentum queue, which nothing here trains
 FEATURE_WIDTH = 256
 CONFIGURATION = {"retrieval": "retrieval_flickr.yaml", "caption": "caption_coco.yaml", "vqa": "vqa.yaml"}
+CONFIGURATION[MATCHING] = CONFIGURATION["retrieval"]
 
 logger = logging.getLogger("photos")
 
@@ -40,7 +43,7 @@ def configuration_of(places: Places, task: str) -> dict:
     file = places.towers / CONFIGURATION[task]
     if not file.exists():
         raise UserError(f"no {file}: `python -m madtp towers --image_size 168 --output_dir {places.towers}` writes it")
-    return configuration.resolve(str(file), file.stem if task == "retrieval" else task)
+    return configuration.resolve(str(file), file.stem if task in ("retrieval", MATCHING) else task)
 
 
 def build(places: Places, task: str, pretrained: str | Path, evaluate: bool = False) -> nn.Module:
@@ -50,14 +53,15 @@ def build(places: Places, task: str, pretrained: str | Path, evaluate: bool = Fa
     text = {**config["med_config"], "attention_probs_dropout_prob": 0.0}
     sizes = {"image_size": config["image_size"], "vit": config["vit"], "med_config": text}
     inputs = {"pretrained": str(pretrained), "evaluate": evaluate, "config": {**config, "drop_path": 0}, **sizes}
-    if task == "retrieval":
+    if task in ("retrieval", MATCHING):
         return blip_retrieval(**inputs, embed_dim=FEATURE_WIDTH, queue_size=QUEUE)
     return blip_decoder(**inputs, prompt="") if task == "caption" else blip_vqa(**inputs)
 
 
 def start_of(places: Places, task: str) -> Path:
-    """Where a dense model starts: from the towers, or, for VQA, from the captioner, which knows how to look."""
-    return places.dense("caption") if task == "vqa" else places.towers / "towers.pth"
+    """Where a dense model starts: from the towers, from a captioner, which can look, or from what finds candidates."""
+    earlier = {"vqa": "caption", MATCHING: "retrieval"}.get(task)
+    return places.dense(earlier) if earlier else places.towers / "towers.pth"
 
 
 def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs: int = 0) -> list[dict]:
@@ -77,7 +81,7 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
     recipe = training.RECIPES[task]
     recipe = replace(recipe, epochs=epochs) if epochs else recipe
     photos = training.short(splits["train"]) if task == "caption" else splits["train"]
-    freeze(model)
+    freeze(model, ("crossattention", "itm_head") if task == MATCHING else ())
     loss_of = objective(task, model, photos, towers["train"], machine)
 
     def score() -> dict:
@@ -105,6 +109,8 @@ def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, 
         return training.Captions(model, photos).loss
     if task == "vqa":
         return training.Answers(model).loss
+    if task == MATCHING:
+        return training.Matches(model).loss
     cls = frozen.tokens[:, 0]
     training.standardise(model.vision_proj, cls)
     pairs = training.Pairs(model, cls)
@@ -112,10 +118,16 @@ def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, 
     return pairs.loss
 
 
-def freeze(model: nn.Module) -> None:
-    """Leaves the text side alone to be trained: no image tower, no guidance, no momentum twins."""
+def freeze(model: nn.Module, alone: tuple[str, ...] = ()) -> None:
+    """Leaves the text side alone to be trained: no image tower, no guidance, no momentum twins.
+
+    Args:
+        model: in place.
+        alone: parts of the names of what is trained of the text side; none are all of it.
+    """
     for name, parameter in model.named_parameters():
         out = name.startswith("visual_encoder") or "_m." in name or is_guidance(name)
+        out = out or (alone and not any(part in name for part in alone))
         parameter.requires_grad_(parameter.requires_grad and not out)
 
 
@@ -134,6 +146,11 @@ def watch(places: Places, task: str, model: nn.Module, photos: list[Photo]) -> d
     if task == "retrieval":
         image, text = image_features(model, photos), text_features(model, photos)
         scores = recall_of_photos(image, text, texts_of(photos)[1])
+        return {name: float(values.mean()) for name, values in scores.items()}
+    if task == MATCHING:
+        photos = photos[:MATCHED]
+        image, text = image_features(model, photos), text_features(model, photos)
+        scores = reranked(model, image, text, photos, [model.encode_image(one)[0] for one in numbers(photos, 1)])
         return {name: float(values.mean()) for name, values in scores.items()}
     if task == "caption":
         photos = photos[:WATCHED]

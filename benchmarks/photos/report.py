@@ -9,7 +9,7 @@ from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
-from benchmarks.photos.world import TASKS
+from benchmarks.photos.world import ALL_TASKS, TASKS
 
 WORDS = Path(__file__).parent / "words.md"
 
@@ -23,7 +23,7 @@ def write_report(results: Path, docs: Path) -> None:
 def dense(results: Results) -> str:
     """The dense models and their blind twins."""
     rows = []
-    for task in TASKS:
+    for task in ALL_TASKS:
         record, blind = results.dense(task), results.blind(task)
         if record is None:
             rows.append([task, *["not run"] * 4])
@@ -164,7 +164,7 @@ def final(results: Results) -> str:
     """The test split's scores, if there are any."""
     found = Results(results.folder, results.pictures, final=True)
     blocks = []
-    for task in TASKS:
+    for task in ALL_TASKS:
         for p in found.ratios(task):
             blocks.append(f"{task}, p {p:g}:\n\n{compared(found, task, str(p))}")
     return "\n\n".join(blocks) or "Not scored yet: `python -m benchmarks.photos --task retrieval --final`."

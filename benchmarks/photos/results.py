@@ -6,11 +6,12 @@ from pathlib import Path
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
 from benchmarks.photos.cells import REFERENCE, SCHEDULES, Cell
-from benchmarks.photos.world import TASKS
+from benchmarks.photos.world import ALL_TASKS, MATCHING
 from utils import UserError
 
-SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy"}
-FURTHER = {"retrieval": ("txt_r1", "img_r1"), "caption": ("Bleu_4",), "vqa": ()}
+RECALL = ("txt_r1", "img_r1")
+SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", MATCHING: "r_mean"}
+FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), MATCHING: RECALL}
 TOP = (1, 5, 10)
 
 
@@ -26,8 +27,8 @@ class Results:
     def __init__(self, folder: Path, pictures: Path, final: bool = False):
         self.folder, self.pictures, self.split = folder, pictures, "test" if final else "val"
         ending = "_final" if final else ""
-        self.known = read_lines(folder / f"photos_{task}{ending}.jsonl" for task in TASKS)
-        self.tuned = read_lines(folder / f"photos_{task}_tuned{ending}.jsonl" for task in TASKS)
+        self.known = read_lines(folder / f"photos_{task}{ending}.jsonl" for task in ALL_TASKS)
+        self.tuned = read_lines(folder / f"photos_{task}_tuned{ending}.jsonl" for task in ALL_TASKS)
 
     def of(self, task: str, rule: str, schedule: str = "", p: float = 0.0) -> dict | None:
         """The record of a cell, None where it was not run."""
@@ -47,7 +48,7 @@ class Results:
 
     def blind(self, task: str) -> float | None:
         """The score without the photo: that of the twin, or of chance where features alone are compared."""
-        if task == "retrieval":
+        if task in ("retrieval", MATCHING):
             dense = self.dense(task)
             return dense and chance(dense["count"])
         record = self.of(task, "blind")

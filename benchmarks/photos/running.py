@@ -23,7 +23,7 @@ from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
 from benchmarks.photos.cells import Cell, mergers
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import Photo, Places, read_split
+from benchmarks.photos.world import MATCHING, Photo, Places, read_split
 from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch
@@ -34,7 +34,7 @@ STEERING = 96  # photos on which the cost is measured while its amount is looked
 SEARCHED = 64  # training photos on which schedules are compared
 TIMED = {1: 16, 32: 64}  # photos of which the speed is measured, by the size of their batches
 TOLERANCE = 0.005  # of the cost asked for
-MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right"}  # the score that pairs
+MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right", MATCHING: "r_mean"}  # the score that pairs
 
 
 class Bench:
@@ -195,7 +195,7 @@ class Bench:
 
     def changed(self, cell: Cell, readings: list) -> dict:
         """Of answers and captions, how many differ from the dense model's; they themselves are no results."""
-        if isinstance(readings[0], Tensor):
+        if not isinstance(readings[0], str | list):
             return {}
         folder = self.places.output / "readings"
         ours, dense = (self.reading_file(folder, one) for one in (cell, Cell(self.task, self.split)))

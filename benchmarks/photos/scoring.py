@@ -28,12 +28,17 @@ def recall_of_photos(image: Tensor, text: Tensor, owners: Sequence[int]) -> dict
         `r_mean` of all six.
     """
     similarity = image.float().cpu() @ text.float().cpu().T  # [I, T]
+    return recall_by(similarity, similarity, owners)
+
+
+def recall_by(to_text: Tensor, to_photo: Tensor, owners: Sequence[int]) -> dict[str, np.ndarray]:
+    """The same by scores [I, T] of all pairs, those by which photos look and those by which captions do."""
     owners = torch.as_tensor(owners)
-    own = torch.arange(len(image)).unsqueeze(1) == owners  # [I, T]
-    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-    before = ((similarity > best) & ~own).sum(dim=1)  # captions of others ahead of the photo's own best
-    theirs = similarity.T.gather(1, owners.unsqueeze(1))  # [T, 1]
-    ahead = (similarity.T > theirs).sum(dim=1)  # photos ahead of the caption's own
+    own = torch.arange(len(to_text)).unsqueeze(1) == owners  # [I, T]
+    best = to_text.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+    before = ((to_text > best) & ~own).sum(dim=1)  # captions of others ahead of the photo's own best
+    theirs = to_photo.T.gather(1, owners.unsqueeze(1))  # [T, 1]
+    ahead = (to_photo.T > theirs).sum(dim=1)  # photos ahead of the caption's own
     count = own.sum(dim=1)
     scores = {f"txt_r{k}": 100.0 * (before < k).float() for k in TOP}
     scores |= {f"img_r{k}": 100.0 * ((ahead < k).float() * own).sum(dim=1) / count for k in TOP}

@@ -20,15 +20,16 @@ from benchmarks.comparison.merging import Merger
 from benchmarks.photos.dense import K_TEST, build, text_features
 from benchmarks.photos.frozen import BATCH, batches
 from benchmarks.photos.machine import Machine
+from benchmarks.photos.reranking import reranked
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
-from benchmarks.photos.world import Photo, Places, answer_list, texts_of
+from benchmarks.photos.world import MATCHING, Photo, Places, answer_list, texts_of
 from madtp.cost import flops
 from madtp.cost.flops import Cost
 from madtp.cost.trace import Trace, dense_layers
 from madtp.method.layout import Sequences
 
 # Tokens that costs are counted with: of a caption, of a question, and of an answer.
-COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16}
+COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16, MATCHING: 35}
 COUNTED_ANSWER = 5
 
 
@@ -150,7 +151,8 @@ class Retrieval(Subject):
         return recall_of_photos(torch.stack(readings), self.texts[: len(owners)], owners)
 
     def outputs(self, states, photos):
-        return torch.stack(self.read(states, photos)).float()
+        with torch.no_grad(), self.encoded_as(states), self.machine.mixed():
+            return self.model.encode_image(torch.arange(len(photos)))[1].float()
 
     def sample(self, trace):
         width, learnable = self.model.vision_proj.out_features, self.model.num_learnable
@@ -158,6 +160,23 @@ class Retrieval(Subject):
         layers = {**trace.layers, "text": text}
         image = flops.image_feature(self.tower.shape, layers, learnable, width)
         return image + flops.text_feature(self.model.text_encoder.shape, layers, learnable, width)
+
+
+class Matching(Retrieval):
+    """The best candidates by features are judged once more, by a text tower that reads the photo's tokens."""
+
+    task = MATCHING
+
+    def readings(self, numbers, photos):
+        states, features = self.model.encode_image(numbers)
+        return [(feature, states.take([number])) for number, feature in enumerate(features)]
+
+    @torch.no_grad()
+    def scores(self, readings):
+        features, states = zip(*readings, strict=True)
+        photos = self.photos[: len(readings)]
+        with self.machine.mixed():
+            return reranked(self.model, torch.stack(features), self.texts, photos, states)
 
 
 class Captioning(Subject):
@@ -223,4 +242,4 @@ class Answering(Subject):
         return flops.vqa(self.tower.shape, bert, layers, self.model.num_learnable)
 
 
-SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Answering)}
+SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Answering, Matching)}

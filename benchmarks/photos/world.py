@@ -11,8 +11,10 @@ from data.text import clean_caption, clean_question
 from utils import UserError, read_json
 
 TASKS = ("retrieval", "caption", "vqa")
-FOLDER = {"retrieval": "flickr8k", "caption": "flickr8k", "vqa": "daquar"}
-ANNOTATION = {"retrieval": "flickr30k", "caption": "coco_karpathy", "vqa": "vqa"}
+MATCHING = "matching"  # retrieval, whose best candidates a head that reads both looks at once more
+ALL_TASKS = (*TASKS, MATCHING)
+FOLDER = {"retrieval": "flickr8k", "caption": "flickr8k", "vqa": "daquar", MATCHING: "flickr8k"}
+ANNOTATION = {"retrieval": "flickr30k", "caption": "coco_karpathy", "vqa": "vqa", MATCHING: "flickr30k"}
 LOOKED_AT = {"flickr8k": 512, "daquar": 0}  # test photos on which prototypes were judged: no final count has them
 MAX_WORDS = 30
 PREPARE = "`python -m benchmarks.photos --prepare` writes it"
@@ -71,7 +73,7 @@ def read_split(places: Places, task: str, split: str, final: bool = False) -> li
 
     Args:
         places: where the annotation lies.
-        task: one of `TASKS`.
+        task: one of `ALL_TASKS`.
         split: train, val or test.
         final: leave out the test photos that were looked at before.
     """

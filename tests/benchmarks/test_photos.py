@@ -13,16 +13,17 @@ from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, finetuned, losses, pictures, prepare, report, running, training, tuning
+from benchmarks.photos import cells, finetuned, losses, pictures, prepare, report, reranking, running, training, tuning
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import Results, best_schedule, chance
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import Places, read_split
+from benchmarks.photos.world import Places, read_split, texts_of
 from madtp.__main__ import main as command
 from madtp.cost.trace import Trace
 from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
 
+TWO = ("retrieval", "matching")
 SPLITS = {"train": 8, "val": 6, "test": 4}
 WORDS = ("cat", "dog", "car", "ball", "tree", "man")
 
@@ -114,6 +115,43 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
     curve = [json.loads(line) for line in (small.results / "photos_dense.jsonl").read_text().splitlines()]
     assert [(one["task"], one["blind"], one["epoch"]) for one in curve][-1] == ("vqa", True, 1)
     assert all(np.isfinite(one["loss"]) for one in curve)
+
+
+@needs_5
+def test_the_matching_head_is_trained_alone_and_looks_again_at_what_features_find(small, capsys):
+    assert small.run("--dense", "matching") == 0
+    features, judge = (torch.load(small.places.dense(task), weights_only=True)["model"] for task in TWO)
+    moved = {name for name, value in judge.items() if not torch.equal(value, features[name])}
+    assert moved and all("crossattention" in name or "itm_head" in name for name in moved)
+    assert small.run("--task", "matching", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
+    assert small.run("--task", "retrieval", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
+    ours, theirs = (lines(small, f"photos_{task}")[f"{task}-val-coverage-even-0.1"] for task in reversed(TWO))
+    assert ours["tokens"] == theirs["tokens"] and ours["percent"] == theirs["percent"]
+    assert small.run("--task", "matching", "--finetuned") == 2 and "--finetuned" in capsys.readouterr().err
+
+
+@needs_5
+def test_only_a_short_list_is_judged_and_by_similarity_and_match(small, monkeypatch):
+    monkeypatch.setattr(reranking, "SHORT_LIST", 2)
+    photos, draw = read_split(small.places, "retrieval", "val"), torch.Generator().manual_seed(0)
+    captions, owners = texts_of(photos)
+    image, text = torch.randn(len(photos), 4, generator=draw), torch.randn(len(captions), 4, generator=draw)
+    verdict = {caption: float(number) for number, caption in enumerate(captions)}  # the later, the better
+    model = SimpleNamespace(
+        tokenize=lambda some, *_, **__: SimpleNamespace(input_ids=some, attention_mask=None),
+        match=lambda some, *_: torch.tensor([[0.0, verdict[one]] for one in some]),
+    )
+    found = reranking.reranked(model, image, text, photos, [None] * len(photos))
+    for photo, scores in enumerate((image @ text.T).tolist()):
+        listed = sorted(range(len(captions)), key=lambda one: -scores[one])[:2]
+        best = max(listed, key=lambda one: scores[one] + verdict[captions[one]])
+        assert found["txt_r1"][photo] == 100 * (owners[best] == photo)
+    for photo in range(len(photos)):
+        first = []
+        for caption in (one for one, owner in enumerate(owners) if owner == photo):
+            scores = (image @ text[caption]).tolist()  # the verdict is the same whoever looks
+            first.append(max(range(len(photos)), key=scores.__getitem__) == photo)
+        assert found["img_r1"][photo] == pytest.approx(100 * np.mean(first))
 
 
 @needs_5
