@@ -149,21 +149,26 @@ def image_number(name: str) -> int:
 def vqa_files(split: str, names: list[str], scenes: list[Scene], rng: np.random.Generator) -> dict[str, list]:
     """Returns the files of the questions; those of the test split come without answers, as VQAv2's do.
 
+    Their answers have a file of their own, `vqa_test_answers`: the same entries with them, for whoever keeps the score.
     A question's id is its image's number and two digits. Visual Genome's part asks a tenth of the images once more.
     """
-    asked, genome = [], []
+    asked, genome, kept_back = [], [], []
     for name, scene in zip(names, scenes, strict=True):
         for number, (kind, (question, answer)) in enumerate(questions(scene, rng).items()):
             entry = {"question_id": image_number(name) * 100 + number, "question": question}
-            answers = {} if split == TEST else {"answer": ten_answers(kind, answer, rng)}
-            asked.append({**entry, **answers, "image": name, "dataset": "vqa"})
+            entry |= {"image": name, "dataset": "vqa"}
+            people = np.random.default_rng(entry["question_id"]) if split == TEST else rng
+            answered = entry | {"answer": ten_answers(kind, answer, people)}
+            asked.append(entry if split == TEST else answered)
+            kept_back += [answered] * (split == TEST)
         if split == TRAIN and rng.random() < 0.1:
             question, answer = questions(scene, rng)["existence"]
             question_id = image_number(name) * 100 + 99
             genome.append(
                 {"question_id": question_id, "question": question, "answer": answer, "image": name, "dataset": "vg"}
             )
-    return {f"vqa_{split}": asked} | ({"vg_qa": genome} if split == TRAIN else {})
+    further = {TRAIN: {"vg_qa": genome}, TEST: {"vqa_test_answers": kept_back}}
+    return {f"vqa_{split}": asked} | further.get(split, {})
 
 
 def run(args: argparse.Namespace) -> None:

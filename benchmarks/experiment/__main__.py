@@ -6,13 +6,14 @@
 
 Every cell (a dense model; a method at one cost, fine-tuned from it) is run once and adds a line to the results. What
 was stopped goes on with the cells that are left; several processes may work side by side. With --untuned the dense
-models that are there are pruned as they are, and scored on validation.
+models that are there are pruned as they are, and scored on validation; with --final too, on the test split.
 """
 
 import argparse
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.comparison.ledger import claimed
@@ -27,8 +28,8 @@ from utils import UserError
 logger = logging.getLogger("experiment")
 
 
-def work(cells: list[Cell], places: Places, results: Path, minutes: float, untuned: bool = False) -> int:
-    """Runs what is not finished, until the time is up.
+def work(cells: list[Cell], places: Places, results: Path, minutes: float, untuned: str = "") -> int:
+    """Runs what is not finished, until the time is up; `untuned` is the split to score models as they are on.
 
     Returns:
         How many cells are left.
@@ -43,7 +44,8 @@ def work(cells: list[Cell], places: Places, results: Path, minutes: float, untun
             if not ours or cell.name in known or not ready:
                 continue
             began = time.perf_counter()
-            found = (score if untuned else compare if cell.p else train_dense)(cell, places)
+            run = partial(score, split=untuned) if untuned else compare if cell.p else train_dense
+            found = run(cell, places)
             seconds = time.perf_counter() - began
             add(results, cell, found | {"seconds": seconds}, untuned)
             logger.info("%s took %.0f s", cell.name, seconds)
@@ -63,15 +65,19 @@ def main(argv: list[str] | None = None) -> int:
     flag("--output", type=Path, default=Path("output/experiment"), help="folder of checkpoints")
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     flag("--untuned", action="store_true", help="score the dense models as they are, pruned, on validation")
+    flag("--final", action="store_true", help="with --untuned: score the test split, once choices are made")
     flag("--report", type=Path, nargs="?", const=Path("docs"), help="write results.md into this folder")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logger.setLevel(logging.INFO)
     left = 0
     try:
+        if args.final and not args.untuned:
+            raise UserError("--final is for models as they are; add --untuned")
         if args.task:
             cells = (plan_untuned if args.untuned else plan)(args.task, args.methods, args.p, args.seeds)
-            left = work(cells, Places(args.data, args.output), args.results, args.minutes, args.untuned)
+            untuned = ("test" if args.final else "val") if args.untuned else ""
+            left = work(cells, Places(args.data, args.output), args.results, args.minutes, untuned)
         if args.report:
             write_report(args.results, args.report)
     except UserError as error:

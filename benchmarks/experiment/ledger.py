@@ -11,7 +11,7 @@ from benchmarks.experiment.cells import TASKS, Cell
 RATIOS = (0.3, 0.5, 0.7, 0.8)
 ABLATED_AT = 0.5
 SEEDS = (1, 2, 3)
-UNTUNED = "untuned.jsonl"
+UNTUNED = {"val": "untuned.jsonl", "test": "untuned_final.jsonl"}  # by the split that is scored
 # Nothing new where no text is pruned, in captioning.
 NEED_TEXT = ("static_image", "image", "sample_image", "unguided_image", "text")
 
@@ -45,15 +45,16 @@ def plan_untuned(
     return dense + [Cell(task, seed, method, p) for p, method, seed in product(ratios or RATIOS, rules, seeds)]
 
 
-def finished(results: Path, untuned: bool = False) -> dict[str, dict]:
-    """The results there are, by the name of their cell."""
-    return read_lines([results / UNTUNED] if untuned else [results / f"{task}.jsonl" for task in TASKS])
+def finished(results: Path, untuned: str = "") -> dict[str, dict]:
+    """The results by the name of their cell; `untuned` is the split on which models were scored as they are."""
+    return read_lines([results / UNTUNED[untuned]] if untuned else [results / f"{task}.jsonl" for task in TASKS])
 
 
-def add(results: Path, cell: Cell, found: dict, untuned: bool = False) -> None:
-    """Adds a line to the results of a task."""
+def add(results: Path, cell: Cell, found: dict, untuned: str = "") -> None:
+    """Adds a line to the results of a task, or of a split that models as they are were scored on."""
+    flags = {"": "", "val": " --untuned", "test": " --untuned --final"}[untuned]
     record = {
         **{"name": cell.name, "task": cell.task, "method": cell.method, "p": cell.p, "seed": cell.seed},
-        **{"depth": DEPTH, **found, "command": cell.command + " --untuned" * untuned},
+        **{"depth": DEPTH, **found, "command": cell.command + flags},
     }
-    add_line(results / (UNTUNED if untuned else f"{cell.task}.jsonl"), record)
+    add_line(results / (UNTUNED[untuned] if untuned else f"{cell.task}.jsonl"), record)

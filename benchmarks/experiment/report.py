@@ -3,7 +3,7 @@
 In the template `{name argument ...}` stands for what the function `name` below makes of the results.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -118,8 +118,18 @@ def untuned(results: Results, task: str, method: str, p: str) -> str:
 
 def as_they_are(results: Results, *columns: str) -> str:
     """Scores of dense models pruned without training, on validation, method by method; columns are TASK:P."""
+    return without_training(results.as_they_are, columns)
+
+
+def in_the_end(results: Results, *columns: str) -> str:
+    """The same on the test split."""
+    return without_training(results.in_the_end, columns)
+
+
+def without_training(records: Sequence[dict], columns: Sequence[str]) -> str:
+    """A row for each method, a column for each TASK:P."""
     asked = [(task, float(p)) for task, p in (column.split(":") for column in columns)]
-    found = {(r["task"], r["p"], r["method"], r["seed"]): r for r in results.as_they_are}
+    found = {(r["task"], r["p"], r["method"], r["seed"]): r for r in records}
     rows = [
         [METHODS[method].title, *(as_it_is(list(cells(found, task, p, method)), task, found) for task, p in asked)]
         for method in dict.fromkeys(method for _, p, method, _ in found if p)
@@ -275,6 +285,7 @@ BLOCKS = named(
     score,
     untuned,
     as_they_are,
+    in_the_end,
     left,
     keep,
     crossed,

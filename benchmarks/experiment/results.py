@@ -20,11 +20,13 @@ class Results:
     Attributes:
         known: records by the name of their cell.
         as_they_are: records of dense models pruned without training, scored on validation.
+        in_the_end: the same on the test split.
     """
 
     def __init__(self, folder: Path, pictures: Path):
         self.folder, self.known, self.pictures = folder, finished(folder), pictures
-        self.as_they_are = list(finished(folder, untuned=True).values())
+        self.as_they_are = list(finished(folder, "val").values())
+        self.in_the_end = list(finished(folder, "test").values())
 
     def of(self, task: str, method: str, p: float) -> dict[int, dict]:
         """The records of a method that reached this cost, by seed."""

@@ -7,6 +7,7 @@ nothing else.
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from utils import UserError, set_seed
 
 TASKS = {"nlvr": NLVR, "vqa": VQA, "caption": Caption}
 IMAGES = {"nlvr": 2, "vqa": 1, "caption": 1}  # of a sample
-SCORED = {"nlvr": "test", "vqa": "val", "caption": "test"}  # the test questions come without answers
+SCORED = {"nlvr": "test", "vqa": "val", "caption": "test"}  # by models that were fine-tuned
 SCORE = {"nlvr": "accuracy", "vqa": "accuracy", "caption": "exact_match"}
 DATA = ("--train", "6000", "--val", "512", "--test", "1000", "--pairs", "15000", "--objects", "3", "--grid", "7")
 BATCHES = (1, 8, 64)  # that both rules are also scored in
@@ -190,5 +191,10 @@ def scored(run: Run, temperature: float, batch: int = BATCH, split: str = "") ->
 
 
 def scored_loader(run: Run, batch: int, split: str = "") -> DataLoader:
-    """What a task is scored on, in batches of this size."""
-    return create_loader(run.loaders[split or SCORED[run.task.name]].dataset.dataset, batch, train=False)
+    """What a task is scored on, in batches of this size; test questions with the answers that models never see."""
+    split = split or SCORED[run.task.name]
+    dataset = run.loaders[split].dataset.dataset
+    if (run.task.name, split) == ("vqa", "test"):
+        file = Path(run.config["ann_root"]) / "vqa_test_answers.json"
+        dataset = type(dataset)(dataset.transform, [file], run.config)
+    return create_loader(dataset, batch, train=False)

@@ -105,6 +105,15 @@ def test_a_finished_cell_is_not_run_again_and_one_that_is_claimed_is_left(small,
     (small.results / "caption.jsonl").write_text("".join(json.dumps(record) + "\n" for record in before))
 
 
+def test_test_questions_have_answers_when_the_score_is_kept(small):
+    run = running.prepared(cells.Cell("vqa", 1), cells.Places(small.data, small.output))
+    assert next(iter(run.loaders["test"]))["answers"] is None
+    loaders = [running.scored_loader(run, 8, split) for split in ("test", "val", "")]
+    assert all(len(next(iter(loader))["answers"]) == 8 for loader in loaders)
+    questions = [entry["question_id"] for entry in run.loaders["test"].dataset.dataset.entries]
+    assert [entry["question_id"] for entry in loaders[0].dataset.dataset.entries] == questions
+
+
 def test_schedules_are_searched_and_scored_untuned_on_validation(small):
     flags = ["--task", "caption", "--untuned", "--p", "0.2", "--methods", "coverage", "tome_shaped"]
     assert small.run(*flags) == 0
@@ -116,6 +125,9 @@ def test_schedules_are_searched_and_scored_untuned_on_validation(small):
         assert record["command"].endswith(f"--methods {record['method']} --p 0.2 --seeds 1 --untuned")
         assert record["untuned"]["percent_p10"] == pytest.approx(record["untuned"]["percent_p90"])
     assert small.run(*flags, "--seeds", "2") == 2, "nobody trained that one"
+    assert small.run(*flags, "--final") == 0
+    *_, last = map(json.loads, (small.results / "untuned_final.jsonl").read_text().splitlines())
+    assert last["command"].endswith("--untuned --final") and last["shape"] == others[-1]["shape"]
     before = lines(small)
     assert small.run("--task", "caption", "--p", "0.2", "--methods", "coverage") == 0
     assert lines(small)[-1]["shape"] in SHAPES and lines(small)[-1]["scores"]["32"]["percent"] == pytest.approx(

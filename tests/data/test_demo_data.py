@@ -173,7 +173,7 @@ def test_statements_need_both_images():
         assert best == (0.5 if known == "unordered" else 0.75), known
 
 
-@pytest.mark.parametrize("name", ["vqa_train", "vqa_val", "vg_qa"])
+@pytest.mark.parametrize("name", ["vqa_train", "vqa_val", "vqa_test_answers", "vg_qa"])
 def test_answers_are_right(annotations, seen, name):
     kinds = Counter()
     for entry in annotations[name]:
@@ -189,6 +189,8 @@ def test_question_ids_differ_and_test_answers_are_kept_back(annotations):
     entries = [entry for name in ("vqa_train", "vqa_val", "vqa_test", "vg_qa") for entry in annotations[name]]
     assert len({entry["question_id"] for entry in entries}) == len(entries)
     assert not any("answer" in entry for entry in annotations["vqa_test"])
+    without = [{key: value for key, value in one.items() if key != "answer"} for one in annotations["vqa_test_answers"]]
+    assert without == annotations["vqa_test"]
     given = {answer for name in ("vqa_train", "vqa_val") for entry in annotations[name] for answer in entry["answer"]}
     assert given <= set(annotations["answer_list"])
 
