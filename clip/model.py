@@ -249,6 +249,11 @@ class CLIP(nn.Module):
             _initialise(transformer)
 
     @property
+    def image_tower(self) -> nn.Module:
+        """What reads images."""
+        return self.visual
+
+    @property
     def num_learnable(self) -> int:
         """K."""
         return len(self.space_dict)

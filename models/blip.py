@@ -14,6 +14,7 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.distillation import Teacher, lesson
 from madtp.method.errors import UserError
 from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
@@ -48,11 +49,13 @@ class BlipBase(nn.Module):
 
     Attributes:
         keep: the rule by which all towers keep tokens.
+        teacher: the dense image tower that it also learns from, None for none.
         text_limits: for each kind of text that it reads, the tokens after which one is cut; None for never.
         architecture: what a checkpoint has to say of the model, see `madtp.shared.weights.architecture`.
     """
 
     text_limits: dict[str, int | None]
+    teacher: Teacher | None = None
 
     def __init__(self, image_size: int, vit: str | dict, config: dict, drop_path: float = 0.0):
         super().__init__()
@@ -62,6 +65,11 @@ class BlipBase(nn.Module):
         self.keep = rule_of(config, self.visual_encoder.shape.depth)
         self.tokenizer = init_tokenizer(config["tokenizer"])
         self.architecture = {"image_size": image_size, "vit": vit, "vocabulary": fingerprint(self.tokenizer)}
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """What reads images."""
+        return self.visual_encoder
 
     @property
     def num_learnable(self) -> int:
@@ -192,7 +200,7 @@ class BlipDecoder(BlipBase):
         guidance = {"space_dict": self.space_dict, "align": align, "trace": trace, "keep": self.keep}
         logits, output = self.text_decoder(text.input_ids, text.attention_mask, states=states, **guidance)
         losses = token_losses(logits[:, :-1], targets)
-        result = {"loss_task": losses.sum() / (targets != -100).sum()}
+        result = {"loss_task": losses.sum() / (targets != -100).sum(), **lesson(self.teacher, image, states)}
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.distillation import lesson
 from madtp.method.errors import UserError
 from madtp.shared.weights import checkpoint
 from madtp.shared.weights.transformers_models import class_of
@@ -55,7 +56,7 @@ class BlipNLVR(BlipBase):
         logits = self.cls_head(output.first)
         if not train:
             return logits
-        losses = {"loss_task": F.cross_entropy(logits, targets)}
+        losses = {"loss_task": F.cross_entropy(logits, targets), **lesson(self.teacher, image, states)}
         if align:
             left, right = image_aligned.chunk(2)
             losses["loss_sim"] = similarity_loss((left + right) / 2, output.aligned)

@@ -80,13 +80,14 @@ class Merging(Scheduled):
         steps: the schedule, and where in the tower it is.
         rule: chooses the groups.
         size: [B, L], how many patches each token stands for, class token included; None is one each.
+        places: [B, N of the first layer], which of the tokens left every patch is part of; None where nothing merged.
     """
 
     guided = False
 
-    def __init__(self, steps: Steps, rule: Merger, size: Tensor | None = None):
+    def __init__(self, steps: Steps, rule: Merger, size: Tensor | None = None, places: Tensor | None = None):
         super().__init__(steps)
-        self.rule, self.size, self.key = rule, size, None
+        self.rule, self.size, self.places, self.key = rule, size, places, None
 
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
         self.key = key.mean(dim=1)  # what this layer's tokens are compared by
@@ -105,12 +106,13 @@ class Merging(Scheduled):
         count = x.shape[1] - 1
         groups = max(self.steps.left(temperature), count - int(self.rule.most * count))
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if self.size is None else self.size
-        kept = None
+        kept, places = None, self.places
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
             x, size = gather_groups(x, size, owner, groups)
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
-        return x, Merging(self.steps.next(), self.rule, size), kept
+            places = owner if places is None else owner.gather(1, places)
+        return x, Merging(self.steps.next(), self.rule, size, places), kept
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
         sizes = [None] * parts if self.size is None else self.size.chunk(parts)

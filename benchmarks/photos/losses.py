@@ -3,8 +3,7 @@
 By MADTP that is the similarity loss, as it was published. A lesson can be the tokens of a dense tower, which has
 learned the task for as many steps.
 
-Shapes: B photos, G texts of each, T captions of all training photos, E width of a feature, L tokens of a photo, D their
-width, n tokens left beside the class token.
+Shapes: B photos, G texts of each, T captions of all training photos, E width of a feature.
 """
 
 from collections.abc import Sequence
@@ -17,14 +16,11 @@ from benchmarks.photos.dense import text_features
 from benchmarks.photos.subject import Subject
 from benchmarks.photos.training import Batch
 from benchmarks.photos.world import Photo, texts_of
-from madtp.cost.trace import Trace
-from madtp.method import coverage
 from madtp.method.alignment import similarity_loss
-from madtp.method.rows import take
-from models.vit import VisionTransformer
+from madtp.method.distillation import Teacher
 
 SIMILARITY = 0.1  # weight of the similarity loss
-LIKENESS = 10.0  # weight of the distance to a dense tower's tokens
+DISTILLATION = 10.0  # weight of the distance to a dense tower's tokens
 
 
 class Losses:
@@ -38,7 +34,7 @@ class Losses:
         teacher: a dense tower, whose tokens those of the pruned one are to come near; None where only the task counts.
     """
 
-    teacher: VisionTransformer | None = None
+    teacher: Teacher | None = None
 
     def __init__(self, subject: Subject, photos: Sequence[Photo]):
         self.subject, self.model = subject, subject.model
@@ -52,19 +48,12 @@ class Losses:
             amount: how much goes.
             similar: whether the similarity loss is part of it.
         """
-        align, trace = similar and amount > 0, Trace()
-        states, aligned = self.model.encode(image, amount, align, trace)
+        align = similar and amount > 0
+        states, aligned = self.model.encode(image, amount, align)
         with self.subject.encoded_as(states, aligned):
             parts = self.parts(batch, amount if align else 0.0)
         loss = parts["loss_task"] + SIMILARITY * parts["loss_sim"] if align else parts["loss_task"]
-        return loss if self.teacher is None else loss + LIKENESS * self.distance(image, states.tokens, trace)
-
-    def distance(self, image: Tensor, tokens: Tensor, trace: Trace) -> Tensor:
-        """How far tokens [B, n + 1, D] of B photos are from the teacher's; see `far_from`."""
-        with torch.no_grad():
-            dense, _ = self.teacher(image)
-        groups = [layer.kept.groups for layer in trace.layers["image"] if layer.kept is not None]
-        return far_from(dense, tokens, coverage.places(groups))
+        return loss if self.teacher is None else loss + DISTILLATION * self.teacher.distance(image, states)
 
     def parts(self, batch: Batch, amount: float) -> dict[str, Tensor]:
         """`loss_task` and, where the amount is above 0, `loss_sim` of photos whose tokens are known."""
@@ -115,19 +104,6 @@ class RetrievalLosses(Losses):
         there = own.any(dim=0)
         to_photo = F.cross_entropy(similarity[:, there].T, own[:, there].float().argmax(dim=0))
         return (to_photo - to_text.mean()) / 2
-
-
-def far_from(dense: Tensor, tokens: Tensor, places: Tensor | None) -> Tensor:
-    """1 - cos of the class tokens, and of every patch and the token that it is part of, half and half; over a batch.
-
-    Args:
-        dense: [B, L, D], class token first, as are the others.
-        tokens: [B, n + 1, D].
-        places: [B, L - 1], which of the n every patch is part of; None where all are still there.
-    """
-    patches = tokens[:, 1:] if places is None else take(tokens[:, 1:], places)
-    near = F.cosine_similarity(patches.float(), dense[:, 1:].float(), dim=-1).mean()
-    return 1 - (F.cosine_similarity(tokens[:, 0].float(), dense[:, 0].float(), dim=-1).mean() + near) / 2
 
 
 def losses_of(subject: Subject, photos: Sequence[Photo]) -> Losses:

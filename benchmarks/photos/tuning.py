@@ -7,7 +7,6 @@ checkpoint, and in the end, so that what is scored costs what was asked for. MAD
 trained alone, everything else as the dense model has it.
 """
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ from benchmarks.photos.running import MAIN, Bench
 from benchmarks.photos.training import Batch, Recipe, batches_of, optimizer_of, short, take_step
 from benchmarks.photos.world import Photo, read_split
 from madtp.cost.temperature import RatioOutOfReach
+from madtp.method.distillation import Teacher
 from madtp.shared.weights import checkpoint
-from models.vit import VisionTransformer
 from utils import UserError, set_seed
 
 STRETCH = 50  # steps between checkpoints
@@ -153,7 +152,7 @@ class Tuning:
                 self._stretch(photos, losses)
         return self._amount(), self.curve
 
-    def _teacher(self) -> VisionTransformer | None:
+    def _teacher(self) -> Teacher | None:
         """The dense tower that this cell learns from, if it does.
 
         Raises:
@@ -164,11 +163,11 @@ class Tuning:
         file = self.bench.places.output / "tuned" / f"{self.cell.teacher.weights}.pth"
         if not file.exists():
             raise UserError(f"no {file} yet: `{self.cell.teacher.command}` trains it")
-        tower, own = copy.deepcopy(self.bench.subject.tower), "visual_encoder."
+        teacher, own = Teacher(self.bench.subject.tower), "visual_encoder."
         found = torch.load(file, weights_only=True)["model"]
         weights = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
-        tower.load_state_dict(weights, strict=False)
-        return tower.eval().requires_grad_(False)
+        teacher.tower.load_state_dict(weights, strict=False)
+        return teacher
 
     def _amount(self) -> float:
         return self.bench.amount(self.cell.p, bool(self.cell.schedule), self.amount) if self.cell.p else 0.0

@@ -95,7 +95,7 @@ class _RecordedPacked(Packed):
 
 class _RecordedMerged(Merged):
     def __init__(self, layout: Merged, tower: Tower):
-        super().__init__(layout.schedule, layout.sizes_of_tokens)
+        super().__init__(layout.schedule, layout.sizes_of_tokens, layout.places)
         self.tower = tower
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):

@@ -14,7 +14,6 @@ Shapes: B batch, N prunable tokens, D width, n tokens kept.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -144,18 +143,3 @@ def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, 
     total = sizes.new_zeros(x.shape[0], keep).scatter_add(1, owner, sizes)
     weights = (sizes / total.gather(1, owner)).to(x.dtype)
     return add_up(x * weights.unsqueeze(2), owner, keep), total
-
-
-def places(owners_of_layers: Sequence[Tensor]) -> Tensor | None:
-    """Which of the tokens left in the end every token of the beginning is part of: [B, N].
-
-    Args:
-        owners_of_layers: what `owners` said in every layer that merged, each [B, N of that layer].
-
-    Returns:
-        None where no layer merged.
-    """
-    place = None
-    for owner in owners_of_layers:
-        place = owner if place is None else owner.gather(1, place)
-    return place

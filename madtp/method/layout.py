@@ -53,12 +53,14 @@ class Rectangle:
     Attributes:
         own: [B, L], True where there is a token; None is everywhere.
         log_sizes: [B, L], logarithm of how many patches a token stands for; None where that is not counted.
+        places: [B, N of the first layer], which of the tokens left every patch is part of, where that is known.
         rule: whose cost a layer has.
         guided: whether pruning needs the alignment with the learnable tokens.
     """
 
     own: Tensor | None = None
     log_sizes: Tensor | None = None
+    places: Tensor | None = None
     rule, guided = "madtp", True
 
     def lengths(self, x: Tensor) -> int | np.ndarray:

@@ -57,12 +57,14 @@ class Merged(Rectangle):
     Args:
         schedule: how many tokens go where.
         sizes: [B, L], how many patches each token stands for, those in front for one; None is one each.
+        places: [B, N of the first layer], which of the n tokens left every patch is part of; None where nothing merged,
+            and of a part of a batch.
     """
 
     rule, guided = "coverage", False
 
-    def __init__(self, schedule: Schedule, sizes: Tensor | None = None):
-        self.schedule, self.sizes_of_tokens = schedule, sizes
+    def __init__(self, schedule: Schedule, sizes: Tensor | None = None, places: Tensor | None = None):
+        self.schedule, self.sizes_of_tokens, self.places = schedule, sizes, places
 
     @classmethod
     def of(cls, schedule: Schedule, x: Tensor, seen: Tensor | None) -> "Merged":
@@ -89,7 +91,7 @@ class Merged(Rectangle):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         keep, after, prefix = self.schedule.left(temperature), self.schedule.next(), self.schedule.prefix
         if keep >= x.shape[1] - prefix:
-            return x, Merged(after, self.sizes_of_tokens), None
+            return x, Merged(after, self.sizes_of_tokens, self.places), None
         front, x = x[:, :prefix], x[:, prefix:]
         sizes = self.sizes_of_tokens
         seen = None if sizes is None else sizes[:, prefix:] >= 1
@@ -99,7 +101,8 @@ class Merged(Rectangle):
         merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
         rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
         sizes = torch.cat([sizes[:, :prefix], own], dim=1)
-        return torch.cat([front, merged], dim=1), Merged(after, sizes), Kept(rows, groups=owner)
+        places = owner if self.places is None else owner.gather(1, self.places)
+        return torch.cat([front, merged], dim=1), Merged(after, sizes, places), Kept(rows, groups=owner)
 
     @staticmethod
     def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:

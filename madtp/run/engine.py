@@ -164,7 +164,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
         with optimization.accumulate(step):
             with autocast(run.dtype, device):
                 parts = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
-                total = sum(task.loss_weights[name] * loss for name, loss in parts.items())
+                total = sum(task.weights[name] * loss for name, loss in parts.items())
             skipped = optimization.step(total, step)
         losses.add(step, parts, skipped, samples, optimization.gradients)
         if optimization.steps_after(step):

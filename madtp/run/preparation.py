@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from madtp.cost.measure import CalibrationSample, device_of
 from madtp.cost.processes import barrier, from_main, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
+from madtp.method.distillation import Teacher
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE, setting
 from madtp.run import output, scalars
@@ -150,6 +151,8 @@ def begin(run: Run) -> tuple[Controller, State]:
     controller = choose_controller(run.task, args, run.config)
     if not controller.prunes:
         freeze_alignment(run.model)
+    elif run.config["distill"]:
+        run.model.teacher = teacher_of(run.model, run.config)
     optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)
     scaled, clipped = run.dtype == torch.float16, run.config["clip_grad"] > 0
     losses = Losses(args.skip_nonfinite, args.accum, scaled, clipped)
@@ -176,6 +179,19 @@ def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
     if args.controller == "ladder":
         return Ladder(args.p, RECIPES[task.recipe])
     return ClosedLoop(args.p, config["max_epoch"], config["ramp"], config["cost_slack"])
+
+
+def teacher_of(model: nn.Module, config: dict) -> Teacher:
+    """The dense image tower of the checkpoint that a run starts from, whatever it goes on with after --resume.
+
+    Raises:
+        UserError: it starts from none.
+    """
+    if not config["pretrained"]:
+        raise UserError(
+            f"distill is {config['distill']:g}, but there is no dense model to learn from: --pretrained names it"
+        )
+    return Teacher(model.image_tower)
 
 
 def freeze_alignment(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ class Task(ABC):
         name: decides which keys the configuration has.
         default_config: the YAML file where --config names none.
         recipe: the released temperature ladder, a key of `temperature.RECIPES`.
-        loss_weights: weight of every loss that `losses` may return.
+        loss_weights: weight of every loss that `losses` may return; see `weights` for that of distillation.
         floor: what besides the temperature's reach keeps the cost up, said when a p is out of reach.
         epoch_splits: what is evaluated after every epoch, where there is such a split.
         fresh_image_size: pixels on a side where neither the configuration nor a checkpoint says them.
@@ -44,6 +44,11 @@ class Task(ABC):
         from data import create_dataset  # only now, so that --help and a wrong flag are answered at once
 
         return create_dataset(self.name, self.config, evaluate)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of all losses, the configured one of distillation with them."""
+        return self.loss_weights | {"loss_distil": self.config["distill"]}
 
     def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
         """What about a split makes a score mean something else than one would think, a line for each."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from madtp.cost.processes import all_gather
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
+from madtp.method.distillation import Teacher, lesson
 from madtp.method.precision import at_least_single
 
 EMPTY = -100  # number of the image where the queue has not been filled yet
@@ -48,10 +49,12 @@ class MomentumContrast(nn.Module):
     Attributes:
         momentum_towers: names of the modules and parameters that get a twin, called `NAME_m`.
         momentum: share of its old weights that a twin keeps in every step.
+        teacher: the dense image tower that the model also learns from, None for none.
     """
 
     momentum_towers: tuple[str, ...]
     momentum: float
+    teacher: Teacher | None = None
 
     def init_momentum(self, feature_width: int, queue_size: int, momentum: float = 0.995) -> None:
         """Makes the twins, equal to their towers, and a queue of random features that belong to no image.
@@ -86,8 +89,8 @@ class MomentumContrast(nn.Module):
             trace: where to write down what each layer of the online towers did to its tokens.
 
         Returns:
-            `loss_ita`, the model's own and, where T > 0, `loss_sim` and `loss_sim_m`. The momentum towers get no
-            gradients, so the last one is a number to watch.
+            `loss_ita`, the model's own, `loss_distil` where there is a teacher and, where T > 0, `loss_sim` and
+            `loss_sim_m`. The momentum towers get no gradients, so the last one is a number to watch.
         """
         scale = self.bounded_scale()
         self.update_momentum()
@@ -99,6 +102,7 @@ class MomentumContrast(nn.Module):
         features = tuple(map(at_least_single, features))  # autocast leaves norms in half precision on a CPU
         losses = {"loss_ita": self.contrastive_loss(*features, idx, alpha, scale)}
         losses |= self.further_losses(online, text, idx, temperature, trace)
+        losses |= lesson(self.teacher, image, online.image if online.states is None else online.states)
         self.enqueue(*features[2:], idx)
         if temperature > 0:
             losses["loss_sim"] = similarity_loss(online.image_aligned, online.text_aligned)

@@ -9,16 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.comparison import reporting
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, finetuned, losses, pictures, prepare, report, reranking, running, training, tuning
+from benchmarks.photos import cells, losses, pictures, prepare, running, training, tuning
 from benchmarks.photos.machine import Machine
-from benchmarks.photos.results import Results, best_schedule, chance
-from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
+from benchmarks.photos.results import best_schedule
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import Places, read_split, texts_of
+from benchmarks.photos.world import Places, read_split
 from madtp.__main__ import main as command
 from madtp.cost.trace import Trace
 from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
@@ -131,30 +129,6 @@ def test_the_matching_head_is_trained_alone_and_looks_again_at_what_features_fin
 
 
 @needs_5
-def test_only_a_short_list_is_judged_and_by_similarity_and_match(small, monkeypatch):
-    monkeypatch.setattr(reranking, "SHORT_LIST", 2)
-    photos, draw = read_split(small.places, "retrieval", "val"), torch.Generator().manual_seed(0)
-    captions, owners = texts_of(photos)
-    image, text = torch.randn(len(photos), 4, generator=draw), torch.randn(len(captions), 4, generator=draw)
-    verdict = {caption: float(number) for number, caption in enumerate(captions)}  # the later, the better
-    model = SimpleNamespace(
-        tokenize=lambda some, *_, **__: SimpleNamespace(input_ids=some, attention_mask=None),
-        match=lambda some, *_: torch.tensor([[0.0, verdict[one]] for one in some]),
-    )
-    found = reranking.reranked(model, image, text, photos, [None] * len(photos))
-    for photo, scores in enumerate((image @ text.T).tolist()):
-        listed = sorted(range(len(captions)), key=lambda one: -scores[one])[:2]
-        best = max(listed, key=lambda one: scores[one] + verdict[captions[one]])
-        assert found["txt_r1"][photo] == 100 * (owners[best] == photo)
-    for photo in range(len(photos)):
-        first = []
-        for caption in (one for one, owner in enumerate(owners) if owner == photo):
-            scores = (image @ text[caption]).tolist()  # the verdict is the same whoever looks
-            first.append(max(range(len(photos)), key=scores.__getitem__) == photo)
-        assert found["img_r1"][photo] == pytest.approx(100 * np.mean(first))
-
-
-@needs_5
 @pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
 def test_a_cell_costs_what_was_asked_for_and_holds_numbers_alone(small, task):
     arguments = ["--task", task, "--p", "0.1", "--rules", "tome", "important", "coverage"]
@@ -259,7 +233,7 @@ def test_the_test_split_is_scored_by_what_was_trained_to_the_end_alone(small, mo
 def test_a_lesson_is_what_a_dense_model_trained_as_long_makes_of_the_photos(small, capsys, monkeypatch):
     lesson = ["--rules", "tome", "--lessons", "distilled"]
     assert tune(small, "caption", *lesson, steps=2) == 0
-    monkeypatch.setattr(losses, "LIKENESS", 0.0)
+    monkeypatch.setattr(losses, "DISTILLATION", 0.0)
     assert tune(small, "caption", "--rules", "tome", steps=2) == 0
     found = lines(small, "photos_caption_tuned")
     with_lesson, without = (found[f"caption-val-tome-even-0.1-tuned-2-1{end}"] for end in ("-distilled", ""))
@@ -267,22 +241,6 @@ def test_a_lesson_is_what_a_dense_model_trained_as_long_makes_of_the_photos(smal
     (small.output / "tuned" / "caption-dense-tuned-2-1.pth").unlink()
     assert tune(small, "caption", *lesson, "--p", "0.2", steps=2) == 2
     assert "--finetuned --steps 2 --seeds 1` trains it" in capsys.readouterr().err
-
-
-def test_every_patch_is_held_against_the_token_that_it_is_part_of():
-    draw = torch.Generator().manual_seed(0)
-    dense, tokens = torch.randn(2, 6, 4, generator=draw), torch.randn(2, 3, 4, generator=draw)
-    places = torch.tensor([[0, 0, 1, 0, 1], [1, 1, 1, 0, 0]])
-    far = []
-    for photo, own in enumerate(places.tolist()):
-        pairs = [(0, 0)] + [(1 + patch, 1 + place) for patch, place in enumerate(own)]
-        near = [
-            torch.dot(dense[photo, i], tokens[photo, j]) / dense[photo, i].norm() / tokens[photo, j].norm()
-            for i, j in pairs
-        ]
-        far.append(1 - near[0] / 2 - sum(near[1:]) / 10)
-    torch.testing.assert_close(losses.far_from(dense, tokens, places), sum(far) / 2)
-    assert losses.far_from(dense, dense, None).abs() < 1e-6
 
 
 @needs_5
@@ -366,48 +324,6 @@ def test_the_report_says_what_the_results_say(small, tmp_path):
         assert (tmp_path / "photos" / f"{name}.png").stat().st_size > 1000
 
 
-def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
-    given = {"dense": ("", 0.0, [50, 30]), "blind": ("", 0.0, [20, 20]), "tome": ("even", 0.5, [40, 25])}
-    written = []
-    for rule, (schedule, p, photos) in given.items():
-        cell = cells.Cell("vqa", "val", rule, schedule, p)
-        written.append({"name": cell.name, "task": "vqa", "rule": rule, "schedule": schedule, "p": p})
-        written[-1] |= {"photos": photos, "questions": [1, 1], "scores": {"accuracy": sum(photos) / 2}}
-    (tmp_path / "photos_vqa.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
-    found = Results(tmp_path, tmp_path)
-    (record,) = found.at("vqa", 0.5)
-    assert found.worth(record) == pytest.approx(62.5) and found.worth(found.dense("vqa")) == 100
-    assert found.against(record, found.dense("vqa")).value == pytest.approx(-7.5)
-    assert found.blind("retrieval") is None and found.comparisons == 2
-    assert chance(1000) == pytest.approx(16 / 30)
-
-
-def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path):
-    given = {("dense", 0.0): ([50, 30], [54, 30]), ("tome", 0.5): ([40, 20], [44, 28]), ("image", 0.5): ([40, 20],)}
-    written = []
-    for (rule, p), seeds in given.items():
-        for seed, photos in enumerate(seeds, 1):
-            cell = cells.Tuned("retrieval", "val", rule, "", p, seed, 100)
-            written.append(
-                {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": "", "p": p}
-            )
-            written[-1] |= {"seed": seed, "steps": 100, "percent": 100 - 100 * p, "photos": photos}
-            written[-1] |= {"scores": {"r_mean": sum(photos) / 2}}
-    (tmp_path / "photos_retrieval_tuned.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
-    found = Results(tmp_path, tmp_path)
-    (tome,) = [one for one in finetuned.at(found, "retrieval", 0.5) if one["rule"] == "tome"]
-    assert tome["photos"] == [42, 24] and tome["scores"] == {"r_mean": 33} and tome["seeds"] == [1, 2]
-    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "dense").startswith("−8.0 [")
-    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image") == "not run"  # with the same seeds
-    assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 1
-    assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
-
-
-def test_the_template_asks_for_nothing_unknown():
-    asked = {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())}
-    assert asked <= set(report.BLOCKS)
-
-
 @needs_5
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said(small, capsys):
@@ -419,33 +335,3 @@ def test_a_gpu_that_is_not_there_is_said(small, capsys):
 def test_what_is_not_trained_is_asked_for(small, capsys):
     assert small.run("--task", "caption", "--blind") == 2
     assert "--dense caption --blind" in capsys.readouterr().err
-
-
-def test_recall_of_a_photo_is_its_own_and_its_captions():
-    draw = torch.Generator().manual_seed(0)
-    image, text, owners = torch.randn(20, 4, generator=draw), torch.randn(45, 4, generator=draw), []
-    owners = [number % 20 for number in range(45)]
-    found, similarity = recall_of_photos(image, text, owners), image @ text.T
-    for photo in range(20):
-        own = [number for number in range(45) if owners[number] == photo]
-        ranked = similarity[photo].argsort(descending=True).tolist()
-        places = [similarity[:, number].argsort(descending=True).tolist().index(photo) for number in own]
-        for k in (1, 5, 10):
-            assert found[f"txt_r{k}"][photo] == 100 * bool(set(ranked[:k]) & set(own))
-            assert found[f"img_r{k}"][photo] == pytest.approx(100 * np.mean([place < k for place in places]))
-    parts = [found[f"{way}_r{k}"] for way in ("txt", "img") for k in (1, 5, 10)]
-    assert np.allclose(found["r_mean"], np.mean(parts, axis=0))
-
-
-def test_answers_are_counted_by_photo():
-    found = accuracy_of_photos([["cat", "two"], ["dog"]], [["cat", "2"], ["a cat"]])
-    assert found["right"].tolist() == [200, 0] and found["questions"].tolist() == [2, 1]
-
-
-def test_every_cell_comes_once_and_after_the_one_it_needs():
-    planned = cells.plan("caption", "val")
-    places = {cell: place for place, cell in enumerate(planned)}
-    assert len(places) == len(planned) and len({cell.name for cell in planned}) == len(planned)
-    assert all(places[cell.earlier] < places[cell] for cell in planned if cell.earlier)
-    asked = cells.plan("caption", "val", ["tome"], ["madtp"], [0.5])
-    assert [cell.name for cell in asked] == ["caption-val-dense", "caption-val-image-0.5", "caption-val-tome-madtp-0.5"]

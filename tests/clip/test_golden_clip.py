@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clip import tokenize
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
+from madtp.method.distillation import Teacher
 from tests.golden.fill import fill
 from tests.models.test_golden import GOLDEN, TEMPERATURES, close, image_of, texts
 
@@ -53,6 +55,17 @@ def test_losses(golden, model, temperature):
     assert sorted(losses) == names
     for name in names:
         close(losses[name], golden[f"clip/T{temperature}/{name}"])
+
+
+def test_a_dense_tower_teaches_by_its_features(golden, model, monkeypatch):
+    monkeypatch.setattr(model, "teacher", Teacher(model.image_tower), raising=False)
+    queues = {name: queue.clone() for name, queue in model.named_buffers()}
+    image, idx = image_of(golden, "clip"), torch.as_tensor(golden["clip/idx"])
+    dense, pruned = (model(image, texts(golden, "clip/caption"), 0.4, idx, T)["loss_distil"] for T in (0.0, 30.0))
+    model.load_state_dict(queues, strict=False)
+    features = (model.encode_image(image, T) for T in (0.0, 30.0))
+    assert dense.abs() < 1e-6
+    torch.testing.assert_close(pruned.double(), 1 - F.cosine_similarity(*features).mean(), atol=1e-6, rtol=1e-5)
 
 
 def test_state_dict_keys(golden, model):

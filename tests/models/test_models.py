@@ -8,6 +8,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from madtp.cost.trace import Trace
+from madtp.method.distillation import Teacher
+from madtp.method.keep import Coverage
 from madtp.method.layout import Sequences
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
@@ -109,6 +111,15 @@ def trained(miniature, temperature):
         (name, value.grad is not None) for name, value in miniature.model.named_parameters() if value.requires_grad
     ]
     return [name for name, reached in weights if reached], [name for name, reached in weights if not reached]
+
+
+def test_a_dense_tower_teaches_every_model(restored, monkeypatch):
+    monkeypatch.setattr(restored.model, "teacher", Teacher(restored.model.image_tower), raising=False)
+    assert restored.losses(0.0)["loss_distil"].abs() < 1e-6, "it is the teacher"
+    monkeypatch.setattr(restored.model, "keep", Coverage(restored.model.visual_encoder.shape.depth, 1.0))
+    loss = restored.losses(1.5)["loss_distil"]
+    loss.backward()
+    assert loss > 0 and restored.model.visual_encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
 def test_temperature_zero_leaves_the_guidance_alone(restored):

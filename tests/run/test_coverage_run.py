@@ -9,7 +9,8 @@ import torch
 from compress_nlvr_dtp import NLVR
 from madtp.cost.measure import CalibrationSample
 from madtp.cost.schedule import SHAPES
-from madtp.run.engine import main, prepare
+from madtp.run import engine
+from madtp.run.engine import main, prepare, write_epoch
 from madtp.run.flags import parse
 from madtp.run.schedule import find_shape
 from madtp.shared.weights.checkpoint import Stored, read
@@ -106,6 +107,29 @@ def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, 
 def test_what_has_no_meaning_is_refused_in_training(folder, tmp_path, capsys, flags, says):
     assert main(NLVR(), [*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage", *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_checkpoint_teaches_what_it_is_pruned_to_before_and_after_a_stop(folder, tmp_path, monkeypatch, capsys):
+    config = write_config(folder, tmp_path / "taught.yaml", "nlvr", **DENSE | {"max_epoch": 2, "distill": 2.0})
+    dense = ["--pretrained", str(folder / "dense" / "checkpoint_best.pth")]
+    flags = ["--p", "0.4", "--keep", "coverage"]
+    assert main(NLVR(), [*common(config, tmp_path / "none"), *flags]) == 2
+    assert "--pretrained names it" in capsys.readouterr().err
+    assert main(NLVR(), [*common(config, tmp_path / "whole"), *flags, *dense]) == 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            engine, "write_epoch", lambda run, record: stop() if record["epoch"] else write_epoch(run, record)
+        )
+        main(NLVR(), [*common(config, tmp_path / "parts"), *flags, *dense])
+    assert main(NLVR(), [*common(config, tmp_path / "parts"), *flags, *dense, "--resume"]) == 0
+    whole, parts = (read(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(value, parts[name]) for name, value in whole.items())
+    records = [json.loads(line) for line in (tmp_path / "whole" / "log.txt").read_text().splitlines()]
+    assert all(record["train_loss_distil"] > 0 for record in records)
 
 
 def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):

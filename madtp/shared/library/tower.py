@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from madtp.cost.flops import TowerShape
-from madtp.cost.trace import Trace
-from madtp.method import coverage
 from madtp.method.errors import UserError
 from madtp.method.layout import Sequences
 from madtp.method.merged import Merged, Schedule
@@ -130,13 +128,12 @@ class Pruned(Replacement):
 
     def run(self, x: Tensor, seen: Tensor | None = None) -> tuple[Sequences, Tensor | None]:
         """The tokens that are left of x [B, L, D], and which of them every patch is part of, [B, N]."""
-        layers, trace = self.of.layers, Trace()
+        layers = self.of.layers
         sequences = Sequences(x, Merged.of(self.of.schedule(int(x.shape[1]), self.shape), x, seen))
         flags = (getattr(module, self.of.flag, False) for module in (self.of.entry, layers[0].block))
         recomputed = len(layers) * (self.of.recompute or any(flags))
-        passed = run_layers(layers, sequences, Guidance(temperature=self.amount), self.tower, trace, recomputed)
-        merged = [layer.kept.groups for layer in trace.layers[self.tower] if layer.kept is not None]
-        return passed.sequences, coverage.places(merged)
+        passed = run_layers(layers, sequences, Guidance(temperature=self.amount), self.tower, None, recomputed)
+        return passed.sequences, passed.sequences.layout.places
 
 
 def _given(value: Any) -> bool:
