@@ -7,6 +7,8 @@ import shlex
 import sys
 from argparse import ArgumentParser
 from glob import glob
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -21,14 +23,16 @@ from data import create_dataset, splits
 from madtp.__main__ import COMMANDS, main
 from madtp.look.scripts import SCRIPTS
 from madtp.run import config as configuration
+from madtp.run import flags
 from tests.data import official_files as official
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+def blocks(page: str, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return [code for language, code in found if language in languages]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -102,7 +106,7 @@ def test_examples_run_and_tell_the_cost(example, monkeypatch, capsys):
 
 
 SOURCES = [path for room in ("madtp", "data", "scripts") for path in (ROOT / room).rglob("*.[ps][yh]")]
-BLOCKS = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
+BLOCKS = "\n".join(block for page in PAGES for block in blocks(page, "bash", ""))
 
 
 def test_every_command_that_is_named_exists():
@@ -112,12 +116,70 @@ def test_every_command_that_is_named_exists():
         assert {*re.findall(r"-m madtp ([a-z]\w*)", text)} <= {*COMMANDS}, path
 
 
-@pytest.mark.parametrize("words", re.findall(r"python -m madtp ((?:[^\n`]*\\\n)*[^\n`]*)", BLOCKS))
+PLACES = {"$amp": "bf16", "$batch": "8", "$task": "retrieval"}  # what loops over commands put in
+MAINS = {name: f"{name}.__main__" for name in ("benchmarks.photos", "benchmarks.experiment")}
+SCRIPT_CLASSES = [*SCRIPTS.values(), ("compress_retrieval_flickr_dtp", "RetrievalFlickr")]
+
+
+def commands(beginning: str) -> list[list[str]]:
+    """The words of every command that begins so, behind that, once each; of `[--flag]` and `this|that` the first."""
+    found = re.findall(rf"{beginning} ?((?:[^\n`]*\\\n)*[^\n`]*)", BLOCKS)
+    plain = (re.sub(r"\[(?=--)|(?<=\w)\](?=\s|$)|(?<=\w)\|\S+|;.*", "", words.replace("\\\n", " ")) for words in found)
+    lists = (shlex.split(words, comments=True) for words in dict.fromkeys(plain))
+    return [[PLACES.get(word, word) for word in words if word != "FLAGS"] for words in lists]
+
+
+@pytest.mark.parametrize(
+    "words", commands(r"(?<!srun )python (?:-m torch[^\n]*(?:\\\n[^\n]*)?-- )?(?=compress_)"), ids=" ".join
+)
+def test_scripts_take_what_the_pages_give_them(words, monkeypatch):
+    """Flags, and the configuration with what is set in it; but for the one that another command writes."""
+    script, *given = words
+    monkeypatch.chdir(ROOT)
+    (kind,) = (kind for stem, kind in SCRIPT_CLASSES if f"{stem}.py" == script)
+    task = getattr(import_module(script.removesuffix(".py")), kind)()
+    written = [word for word in given if word.startswith("pretrained/") and word.endswith(".yaml")]
+    args = flags.command_line(task).parse_args(given)
+    assert written or flags.parse(given, task)[0].p == args.p
+    assert all(Path(word).exists() for word in given if word.endswith(".yaml") and word not in written)
+
+
+class Understood(Exception):
+    """A command line was read to its end."""
+
+
+@pytest.mark.parametrize("words", commands(r"python -m (?=benchmarks\.)"), ids=" ".join)
+def test_benchmarks_have_the_flags_that_the_pages_give_them(words, monkeypatch):
+    read = ArgumentParser.parse_args
+
+    def stop(parser, *given):
+        read(parser, *given)
+        raise Understood
+
+    module, *given = words
+    monkeypatch.setattr(sys, "argv", [module, *given])
+    monkeypatch.setattr(ArgumentParser, "parse_args", stop)
+    with pytest.raises(Understood):
+        resolve_name(MAINS.get(module, module)).main()
+
+
+def test_scripts_and_modules_that_are_named_exist():
+    for page in PAGES:
+        text = page.read_text()
+        assert all(
+            (ROOT / name).exists() for name in re.findall(r"(?<![\w/])scripts/\w[\w.]*\.sh", text) if "_X_" not in name
+        )
+        assert all((ROOT / name).exists() for name in re.findall(r"bash (benchmarks/\S+\.sh)", text))
+        for module in re.findall(r"python -m ((?:benchmarks|tests)(?:\.\w+)+)", text):
+            assert find_spec(module), module
+
+
+@pytest.mark.parametrize("words", commands(r"python -m madtp"), ids=" ".join)
 def test_commands_have_the_flags_that_the_pages_give_them(words):
-    name, *flags = shlex.split(words.replace("\\\n", " "), comments=True)
+    name, *given = words
     parser = ArgumentParser(allow_abbrev=False)
     resolve_name(COMMANDS[name].flags)(parser)
-    parser.parse_args(flags)
+    parser.parse_args(given)
 
 
 @pytest.fixture
@@ -161,25 +223,25 @@ def test_the_commands_for_published_sets_make_what_the_tasks_read(downloads):
     )
     lines = re.findall(r"^python (?:-m madtp )?((?:[^\n]*\\\n)*[^\n]*)", section, re.MULTILINE)
     commands = [shlex.split(line.replace("\\\n", " "), comments=True) for line in lines]
-    for name, *flags in (words for words in commands if words[0] == "convert"):
-        assert main([name, *(path for flag in flags for path in sorted(glob(flag)) or [flag])]) == 0
-    runs = [flags for flags in commands if flags[0].startswith("compress_")]
+    for name, *given in (words for words in commands if words[0] == "convert"):
+        assert main([name, *(path for flag in given for path in sorted(glob(flag)) or [flag])]) == 0
+    runs = [words for words in commands if words[0].startswith("compress_")]
     assert len(runs) == 10
-    for script, *flags in runs:
+    for script, *given in runs:
         module = script.removesuffix(".py").replace("_flickr", "")
         task = next(name for name, (stem, _) in SCRIPTS.items() if stem == module)
-        args = parse_known(flags)
+        args = parse_known(given)
         config = configuration.resolve(str(ROOT / args.config), task, args.set)
         missing = [path for _, paths in splits(task, config).values() for path in paths if not path.exists()]
-        assert not missing, flags
+        assert not missing, given
 
 
-def parse_known(flags):
+def parse_known(given):
     """Of the flags of a run those that decide what it reads."""
     parser = ArgumentParser()
     parser.add_argument("--config")
     parser.add_argument("--set", nargs="+", default=[])
-    return parser.parse_known_args(flags)[0]
+    return parser.parse_known_args(given)[0]
 
 
 def test_one_version_is_installed_cited_and_told():

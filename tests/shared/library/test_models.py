@@ -131,12 +131,14 @@ def test_it_is_compiled(name):
     torch.testing.assert_close(ask(name, compiled, images), plain, rtol=1e-9, atol=1e-9)
 
 
-def test_it_is_exported():
-    """For as many images as were shown; tracing, ViT's attention has a mask of nothing."""
-    model, images = make("ViTModel"), noise()
+@pytest.mark.parametrize("name", ["timm", "timm-average-no-class", "ViTModel"])
+def test_it_is_exported_for_any_number_of_images(name):
+    """Tracing, ViT's attention has a mask of nothing."""
+    model, images = make(name), noise(3)
     madtp.prune(model, amount=1.2, shape=0.7)
     with torch.no_grad():
-        pruned = model(images)
-        exported = torch.export.export(model, (images,), strict=False).module()
-        torch.testing.assert_close(exported(noise(seed=2)), model(noise(seed=2)), rtol=1e-9, atol=1e-9)
-    assert not torch.equal(exported(noise(seed=2)).last_hidden_state, pruned.last_hidden_state)
+        batch = torch.export.Dim("batch", max=64)
+        exported = torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=False).module()
+        for number in (1, 6):
+            others = noise(number, seed=2)
+            torch.testing.assert_close(exported(others), model(others), rtol=1e-9, atol=1e-9)
