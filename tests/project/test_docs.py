@@ -226,7 +226,7 @@ def test_the_commands_for_published_sets_make_what_the_tasks_read(downloads):
     for name, *given in (words for words in commands if words[0] == "convert"):
         assert main([name, *(path for flag in given for path in sorted(glob(flag)) or [flag])]) == 0
     runs = [words for words in commands if words[0].startswith("compress_")]
-    assert len(runs) == 10
+    assert len({words[words.index("--output_dir") + 1] for words in runs}) == len(runs) == 10
     for script, *given in runs:
         module = script.removesuffix(".py").replace("_flickr", "")
         task = next(name for name, (stem, _) in SCRIPTS.items() if stem == module)
