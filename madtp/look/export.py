@@ -1,6 +1,6 @@
 """A checkpoint, dense or fine-tuned, as a folder that the transformers library's classes load.
 
-    python -m madtp export --checkpoint output/caption_coco_dense --output_dir caption_for_transformers
+    python -m madtp export --checkpoint output/caption_hub --output_dir caption_for_transformers
 
     >>> BlipForConditionalGeneration.from_pretrained("caption_for_transformers")
 
