@@ -6,7 +6,7 @@ from statistics import mean
 
 from benchmarks.comparison.reporting import NONE, table
 from benchmarks.photos.cells import LESSONS, REFERENCE
-from benchmarks.photos.results import Results, score, score_name, title
+from benchmarks.photos.results import Results, lesson, score, score_name, title
 from benchmarks.photos.world import TASKS
 
 
@@ -42,11 +42,6 @@ def named(record: dict) -> str:
     return title(record) if lesson(record) == LESSONS[0] else f"{title(record)}, {lesson(record)}"
 
 
-def lesson(record: dict) -> str:
-    """What a model was fine-tuned by."""
-    return record.get("lesson", LESSONS[0])
-
-
 def finetuned(results: Results, task: str) -> str:
     """Every fine-tuned model of a task: what it costs, its score before and after, differences with their intervals."""
     rows = []
@@ -66,16 +61,33 @@ def finetuned(results: Results, task: str) -> str:
     return table([*head, "against dense", "against MADTP"], rows) if rows else "Not run."
 
 
+def best_of(results: Results, task: str, p: float, rule: str) -> dict | None:
+    """The model of a rule by its best schedule, fine-tuned by the task alone and as long as a dense one was."""
+    lengths = {one["steps"] for one in at(results, task, 0.0)}
+    found = (one for one in at(results, task, p) if (one["rule"], lesson(one)) == (rule, LESSONS[0]))
+    return next((one for one in found if one["steps"] in lengths), None)
+
+
 def tuned_gap(results: Results, task: str, p: str, rule: str, other: str) -> str:
     """The difference of two fine-tuned models, each by its best schedule, paired by photo, with its interval."""
-    ours = next((one for one in at(results, task, float(p)) if one["rule"] == rule), None)
+    ours = best_of(results, task, float(p), rule)
     theirs = None if ours is None else of(results, ours, other)
     return "not run" if theirs is None else str(results.against(ours, theirs))
 
 
 def tuned_value(results: Results, task: str, p: str, rule: str) -> str:
     """The score of a fine-tuned model by its best schedule."""
-    return next((f"{score(one):.1f}" for one in at(results, task, float(p)) if one["rule"] == rule), "not run")
+    found = best_of(results, task, float(p), rule)
+    return "not run" if found is None else f"{score(found):.1f}"
+
+
+def lesson_gap(results: Results, task: str, p: str, rule: str, schedule: str, *learned: str) -> str:
+    """The difference of two models of a rule and schedule by what they learned by: LESSON STEPS LESSON STEPS."""
+    wanted = [(rule, schedule, name, int(steps)) for name, steps in (learned[:2], learned[2:])]
+    found = {(one["rule"], one["schedule"], lesson(one), one["steps"]): one for one in at(results, task, float(p))}
+    if not found.keys() >= set(wanted):
+        return "not run"
+    return str(results.against(*(found[one] for one in wanted)))
 
 
 def comparisons(results: Results) -> int:

@@ -7,8 +7,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.photos.cells import title_of
-from benchmarks.photos.results import Results, cell_of, score, score_name
+from benchmarks.photos.cells import LESSONS, TUNED, title_of
+from benchmarks.photos.results import Results, cell_of, lesson, score, score_name
 
 MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
 
@@ -53,14 +53,17 @@ def tokens(results: Results, path: Path, task: str, p: str) -> str:
 
 
 def learning(results: Results, path: Path, task: str) -> str:
-    """How models learn under their rules: loss, and score of the first photos, checkpoint by checkpoint."""
+    """How models learn by the task under their rules: loss, and score of the first photos, by checkpoint."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    for number, one in enumerate(one for one in results.tuned.values() if one["task"] == task and "curve" in one):
-        name = f"{title_of(one['rule'])}, seed {one['seed']}"
-        name += f", {100 - 100 * one['p']:.0f} %" if one["p"] else ""
+    rules, costs = ["dense", *TUNED], {0.0: "-", 0.5: "-", 0.7: "--"}
+    own = (one for one in results.tuned.values() if one["task"] == task and "curve" in one)
+    for one in (one for one in own if lesson(one) == LESSONS[0] and one["rule"] in rules):
+        name = ", ".join([cell_of(one).title, *([f"{100 - 100 * one['p']:.0f} %"] if one["p"] else [])])
+        name += f", seed {one['seed']}" if one["seed"] > 1 else ""
+        style = {"color": f"C{rules.index(one['rule'])}", "linestyle": costs.get(one["p"], ":"), "label": name}
         for axis, shown in zip(axes, ("loss", "score"), strict=True):
             points = [(point["step"], point[shown]) for point in one["curve"] if shown in point]
-            axis.plot(*zip(*points, strict=True), "o-", color=f"C{number % 10}", label=name, markersize=4)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, **style)
     for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
         axis.set(xlabel="step", ylabel=shown)
     return finish(figure, path, f"{task}: fine-tuning under the rules")

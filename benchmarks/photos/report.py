@@ -194,4 +194,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
     *(machines, shapes, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
+    finetuned.lesson_gap,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
-from benchmarks.photos.cells import REFERENCE, SCHEDULES, Cell
+from benchmarks.photos.cells import LESSONS, REFERENCE, SCHEDULES, Cell
 from benchmarks.photos.world import ALL_TASKS, MATCHING
 from utils import UserError
 
@@ -111,6 +111,11 @@ def title(record: dict) -> str:
     """A record for readers, with the shape that a search found."""
     name = cell_of(record).title
     return f"{name} ({record['shape']})" if "shape" in record else name
+
+
+def lesson(record: dict) -> str:
+    """What a fine-tuned model learned by."""
+    return record.get("lesson", LESSONS[0])
 
 
 def chance(photos: int) -> float:

@@ -51,6 +51,24 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
     assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
 
 
+def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_path):
+    given = {("dense", 0.0, "task"): [52, 30], ("tome", 0.5, "task"): [40, 20], ("tome", 0.5, "distilled"): [44, 30]}
+    written = []
+    for (rule, p, lesson), photos in given.items():
+        cell = cells.Tuned("retrieval", "val", rule, "", p, 1, 100, lesson)
+        line = {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": "", "p": p, "seed": 1}
+        written.append(line | cell.told | {"steps": 100, "percent": 100 - 100 * p, "photos": photos})
+        written[-1] |= {"scores": {"r_mean": sum(photos) / 2}}
+    (tmp_path / "photos_retrieval_tuned.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    found = Results(tmp_path, tmp_path)
+    assert len(found.tuned) == 3 and written[-1]["name"].endswith("-1-distilled")
+    assert finetuned.tuned_value(found, "retrieval", "0.5", "tome") == "30.0", "by the task alone"
+    learned = "distilled", "100", "task", "100"
+    assert finetuned.lesson_gap(found, "retrieval", "0.5", "tome", "", *learned).startswith("+7.0 [")
+    assert finetuned.lesson_gap(found, "retrieval", "0.5", "image", "", *learned) == "not run"
+    assert "| ToMe, distilled |" in finetuned.finetuned(found, "retrieval")
+
+
 def test_the_template_asks_for_nothing_unknown():
     asked = {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())}
     assert asked <= set(report.BLOCKS)
