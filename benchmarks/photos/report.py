@@ -8,6 +8,7 @@ from benchmarks.comparison.reporting import NONE, named, table, write_page
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
+from benchmarks.photos.reranking import SHORT_LIST
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
@@ -139,6 +140,11 @@ def chosen(results: Results, task: str) -> str:
     return table(["rule", "p", "shape found", "its score", "best fixed schedule"], rows) if rows else "Not run."
 
 
+def short_list(results: Results) -> str:
+    """How many candidates the matching head judges."""
+    return str(SHORT_LIST)
+
+
 def split(results: Results) -> str:
     """What was scored."""
     return {"val": "the validation split", "test": "the test split"}[results.split]
@@ -193,6 +199,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
-    *(machines, shapes, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
+    *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
     finetuned.lesson_gap,
 )

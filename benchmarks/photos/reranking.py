@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.photos.scoring import recall_by
+from benchmarks.photos.scoring import recall_by, similarities
 from benchmarks.photos.world import Photo, texts_of
 from madtp.method.layout import Sequences
 from models.blip_retrieval import BlipRetrieval
@@ -32,7 +32,7 @@ def reranked(
         states: tokens of every photo, one by one.
     """
     captions, owners = texts_of(photos)
-    similarity = (image.float() @ text[: len(captions)].float().T).cpu()  # [I, T]
+    similarity = similarities(image, text[: len(captions)])  # [I, T]
     lists = [short_list(similarity, dim) for dim in (1, 0)]
     judged = torch.zeros_like(similarity)
     for photo, asked in enumerate(lists[0] | lists[1]):

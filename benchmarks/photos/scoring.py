@@ -27,8 +27,14 @@ def recall_of_photos(image: Tensor, text: Tensor, owners: Sequence[int]) -> dict
         `txt_r1`, ... of the photo that looks for its captions; `img_r1`, ... mean of its captions that look for it;
         `r_mean` of all six.
     """
-    similarity = image.float().cpu() @ text.float().cpu().T  # [I, T]
+    similarity = similarities(image, text)
     return recall_by(similarity, similarity, owners)
+
+
+def similarities(image: Tensor, text: Tensor) -> Tensor:
+    """Of features [I, E] and [T, E], [I, T]: in single precision even under autocast, since ranks are read from them."""
+    with torch.autocast("cpu", enabled=False):
+        return image.float().cpu() @ text.float().cpu().T
 
 
 def recall_by(to_text: Tensor, to_photo: Tensor, owners: Sequence[int]) -> dict[str, np.ndarray]:
