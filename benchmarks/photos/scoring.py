@@ -32,7 +32,7 @@ def recall_of_photos(image: Tensor, text: Tensor, owners: Sequence[int]) -> dict
 
 
 def similarities(image: Tensor, text: Tensor) -> Tensor:
-    """Of features [I, E] and [T, E], [I, T]: in single precision even under autocast, since ranks are read from them."""
+    """Of features [I, E] and [T, E]: [I, T], in single precision even under autocast, since they are ranked."""
     with torch.autocast("cpu", enabled=False):
         return image.float().cpu() @ text.float().cpu().T
 

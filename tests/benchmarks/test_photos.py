@@ -117,11 +117,13 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
 
 @needs_5
 def test_the_matching_head_is_trained_alone_and_looks_again_at_what_features_find(small, capsys):
-    assert small.run("--dense", "matching") == 0
+    assert small.run("--dense", "matching", "--amp", "bf16") == 0
     features, judge = (torch.load(small.places.dense(task), weights_only=True)["model"] for task in TWO)
     moved = {name for name, value in judge.items() if not torch.equal(value, features[name])}
     assert moved and all("crossattention" in name or "itm_head" in name for name in moved)
     assert small.run("--task", "matching", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
+    half = ["--rules", "dense", "--amp", "bf16", "--results", str(small.results / "half")]
+    assert small.run("--task", "matching", *half) == 0
     assert small.run("--task", "retrieval", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
     ours, theirs = (lines(small, f"photos_{task}")[f"{task}-val-coverage-even-0.1"] for task in reversed(TWO))
     assert ours["tokens"] == theirs["tokens"] and ours["percent"] == theirs["percent"]
