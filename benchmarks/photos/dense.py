@@ -69,6 +69,8 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
     set_seed(1)
     prepare_output(places.output)
     model = build(places, task, start_of(places, task)).to(machine.device)
+    if task == MATCHING:
+        look_as_a_captioner(model, places.dense("caption"))
     tower, splits = model.visual_encoder, {split: read_split(places, task, split) for split in ("train", "val")}
     known = {} if blind else kept_tokens(tower, places.photos(task), places.tokens(FOLDER[task]), machine)
     blank = blank_tokens(tower)
@@ -101,6 +103,14 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
         for line in curve:
             file.write(json.dumps({"task": task, "blind": blind, **line}) + "\n")
     return curve
+
+
+def look_as_a_captioner(model: BlipRetrieval, captioner: Path) -> None:
+    """Takes the cross-attention of a trained captioner, which knows how to look; fresh, it would take epochs to learn."""
+    found = torch.load(captioner, weights_only=True)["model"]
+    looking = {name: value for name, value in found.items() if ".crossattention." in name}
+    weights = {name.replace("text_decoder.bert.", "text_encoder."): value for name, value in looking.items()}
+    model.load_state_dict(weights, strict=False)
 
 
 def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, machine: Machine):

@@ -57,7 +57,7 @@ RECIPES = {
     "retrieval": Recipe(64, 2, 5e-5, ("vision_proj", "text_proj", "temp"), 2e-4, 10),
     "caption": Recipe(24, 3, 2e-4, ("crossattention",), 1e-3, epochs=2),
     "vqa": Recipe(8, 8, 1e-4, (), 1e-4, epochs=6),
-    MATCHING: Recipe(32, 2, 2e-4, ("crossattention", "itm_head"), 1e-3, epochs=3),
+    MATCHING: Recipe(32, 1, 2e-4, ("itm_head",), 1e-3, epochs=3),
 }
 
 

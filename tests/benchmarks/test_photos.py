@@ -119,6 +119,10 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
 def test_the_matching_head_is_trained_alone_and_looks_again_at_what_features_find(small, capsys):
     assert small.run("--dense", "matching", "--amp", "bf16") == 0
     features, judge = (torch.load(small.places.dense(task), weights_only=True)["model"] for task in TWO)
+    captioner = torch.load(small.places.dense("caption"), weights_only=True)["model"]
+    name = "encoder.layer.0.crossattention.self.query.weight"
+    far = judge[f"text_encoder.{name}"] - captioner[f"text_decoder.bert.{name}"]
+    assert far.abs().max() < 0.01 < (judge[f"text_encoder.{name}"] - features[f"text_encoder.{name}"]).abs().max()
     moved = {name for name, value in judge.items() if not torch.equal(value, features[name])}
     assert moved and all("crossattention" in name or "itm_head" in name for name in moved)
     assert small.run("--task", "matching", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
