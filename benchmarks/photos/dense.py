@@ -106,7 +106,7 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
 
 
 def look_as_a_captioner(model: BlipRetrieval, captioner: Path) -> None:
-    """Takes the cross-attention of a trained captioner, which knows how to look; fresh, it would take epochs to learn."""
+    """Takes the cross-attention of a captioner, which knows how to look; a fresh one would take epochs to learn it."""
     found = torch.load(captioner, weights_only=True)["model"]
     looking = {name: value for name, value in found.items() if ".crossattention." in name}
     weights = {name.replace("text_decoder.bert.", "text_encoder."): value for name, value in looking.items()}
