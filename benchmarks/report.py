@@ -113,6 +113,39 @@ def prepared(lines: Lines) -> str:
     return table(["", "as they are, processor s", "prepared, processor s", "faster", "load"], rows)
 
 
+def single(lines: Lines) -> str:
+    """One request at a time: what it takes, how many operators, and the share of the bound, by width and patches."""
+    rows = [
+        [
+            f"{row['width']} wide, {row['patches']} patches",
+            f"{row['rule']}, p {row['p']:g}" if row["rule"] else row["name"],
+            f"{row['percent']:.1f}",
+            f"{row['milliseconds']:.2f}",
+            f"{row['speedup']:.2f}",
+            f"{row['steps']}",
+            f"{row['percent_of_bound']:.0f}",
+        ]
+        for row in lines.of("speed_single")
+    ]
+    head = ["", "", "% of dense GFLOPs", "ms", "speed-up", "operators", "% of the bound"]
+    return table(head, rows) if rows else ""
+
+
+def profile(lines: Lines) -> str:
+    """Where a training step's time goes, by kind of work."""
+    found = lines.of("speed_profile", train=True)
+    kinds = list(dict.fromkeys(kind for row in found for kind in row["ms"]))
+    rows = [
+        [
+            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            *(f"{row['ms'].get(kind, 0):.0f}" for kind in kinds),
+            f"{sum(row['ms'].values()):.0f}",
+        ]
+        for row in found
+    ]
+    return table(["ms", *kinds, "in all"], rows) if rows else ""
+
+
 def feeding(lines: Lines) -> str:
     """Pictures a second, and how many times as many as with floats made by the worker; at which load."""
     rows = [
@@ -136,7 +169,7 @@ def machines(lines: Lines, *files: str) -> str:
         for row in lines.of(f"speed_{file}")
         if "hardware" in row
     )
-    return "; ".join(found)
+    return "; ".join(found) or NOT_MEASURED
 
 
 def gpu(lines: Lines) -> str:
@@ -185,7 +218,20 @@ def gpu_speed(rows: list[dict]) -> str:
 
 
 BLOCKS = named(
-    models, over_plain, attention, keep, batches, decoding, prepared, feeding, machines, gpu, features, photo_models
+    models,
+    over_plain,
+    attention,
+    keep,
+    batches,
+    decoding,
+    prepared,
+    single,
+    profile,
+    feeding,
+    machines,
+    gpu,
+    features,
+    photo_models,
 )
 
 

@@ -57,13 +57,24 @@ class Workload:
         device: where the model runs.
         dtype: of mixed precision.
         small: two narrow layers instead, to see that everything runs.
+        own: entries of the configuration that are to be others.
     """
 
-    def __init__(self, name: str, batch_size: int, images: str, device: str, dtype: torch.dtype, small: bool = False):
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        images: str,
+        device: str,
+        dtype: torch.dtype,
+        small: bool = False,
+        own: dict | None = None,
+    ):
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.task: Task = TASKS[name]()
         with tempfile.TemporaryDirectory() as folder:
-            self.config = self.task.config = sizes(name, small) | {"tokenizer": vocabulary(folder), "init_lr": 0.0}
+            self.config = sizes(name, small) | {"tokenizer": vocabulary(folder), "init_lr": 0.0} | (own or {})
+            self.task.config = self.config
             self.model = self.task.build_model(self.config, evaluate=False).to(self.device).eval()
         self.images, self.optimization = images, None
         self.unprepare = prepare(self.model, dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madtp.method import small
 from madtp.method.attention_blocks import BlockwiseAttention, attend_without_gradients, whole
 from madtp.method.precision import accumulator, at_least_single, exact
 
@@ -67,6 +68,9 @@ def attend(
         if dropout > 0:
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
+            if counted is None and small.serves(query):
+                output, *found = small.attend(query, key, value, mask)
+                return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()
             attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
             output, sums, cls_row = attended(query, key, value, mask, counted)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from madtp.method import small
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.precision import exact
 from madtp.method.pruning import Kept, assess, merge, merge_weights, pass_alike, prune_tokens, select_own
@@ -126,8 +127,11 @@ class Rectangle:
         protected: Tensor | None = None,
     ) -> tuple[Tensor, "Rectangle", Kept | None]:
         """The shortened tokens and how they lie; see `madtp.method.pruning.prune_tokens`."""
-        x, kept = prune_tokens(x, scores, alignment, temperature, min_keep, protected)
-        return x, self, kept
+        if temperature <= 0 or not small.serves(x):
+            x, kept = prune_tokens(x, scores, alignment, temperature, min_keep, protected)
+            return x, self, kept
+        pruned = small.prune(x, *scores, alignment, temperature, min_keep, protected)
+        return (x, self, None) if pruned is None else (pruned[0], self, Kept(pruned[1]))
 
     def sizes(self, x: Tensor) -> list[int]:
         """Tokens of each sequence, as they lie in memory."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from madtp.method.attention import AttentionScores, attend
-from madtp.method.layout import Masked, Sequences, attention_mask
+from madtp.method.layout import RECTANGLE, Masked, Sequences, attention_mask
 from madtp.method.precision import exact
 from madtp.method.pruning import assess, merge, merge_weights, own_tokens
 
@@ -38,7 +38,7 @@ class Packed(Masked):
     def of(cls, x: Tensor, own: Tensor | None, together: int = 1) -> Sequences:
         """Packs [B, L, D], of which `own` [B, L] tells the tokens."""
         counts = [x.shape[1]] * len(x) if own is None else own.sum(dim=1).tolist()
-        packed = x.flatten(0, 1) if own is None else x[own]
+        packed = x.flatten(0, 1) if min(counts) == x.shape[1] else x[own]
         return Sequences(packed.unsqueeze(0), cls(counts, x.device, together))
 
     @property
@@ -84,6 +84,11 @@ class Packed(Masked):
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
         if query.is_cuda and not self.equal:
             return self._attend_padded(query, key, value, mask, causal, scores)
+        if self.equal:
+            parts = [x[0].unflatten(1, (len(self.counts), -1)).transpose(0, 1) for x in (query, key, value)]
+            allowed = attention_mask(mask, causal, self.counts[0], parts[1])
+            output, found = attend(*parts, allowed, scores)
+            return output.transpose(0, 1).flatten(1, 2).unsqueeze(0), found
         output, found = torch.empty_like(query), None
         for samples, length in self._by_length():
             rows = self._rows(samples, length)
@@ -114,6 +119,8 @@ class Packed(Masked):
             value: [1, H, T, E].
             sizes: tokens of each sequence.
         """
+        if len(self.counts) == 1:
+            return attend(query, key, value)[0]
         readers = self.readers or [len(sizes) // len(self.counts)] * len(self.counts)
         ends = [0, *accumulate(sizes)]
         shares = [ends[last] - ends[first] for first, last in pairwise([0, *accumulate(readers)])]
@@ -134,6 +141,8 @@ class Packed(Masked):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         if temperature <= 0:
             return x, self, None
+        if len(self.counts) == self.together:
+            return self._prune_alone(x, scores, alignment, temperature, min_keep, protected)
         with exact(x.device.type):
             own = self.inside[:, 1:]
             alignment = self.rectangle(alignment[0], own)  # [B, N, K]
@@ -151,6 +160,15 @@ class Packed(Masked):
             last = after.offsets + kept.lengths - 1
             shortened[0, last[kept.merges]] = torch.stack(merged)[kept.merges]
             return shortened, after, kept
+
+    def _prune_alone(self, x, scores, alignment, temperature, min_keep, protected):
+        """Of one sample alone, whose sequences keep equally many tokens: what the rule `batch` keeps, in its steps."""
+        sequences, alignment = (values.unflatten(1, (self.together, -1))[0] for values in (x, alignment))
+        shortened, _, kept = RECTANGLE.prune(sequences, scores, alignment, temperature, int(min_keep), protected)
+        if kept is None:
+            return x, self, None
+        counts = [shortened.shape[1]] * self.together
+        return shortened.flatten(0, 1).unsqueeze(0), Packed(counts, self.device, self.together), kept
 
     def chunk(self, x: Tensor, parts: int) -> list["Sequences"]:
         size = len(self.counts) // parts
@@ -175,19 +193,15 @@ class Packed(Masked):
         counts = list(chain.from_iterable(layout.counts for _, layout in parts))
         return Sequences(torch.cat([x for x, _ in parts], dim=1), Packed(counts, parts[0].tokens.device))
 
-    def _by_length(self) -> list[tuple[list[int] | slice, int]]:
+    def _by_length(self) -> list[tuple[list[int], int]]:
         """Samples that are equally long attend together: their numbers, and their length."""
-        if self.equal:
-            return [(slice(None), self.counts[0])]
         groups = defaultdict(list)
         for sample, count in enumerate(self.counts):
             groups[count].append(sample)
         return [(samples, length) for length, samples in groups.items()]
 
-    def _rows(self, samples: list[int] | slice, length: int) -> Tensor | slice:
+    def _rows(self, samples: list[int], length: int) -> Tensor | slice:
         """Where the tokens of some samples stand, one sample after the other."""
-        if isinstance(samples, slice):
-            return samples
         if len(samples) == 1:
             return slice(self.starts[samples[0]], self.starts[samples[0]] + length)
         starts = torch.tensor([self.starts[sample] for sample in samples], device=self.device)

@@ -1,0 +1,73 @@
+"""Where the time of a forward pass or of a training step goes: `python -m benchmarks.bench_profile --train`.
+
+Dense, and pruned by either rule to one cost, are listened to by PyTorch's profiler. Every operator's own time counts as
+one kind of work. The profiler itself takes part of the time of small operators, so that what is `other` looks larger
+than it is; `bench_model` has the times without it.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.bench_model import settings, title
+from benchmarks.timing import arguments, report
+from benchmarks.workload import TASKS, Workload
+from madtp.run.precision import precision
+
+KINDS = {  # kind of work -> parts of the names of its operators, the first that fits
+    "attention": ("scaled_dot_product", "bmm", "softmax"),
+    "products": ("addmm", "aten::mm", "linear_pointwise", "mkldnn_linear", "convolution"),
+    "norms": ("layer_norm",),
+    "GELU": ("gelu",),
+    "copies": ("copy_", "clone", "cat", "index", "gather", "scatter", "take"),
+    "optimizer": ("_foreach", "adam", "Optimizer"),
+    "choice": ("sort", "topk", "amax", "max", "min", "cumsum", "where", "argmax", "eq", "norm"),
+    "sums": ("add", "sub", "mul", "div", "sum", "mean", "sqrt", "fill_", "zero_"),
+}
+OTHER = "other"
+
+
+def kind_of(operator: str) -> str:
+    """Which kind of work an operator is."""
+    return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), OTHER)
+
+
+def profiled(work: Callable[[], None]) -> Counter:
+    """Milliseconds of a call by kind of work, after one that warms up."""
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    spent = Counter()
+    for event in profile.key_averages():
+        spent[kind_of(event.key)] += event.self_cpu_time_total / 1e3
+    return spent
+
+
+def main() -> None:
+    """Prints one JSON line per side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, default="nlvr")
+    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--train", action="store_true", help="a training step instead of a forward pass")
+    parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
+    parser.add_argument("--output", help="JSON-lines file to add the rows to")
+    args = arguments(parser, batch=2, threads=1)
+    dtype = precision(args.amp, torch.device(args.device))
+    workload = Workload(args.task, args.batch, "noise", args.device, dtype, args.small)
+    found = [row for row in settings(workload, [args.p], ["coverage"]) if row["name"] != "plain"]
+    if args.train:
+        workload.prepare_training()
+    setting = {name: getattr(args, name) for name in ("task", "train", "amp", "batch")}
+    rows = []
+    for row in found:
+        spent = profiled(workload.side(row["name"], row["temperature"], args.train))
+        print(f"{title(row):<14}", *(f"{kind} {spent[kind]:.0f}" for kind in [*KINDS, OTHER]))
+        rows.append({**setting, "name": row["name"], "p": row["p"], "ms": {k: round(v, 1) for k, v in spent.items()}})
+    report(rows, args.device, args.output)
+
+
+if __name__ == "__main__":
+    main()

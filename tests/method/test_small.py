@@ -1,0 +1,147 @@
+"""Scores and pruning in C: those of the steps one by one, and the steps one by one where there is no compiler.
+
+Shapes: B batch, H heads, N prunable tokens, L = N + 1, E width of a head, K learnable tokens.
+"""
+
+import pytest
+import torch
+
+from madtp.method import small
+from madtp.method.attention import AttentionScores, attend
+from madtp.method.keep import keep_sample
+from madtp.method.layout import RECTANGLE
+from madtp.method.pruning import prune_tokens
+from tests.golden.fill import seeded
+
+needs_compiler = pytest.mark.skipif(small.library() is None, reason="no C compiler")
+INFINITY = float("inf")
+
+
+def heads_of(batch, heads, length, width):
+    """Query, key and value as a tower's projection leaves them, [B, H, L, E]."""
+    projected = 3 * seeded(1, batch, length, 3, heads, width).float()
+    return projected.permute(2, 0, 3, 1, 4)
+
+
+def masks(batch, length):
+    """None, padding, and the future hidden as well."""
+    padding = torch.arange(length) < torch.tensor([[length - number % 2] for number in range(batch)])
+    return [None, padding[:, None, None], padding[:, None, None] & torch.ones(length, length, dtype=torch.bool).tril()]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 50, 32), (3, 2, 33, 5), (1, 4, 7, 40)])
+@pytest.mark.parametrize("kind", range(3))
+@torch.inference_mode()
+def test_attention_and_scores_are_those_of_the_steps_in_double_precision(shape, kind):
+    query, key, value = heads_of(*shape)
+    mask = masks(shape[0], shape[2])[kind]
+    assert small.serves(query) and not small.serves(query.double())
+    output, scores = attend(query, key, value, mask, scores=True)
+    expected, expected_scores = attend(query.double(), key.double(), value.double(), mask, scores=True)
+    for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=3e-5)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_attention_takes_parts_that_lie_differently_in_memory():
+    query, key, value = heads_of(2, 3, 9, 4)
+    expected = small.attend(query, key, value, None)
+    found = small.attend(query.contiguous(), key, value.transpose(2, 3).contiguous().transpose(2, 3), None)
+    torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_what_is_far_from_the_largest_logit_gets_nothing():
+    query, key, value = heads_of(1, 2, 6, 8)
+    output, scores = attend(1000 * query, 1000 * key, value, scores=True)
+    expected, expected_scores = attend(1000.0 * query.double(), 1000.0 * key.double(), value.double(), scores=True)
+    for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
+        torch.testing.assert_close(one.double(), exact)
+
+
+@needs_compiler
+@pytest.mark.parametrize("temperature", [1e-3, 0.5, 2.0, 8.0, 100.0, INFINITY])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 9, 40])
+@pytest.mark.parametrize("protected", [False, True])
+@pytest.mark.parametrize("min_keep", [1, 5])
+@torch.inference_mode()
+def test_prunes_what_the_steps_one_by_one_prune(temperature, tokens, protected, min_keep):
+    batch, source = 3, torch.Generator().manual_seed(tokens)
+    x = torch.randn(batch, tokens + 1, 6, generator=source)
+    scores = AttentionScores(*torch.rand(2, batch, tokens, generator=source) / tokens)
+    alignment = 1 + 3 * torch.randn(batch, tokens + 1, 4, generator=source)[:, 1:]
+    place = torch.randint(tokens, (batch, 1), generator=source) if protected else None
+    given = (x, scores, alignment, temperature, min_keep, place)
+    expected, kept = prune_tokens(*given)
+    assert small.serves(x)
+    found, _, own = RECTANGLE.prune(*given)
+    assert (own is None) == (kept is None)
+    torch.testing.assert_close(found, expected)
+    if kept is not None:
+        assert own.rows.equal(kept.rows) and own.rows.dtype == torch.long
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_halves_from_mixed_precision_count_as_they_are():
+    x, (sums, cls_attention) = seeded(1, 2, 9, 6).float(), seeded(2, 2, 2, 8).float().abs()
+    given = x, AttentionScores(sums, cls_attention.bfloat16()), (5 * seeded(3, 2, 8, 4)).bfloat16(), 2.0
+    expected, kept = prune_tokens(*given)
+    found, _, own = RECTANGLE.prune(*given)
+    assert own.rows.equal(kept.rows)
+    torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_equally_important_tokens_keep_their_order():
+    x, alike = seeded(1, 1, 9, 4).float(), torch.ones(1, 8)
+    alignment = seeded(2, 1, 8, 3).float().abs()
+    alignment[..., 0] = 5.0  # the best of every token
+    scores = AttentionScores(alike, torch.tensor([[0.3, 0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1]]))
+    _, _, kept = RECTANGLE.prune(x, scores, alignment, 1.0)
+    assert kept.rows.tolist() == [[0, 1, 2, 4, 7, 3]]
+
+
+@torch.inference_mode()
+def test_a_sample_alone_is_pruned_alike_by_both_rules():
+    x, learnable = seeded(1, 2, 12, 6).float(), seeded(2, 5, 6).float()
+    scores = AttentionScores(*seeded(3, 2, 2, 11).float().abs())
+    alignment = x[:, 1:] @ learnable.T
+    packed, layout = keep_sample(x, together=2)
+    shortened, after, kept = layout.prune(packed, scores, alignment.view(1, 22, 5), 2.0)
+    expected, expected_kept = prune_tokens(x, scores, alignment, 2.0)
+    torch.testing.assert_close(shortened.view_as(expected), expected)
+    assert kept.rows.equal(expected_kept.rows) and after.counts == [expected.shape[1]] * 2
+
+
+def test_serves_what_is_small_in_single_precision_and_without_gradients():
+    x = torch.zeros(2, 50, 96)
+    assert not small.serves(x)
+    with torch.inference_mode():
+        assert small.serves(x) == (small.library() is not None)
+        assert not small.serves(x.double()) and not small.serves(x.bfloat16()) and not small.serves(x.to("meta"))
+        assert not small.serves(torch.zeros(1, 577, 768))
+
+
+@torch.inference_mode()
+def test_without_a_compiler_the_steps_are_taken_one_by_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    small.library.cache_clear()
+    try:
+        assert small.library() is None and not small.serves(torch.zeros(1, 3, 4))
+        assert attend(*heads_of(1, 2, 5, 4), scores=True)[0].isfinite().all()
+    finally:
+        small.library.cache_clear()
+
+
+@needs_compiler
+def test_compiled_functions_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = small._compiled()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert small._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
