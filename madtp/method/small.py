@@ -107,7 +107,7 @@ def library() -> ctypes.CDLL | None:
     """The functions of `small.c`, compiled if that has not been done yet; None where it cannot be."""
     try:
         found = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody is at home
         logger.info("pruning takes its small steps one by one, for want of a C compiler: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
