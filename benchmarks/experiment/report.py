@@ -146,12 +146,16 @@ def as_it_is(records: list[dict], task: str, found: dict[tuple, dict]) -> str:
     """The score, of how much, and the shape of the schedule."""
     if not records:
         return "not run"
-    if any("untuned" not in record for record in records):
+    reached = {record["seed"]: record for record in records if "untuned" in record}
+    if not reached:
         return OUT
-    dense = mean(record["untuned"]["score"] for record in cells(found, task, 0.0, "dense"))
-    shapes = ", ".join(f"{record['shape']:g}" for record in records if "shape" in record)
-    score = spread([record["untuned"]["score"] for record in records])
-    return f"{score} of {dense:.1f}" + f" (shape {shapes})" * bool(shapes)
+    whole = (record for record in cells(found, task, 0.0, "dense") if record["seed"] in reached)
+    dense = mean(record["untuned"]["score"] for record in whole)
+    notes = [f"{len(reached)} of {len(records)}"] * (len(reached) < len(records))
+    shapes = sorted({f"{record['shape']:g}" for record in reached.values() if "shape" in record}, key=float)
+    notes += [f"shape {', '.join(shapes)}"] * bool(shapes)
+    score = spread([record["untuned"]["score"] for record in reached.values()])
+    return f"{score} of {dense:.1f}" + f" ({'; '.join(notes)})" * bool(notes)
 
 
 def left(results: Results, task: str, method: str, p: str, tower: str) -> str:

@@ -153,8 +153,8 @@ def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, caps
 
 
 def test_what_is_pruned_as_it_is_stands_beside_dense():
-    def record(method, p, **told):
-        return {"task": "vqa", "method": method, "p": p, "seed": 1, **told}
+    def record(method, p, seed=1, **told):
+        return {"task": "vqa", "method": method, "p": p, "seed": seed, **told}
 
     known = [
         record("dense", 0.0, untuned={"score": 90.0}),
@@ -168,6 +168,14 @@ def test_what_is_pruned_as_it_is_stands_beside_dense():
         "| coverage | 89.5 of 90.0 (shape 0.25) | not run |",
         "| MADTP | 60.0 of 90.0 | out of reach |",
     ]
+    known += [
+        record("dense", 0.0, 2, untuned={"score": 80.0}),
+        record("coverage", 0.5, 2, untuned={"score": 79.5}, shape=0.1),
+        record("madtp", 0.5, 2, out_of_reach="T"),
+    ]
+    *_, coverage, madtp = report.in_the_end(SimpleNamespace(in_the_end=known), "vqa:0.5").splitlines()
+    assert coverage == "| coverage | 84.5 ± 7.1 of 85.0 (shape 0.1, 0.25) |"
+    assert madtp == "| MADTP | 60.0 of 90.0 (1 of 2) |"
 
 
 def test_the_template_asks_for_nothing_unknown():
