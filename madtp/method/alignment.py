@@ -41,11 +41,11 @@ class QueryModel(nn.Module):
         """
         if space_dict is None or not (align or temperature > 0 and layout.guided):
             return None, None
-        query = self.q_map(x)  # of the class token too, since all others are copied to make one product of them
-        alignment = layout.prunable(F.linear(query, space_dict.to(query.dtype)))
+        query = self.q_map(layout.prunable(x))
+        learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
+        alignment = query @ learnable  # batched, since one flat product would copy the tokens, and keep them to train
         if not align:
             return alignment, None
-        query = layout.prunable(query)
         own, log_sizes = (None if values is None else values[:, 1:] for values in (layout.own, layout.log_sizes))
         return alignment, aligned_feature(query, alignment, own, log_sizes)
 

@@ -14,6 +14,7 @@ from madtp.cost.measure import device_of
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
 from madtp.run.folder import LAST, run_file
+from madtp.run.keys import COMMON_KEYS
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
 from madtp.run.precision import settled
@@ -21,6 +22,7 @@ from madtp.shared.weights import architecture, checkpoint
 
 FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
+YOUNGER = ("distill",)  # keys that runs may have been stopped without
 
 
 @dataclass
@@ -152,7 +154,11 @@ def stopped_amp(folder: Path, request: str | None, device: torch.device) -> str 
 
 
 def renewed(settings: dict, device: torch.device) -> dict:
-    """The settings as they are called today. The flag --amp was kept as given, and auto was off on a processor."""
+    """The settings as they are called today: what did not exist yet was at its default.
+
+    The flag --amp was kept as given, and auto was off on a processor.
+    """
+    settings = {name: COMMON_KEYS[name].default for name in YOUNGER} | settings
     if "--amp" not in settings:
         return settings
     today = {name: value for name, value in settings.items() if name != "--amp"}

@@ -96,6 +96,7 @@ def test_keys_and_defaults_are_frozen():
         "sd_dim": 768,
         "keep": "batch",
         "shape": None,
+        "distill": 0.0,
         "ramp": 0.5,
         "calibration_batches": 16,
         "cost_slack": 0.04,
