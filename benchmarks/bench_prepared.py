@@ -5,17 +5,14 @@ The same forward pass, dense and pruned, with the layers as training leaves them
 others compute says the same; a ratio is the median over the rounds of each round's own.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import nn
 
 from benchmarks.timing import arguments, ratio, report, take_turns
-from benchmarks.workload import TASKS, Workload
-from madtp.run.precision import precision
+from benchmarks.workload import Workload, model_flags, workload_of
 
 METHODS = ("forward", "in_proj")  # that are replaced
 
@@ -65,15 +62,9 @@ def measure(workload: Workload, p: float, rounds: int) -> list[dict]:
 
 def main() -> None:
     """Prints one JSON line per row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, default="nlvr")
-    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
-    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
-    parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
-    parser.add_argument("--output", help="JSON-lines file to add the rows to")
+    parser = model_flags(__doc__)
     args = arguments(parser, batch=1, rounds=3, threads=1)
-    dtype = precision(args.amp, torch.device(args.device))
-    workload = Workload(args.task, args.batch, "noise", args.device, dtype, args.small)
+    workload = workload_of(args)
     setting = {name: getattr(args, name) for name in ("task", "amp", "batch")}
     report([setting | row for row in measure(workload, args.p, args.rounds)], args.device, args.output)
 

@@ -5,7 +5,6 @@ one kind of work. The profiler itself takes part of the time of small operators,
 than it is; `bench_model` has the times without it.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,8 +12,7 @@ import torch
 
 from benchmarks.bench_model import settings, title
 from benchmarks.timing import arguments, report
-from benchmarks.workload import TASKS, Workload
-from madtp.run.precision import precision
+from benchmarks.workload import model_flags, workload_of
 
 KINDS = {  # kind of work -> parts of the names of its operators, the first that fits
     "attention": ("scaled_dot_product", "bmm", "softmax"),
@@ -47,16 +45,10 @@ def profiled(work: Callable[[], None]) -> Counter:
 
 def main() -> None:
     """Prints one JSON line per side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, default="nlvr")
-    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
-    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser = model_flags(__doc__)
     parser.add_argument("--train", action="store_true", help="a training step instead of a forward pass")
-    parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
-    parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = arguments(parser, batch=2, threads=1)
-    dtype = precision(args.amp, torch.device(args.device))
-    workload = Workload(args.task, args.batch, "noise", args.device, dtype, args.small)
+    workload = workload_of(args)
     found = [row for row in settings(workload, [args.p], ["coverage"]) if row["name"] != "plain"]
     if args.train:
         workload.prepare_training()

@@ -3,6 +3,7 @@
 Base-size models (CLIP: ViT-L/14@336) do the work that their GFLOPs count, on seeded random inputs.
 """
 
+import argparse
 import random
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage, Keep, keep_batch, keep_sample
 from madtp.run import config as configuration
 from madtp.run.optimization import Optimization
-from madtp.run.precision import autocast
+from madtp.run.precision import autocast, precision
 from madtp.run.task import Task
 from madtp.shared.inference import CastLinear, prepare
 
@@ -197,6 +198,23 @@ def random_ids(size: int, length: int, generator: torch.Generator) -> Tensor:
     ids[:, 0], ids[:, words + 1] = VOCABULARY - 2, VOCABULARY - 1
     ids[:, 1 : words + 1] = torch.randint(1, VOCABULARY - 2, (size, words), generator=generator)
     return ids
+
+
+def model_flags(document: str) -> argparse.ArgumentParser:
+    """A command line that says which model is timed, at which p and in which precision."""
+    parser = argparse.ArgumentParser(description=document.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, default="nlvr")
+    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
+    parser.add_argument("--output", help="JSON-lines file to add the rows to")
+    return parser
+
+
+def workload_of(args: argparse.Namespace) -> Workload:
+    """What `model_flags`, a batch size and a device ask for."""
+    dtype = precision(args.amp, torch.device(args.device))
+    return Workload(args.task, args.batch, "noise", args.device, dtype, args.small)
 
 
 def random_texts(name: str, size: int) -> list[str]:

@@ -20,7 +20,7 @@ from madtp.cost.trace import LayerTrace
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
 from madtp.method.pruning import Kept
-from madtp.method.rows import add_up, take
+from madtp.method.rows import add_up, followed, take
 
 
 class Tokens(NamedTuple):
@@ -111,7 +111,7 @@ class Merging(Scheduled):
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
             x, size = gather_groups(x, size, owner, groups)
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
-            places = owner if places is None else owner.gather(1, places)
+            places = followed(places, owner)
         return x, Merging(self.steps.next(), self.rule, size, places), kept
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:

@@ -17,6 +17,7 @@ from madtp.method.attention import AttentionScores, attend, class_attention
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.precision import accumulator
 from madtp.method.pruning import Kept
+from madtp.method.rows import followed
 
 HIDDEN = 1e-30  # the size of a token that a mask hides: nothing beside 1, and has a logarithm
 
@@ -101,7 +102,7 @@ class Merged(Rectangle):
         merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
         rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
         sizes = torch.cat([sizes[:, :prefix], own], dim=1)
-        places = owner if self.places is None else owner.gather(1, self.places)
+        places = followed(self.places, owner)
         return torch.cat([front, merged], dim=1), Merged(after, sizes, places), Kept(rows, groups=owner)
 
     @staticmethod

@@ -20,6 +20,16 @@ def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
     return x.new_zeros(batch * sums, width).index_add(0, _flat(owner, sums), x.flatten(0, 1)).view(batch, sums, width)
 
 
+def followed(places: Tensor | None, owner: Tensor) -> Tensor:
+    """Where everything of the beginning is once rows have merged again: [B, N].
+
+    Args:
+        places: [B, N], which row each was part of before; None where each was its own.
+        owner: [B, L], the row that each of the L rows went into.
+    """
+    return owner if places is None else owner.gather(1, places)
+
+
 def _flat(places: Tensor, length: int) -> Tensor:
     """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
     starts = length * torch.arange(places.shape[0], device=places.device)
