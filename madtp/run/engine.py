@@ -155,6 +155,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
     task, loader, device = run.task, run.loaders["train"], device_of(run.model)
     optimization, progress, losses, batches = state.optimization, state.progress, state.losses, len(loader)
     epoch, temperature = progress.epoch, progress.temperature
+    weights = task.weights
     loader.batch_sampler.set_epoch(epoch, progress.step)
     run.model.train()
     for step, batch in enumerate(awaited(run, state, output.progress_bar(loader, f"epoch {epoch}")), progress.step):
@@ -164,7 +165,7 @@ def train_one_epoch(run: Run, state: State) -> dict[str, float]:
         with optimization.accumulate(step):
             with autocast(run.dtype, device):
                 parts = task.losses(optimization.model, batch, temperature, progress=epoch + step / batches)
-                total = sum(task.weights[name] * loss for name, loss in parts.items())
+                total = sum(weights[name] * loss for name, loss in parts.items())
             skipped = optimization.step(total, step)
         losses.add(step, parts, skipped, samples, optimization.gradients)
         if optimization.steps_after(step):
