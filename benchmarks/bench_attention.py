@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain_attention import plain_attend
-from benchmarks.timing import arguments, ratio, report, spread, take_turns
+from benchmarks.timing import arguments, ratio, report, spread, take_turns, told
 from madtp.method.attention import attend
 
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -22,7 +22,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.timing import arguments, ratio, report, take_turns, timed
+from benchmarks.timing import arguments, ratio, report, take_turns, timed, told
 from madtp.cost import flops
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from benchmarks.timing import ratio, report, spread, take_turns
+from benchmarks.timing import check_sizes, ratio, report, spread, take_turns, told
 from data.files import decode_image
 from data.loading import collate, create_loader
 from transform.pictures import MEAN, STD, evaluation_transform, training_transform
@@ -111,11 +111,13 @@ def measure(folder: Path, args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     """Prints a table and one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"image_size": 384, "images": 128, "batch": 16, "rounds": 5}.items():
+    sizes = {"image_size": 384, "images": 128, "batch": 16, "rounds": 5}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="0 loads in the process itself")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = parser.parse_args()
+    check_sizes(args, sizes)
     torch.set_num_threads(1)  # as a data worker has
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), args)
@@ -131,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import arguments, ratio, timed
+from benchmarks.timing import arguments, ratio, timed, told
 from madtp.cost.measure import CostMeter
 from madtp.cost.trace import dense_layers
 from madtp.method.layout import Sequences
@@ -224,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

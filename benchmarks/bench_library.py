@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import madtp
 from benchmarks.comparison.merging import TOME, Merging
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps
-from benchmarks.timing import arguments, ratio, report, take_turns
+from benchmarks.timing import arguments, ratio, report, take_turns, told
 from madtp.cost import flops
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import LayerTrace, Trace
@@ -32,6 +32,7 @@ from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.library.layer import part
 from madtp.shared.library.prune import pruned_of
 from madtp.shared.library.tower import Pruned
+from utils import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NEIGHBOURS = 10
@@ -106,7 +107,7 @@ def prune_by_tome(model: nn.Module, p: float, pictures: Tensor) -> dict:
         tome.schedule = schedule
         try:
             tome.amount = calibrate(tome.cost, 1 - p, 0.05, 0.001)
-        except madtp.method.errors.UserError:
+        except UserError:
             continue
         if abs(tome.cost(tome.amount) - (1 - p)) < 0.01:
             moved = float((features(model, pictures) - dense).square().sum())
@@ -137,14 +138,33 @@ def speed(models: dict[str, nn.Module], pictures: Tensor, p: float, rounds: int,
     return rows
 
 
+def pictures_in(folder: Path, number: int) -> list[Path]:
+    """The photos of a folder, in order, at least so many."""
+    found = sorted(folder.glob("*.jpg"))
+    if len(found) < number:
+        ways_out = "name another folder with --pictures, or ask for less with --first, --number and --search"
+        raise UserError(f"{folder} has {len(found)} .jpg, and {number} are asked for: {ways_out}")
+    return found
+
+
+def weights_of(folder: str) -> nn.Module:
+    """A Dinov2Model from its folder; nothing is fetched."""
+    try:
+        return transformers.Dinov2Model.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    except OSError as error:
+        raise UserError(f"--weights {folder}: no folder with a Dinov2Model, its config.json and weights") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", default="datasets/photos/dinov2-small", help="folder of a Dinov2Model")
     parser.add_argument("--pictures", default="datasets/photos/flickr8k", help="folder of pictures, taken in order")
     parser.add_argument("--output", help="file to append JSON lines to")
-    args = arguments(parser, threads=1, first=6000, number=1000, search=64, size=168, rounds=0)
-    paths = sorted(Path(args.pictures).glob("*.jpg"))
-    model = transformers.Dinov2Model.from_pretrained(args.weights, torch_dtype=torch.float32).eval().to(args.device)
+    for name, default in {"first": 6000, "number": 1000, "rounds": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    args = arguments(parser, threads=1, search=64, size=168)
+    paths = pictures_in(Path(args.pictures), max(args.search, args.first + args.number if args.number else 0))
+    model = weights_of(args.weights).eval().to(args.device)
     load = partial(read, size=args.size)
     others = load(paths[: args.search]).to(args.device)
     pictures = load(paths[args.first : args.first + args.number]).to(args.device) if args.number else others[:0]
@@ -162,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

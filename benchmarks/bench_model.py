@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.bound import Bound
 from benchmarks.plain_attention import MAXIMA
-from benchmarks.timing import arguments, peak_memory, ratio, report, spread, take_turns
+from benchmarks.timing import arguments, peak_memory, ratio, report, spread, take_turns, told
 from benchmarks.workload import TASKS, Workload
 from madtp.run.precision import precision
 from utils import UserError
@@ -105,7 +105,7 @@ def main() -> None:
     """Prints a table and one JSON line per setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--p", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="reduce ratios")
+    parser.add_argument("--p", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="shares of the GFLOPs to remove")
     parser.add_argument("--keep", choices=("batch", "sample", "coverage"), nargs="+", default=["batch"], help="rules")
     parser.add_argument("--images", choices=("noise", "spread", "equal"), default="noise")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

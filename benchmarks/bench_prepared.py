@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from benchmarks.timing import arguments, ratio, report, take_turns
+from benchmarks.timing import arguments, ratio, report, take_turns, told
 from benchmarks.workload import Workload, model_flags, workload_of
 
 METHODS = ("forward", "in_proj")  # that are replaced
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

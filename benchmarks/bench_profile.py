@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.bench_model import settings, title
-from benchmarks.timing import arguments, report
+from benchmarks.timing import arguments, report, told
 from benchmarks.workload import model_flags, workload_of
 
 KINDS = {  # kind of work -> parts of the names of its operators, the first that fits
@@ -62,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.bound import Bound
-from benchmarks.timing import arguments, ratio, report, spread, take_turns
+from benchmarks.timing import arguments, ratio, report, spread, take_turns, told
 from benchmarks.workload import BERT, Workload
 from madtp.run.precision import precision
 from utils import UserError
@@ -81,7 +81,7 @@ def repeated(work):
 def main() -> None:
     """Prints one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--p", type=float, nargs="+", default=[0.5, 0.7], help="reduce ratios")
+    parser.add_argument("--p", type=float, nargs="+", default=[0.5, 0.7], help="shares of the GFLOPs to remove")
     parser.add_argument("--width", type=int, nargs="+", default=[96, 192, 384], help="of the model, a multiple of 32")
     parser.add_argument("--side", type=int, nargs="+", default=[7, 14], help="patches on a side of a picture")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -1,11 +1,12 @@
 """Draws a picture as a pruned model sees it: whole, at half of the cost and at 30 %.
 
-    python -m benchmarks.picture --model facebook/dinov2-small --image astronaut.png --out kept.png
+    python -m benchmarks.picture --model dinov2-small --image astronaut.png --out kept.png
 
-`--model` is a folder with a ViT or a DINOv2 of transformers, or its name on the hub.
+`--model` is a folder with a ViT or a DINOv2 of transformers, or with `--download` its name on the hub.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from PIL import Image
 from transformers import AutoModel
 
 import madtp
+from benchmarks.timing import told
+from data.files import decode_image
+from utils import UserError, prepare_output
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 has them
 
@@ -20,13 +24,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINO
 def main(argv: list[str] | None = None) -> None:
     """Prunes, draws and says what is left."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder or name on the hub")
+    parser.add_argument("--model", required=True, help="folder, or OWNER/NAME on the hub")
+    parser.add_argument("--download", action="store_true", help="fetch the model from the hub")
     parser.add_argument("--image", required=True, help="picture to show the model")
     parser.add_argument("--out", required=True, help="picture to write")
     parser.add_argument("--pixels", type=int, default=448, help="on a side, a multiple of the patch size")
     args = parser.parse_args(argv)
-    model = AutoModel.from_pretrained(args.model).float().eval()
-    picture = Image.open(args.image).convert("RGB").resize((args.pixels, args.pixels), Image.Resampling.BICUBIC)
+    prepare_output(Path(args.out).parent)
+    size = (args.pixels, args.pixels)
+    picture = opened(Path(args.image), args.pixels).resize(size, Image.Resampling.BICUBIC)
+    model = model_of(args.model, args.download)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0) / 255
     image = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     drawn, dense = [np.array(picture)], feature(model, image)
@@ -39,6 +46,22 @@ def main(argv: list[str] | None = None) -> None:
     Image.fromarray(np.concatenate(drawn, axis=1)).save(args.out, optimize=True)
 
 
+def opened(path: Path, pixels: int) -> Image.Image:
+    """The picture, upright and in colours."""
+    try:
+        return decode_image(path, pixels)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--image {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def model_of(name: str, download: bool) -> torch.nn.Module:
+    """A model of transformers from its folder, or from the hub where that is allowed."""
+    try:
+        return AutoModel.from_pretrained(name, local_files_only=not download).float().eval()
+    except OSError as error:
+        raise UserError(f"--model {name}: no folder with config.json and weights; --download fetches it") from error
+
+
 @torch.inference_mode()
 def feature(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     """What the model makes of a picture: the class token behind the last norm, [1, D]."""
@@ -46,4 +69,4 @@ def feature(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -10,24 +10,60 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from madtp.run.flags import check_device
+from utils import UserError, prepare_output
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says that there is no GPU; nobody asked
 
 
+def told(main: Callable[[], None]) -> None:
+    """Runs a benchmark; what the user has to mend is one line, and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def arguments(parser: argparse.ArgumentParser, **sizes: int) -> argparse.Namespace:
-    """Reads the command line with what most benchmarks ask for besides: sizes, `threads` among them, and the device."""
+    """Reads the command line with what most benchmarks ask for besides: sizes, `threads` among them, and the device.
+
+    Raises:
+        UserError: a size below 1, a p that is no share, a device that is not there, a file that cannot be written.
+    """
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    check_sizes(args, sizes)
+    ratios = getattr(args, "p", [])
+    check_ratios(ratios if isinstance(ratios, list) else [ratios])
+    check_device(args.device)
+    if output := getattr(args, "output", None):
+        prepare_output(Path(output).parent)  # before hours of measuring, not after them
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return args
+
+
+def check_sizes(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Refuses what is counted and is none."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}, expected at least 1")
+
+
+def check_ratios(ratios: Iterable[float]) -> None:
+    """Refuses a p that leaves everything or nothing."""
+    for p in ratios:
+        if not 0 < p < 1:
+            raise UserError(f"--p is {p:g}, expected a share of the GFLOPs to remove, above 0 and below 1")
 
 
 def timed(work: Callable[[], Any], device: str, clock: Callable[[], float] = time.perf_counter) -> tuple[Any, float]:
@@ -118,6 +154,5 @@ def report(rows: list[dict], device: str, output: str | None) -> None:
         row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
         print(json.dumps(row))
     if output:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
         with open(output, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({**row, **environment(device)}) + "\n" for row in rows)

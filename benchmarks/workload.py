@@ -204,7 +204,7 @@ def model_flags(document: str) -> argparse.ArgumentParser:
     """A command line that says which model is timed, at which p and in which precision."""
     parser = argparse.ArgumentParser(description=document.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, default="nlvr")
-    parser.add_argument("--p", type=float, default=0.5, help="reduce ratio")
+    parser.add_argument("--p", type=float, default=0.5, help="share of the GFLOPs to remove")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
     parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")

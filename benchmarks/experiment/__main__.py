@@ -23,6 +23,7 @@ from benchmarks.experiment.ledger import RATIOS, SEEDS, add, finished, plan, pla
 from benchmarks.experiment.report import write_report
 from benchmarks.experiment.running import compare, train_dense
 from benchmarks.experiment.untuned import score
+from benchmarks.timing import check_ratios
 from utils import UserError
 
 logger = logging.getLogger("experiment")
@@ -56,12 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the cells of a task that are not finished, or writes the report; 1 where cells are left."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
-    flag("--task", choices=TASKS)
+    flag("--task", choices=TASKS, help="run its configurations")
     flag("--methods", nargs="+", choices=["dense", *METHODS], default=[], help="some alone; dense is always there")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
-    flag("--seeds", nargs="+", type=int, default=SEEDS)
-    flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
-    flag("--data", type=Path, default=Path("datasets/experiment"))
+    flag("--seeds", nargs="+", type=int, default=SEEDS, help="of the data and the models")
+    flag("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
+    flag("--data", type=Path, default=Path("datasets/experiment"), help="folder of the generated pictures")
     flag("--output", type=Path, default=Path("output/experiment"), help="folder of checkpoints")
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     flag("--untuned", action="store_true", help="score the dense models as they are, pruned, on validation")
@@ -72,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     left = 0
     try:
+        check_ratios(args.p)
+        if not (args.task or args.report):
+            raise UserError("nothing to do: give --task, to run its configurations, or --report, to write the page")
         if args.final and not args.untuned:
             raise UserError("--final is for models as they are; add --untuned")
         if args.task:

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.photos import tuning
-from benchmarks.photos.cells import LESSONS, RATIOS, SCHEDULES, Cell, plan, tuned_plan
+from benchmarks.photos.cells import LESSONS, RATIOS, RULES, SCHEDULES, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
 from benchmarks.photos.frozen import BATCH
 from benchmarks.photos.machine import Machine
@@ -31,6 +31,7 @@ from benchmarks.photos.report import write_report
 from benchmarks.photos.results import best_schedule
 from benchmarks.photos.running import Bench, needs
 from benchmarks.photos.world import ALL_TASKS, MATCHING, Places
+from benchmarks.timing import check_ratios
 from utils import UserError
 
 logger = logging.getLogger("photos")
@@ -75,23 +76,23 @@ def command_line() -> argparse.ArgumentParser:
     flag("--captions", nargs="+", type=Path, default=[], help="with --prepare: Karpathy's file, or Flickr8k's own")
     flag("--questions", nargs="+", type=Path, default=[], help="with --prepare: DAQUAR's files")
     flag("--dense", nargs="+", choices=ALL_TASKS, default=[], help="train the dense models of these tasks")
-    flag("--blind", action="store_true", help="with --dense and --task: the same model that never sees a photo")
+    flag("--blind", action="store_true", help="with --dense and --task: the same model without the photo")
     flag("--epochs", type=int, default=0, help="with --dense: instead of the recipe's")
-    flag("--task", choices=ALL_TASKS, help="run its cells")
+    flag("--task", choices=ALL_TASKS, help="run its configurations")
     flag("--finetuned", action="store_true", help="with --task: models fine-tuned under the rules instead")
     flag("--steps", type=int, default=150, help="with --finetuned: of training")
     flag("--seeds", nargs="+", type=int, default=[1], help="with --finetuned: of the order of the photos")
-    flag("--lessons", nargs="+", choices=LESSONS, default=[*LESSONS[:1]], help="with --finetuned: what is learned by")
-    flag("--rules", nargs="+", default=[], help="some alone; dense is always there")
+    flag("--lessons", nargs="+", choices=LESSONS, default=[*LESSONS[:1]], help="with --finetuned: what to learn by")
+    flag("--rules", nargs="+", choices=RULES, default=[], metavar="RULE", help=f"some alone: {', '.join(RULES)}")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
     flag("--photos", type=int, default=0, help="score, or draw, so many photos alone, from the first")
-    flag("--minutes", type=float, default=float("inf"), help="begin no cell after this time")
+    flag("--minutes", type=float, default=float("inf"), help="begin nothing new after so many minutes")
     flag("--split", choices=("val",), default="val", help="what choices are made on")
     flag("--final", action="store_true", help="score the test split instead, into a file of its own")
     flag("--device", choices=("cpu", "cuda"), default="cpu", help="what to run on")
     flag("--amp", choices=("bf16", "off"), default="off", help="what to multiply in")
-    flag("--data", type=Path, default=Path("datasets/photos"))
+    flag("--data", type=Path, default=Path("datasets/photos"), help="folder of the photos and their annotation")
     flag("--towers", type=Path, default=Path("pretrained/towers"), help="folder of the converted towers")
     flag("--output", type=Path, default=Path("output/photos"), help="folder of tokens and checkpoints")
     flag("--results", type=Path, default=Path("benchmarks/results"), help="folder of the results")
@@ -151,6 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     places, left = Places(args.data, args.towers, args.output, args.results), 0
     try:
+        check_ratios(args.p)
+        if not (args.prepare or args.dense or args.task or args.report):
+            raise UserError("nothing to do: give --prepare, --dense, --task or --report; --help says what each does")
         if args.prepare:
             prepare(places, args.captions, args.questions)
         for task in args.dense:

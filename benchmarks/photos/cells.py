@@ -20,18 +20,19 @@ TITLES = {
     "coverage": "coverage",
     "tome": "ToMe",
     "pitome": "PiToMe",
-    "important": "importance, absorbed",
-    "random": "random, absorbed",
+    "important": "importance, merged",
+    "random": "random, merged",
 }
 OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
 GUIDED = [f"{TAUGHT}{rule}" for rule in OWN[:2]]
+RULES = ("dense", *TITLES, *OWN, *GUIDED)
 
 
 def title_of(rule: str) -> str:
     """A rule for readers."""
     if rule.startswith(TAUGHT):
         return f"{title_of(rule.removeprefix(TAUGHT))}, learnable tokens trained"
-    return ({"dense": "dense", "blind": "blind"} | TITLES | OWN_TITLES)[rule]
+    return ({"dense": "dense", "blind": "image-free"} | TITLES | OWN_TITLES)[rule]
 
 
 def mergers(depth: int) -> dict[str, Merger]:

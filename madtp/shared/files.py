@@ -39,7 +39,7 @@ def whole_file(path: str | Path, size: int = 0):
         if not isinstance(cause, OSError):
             raise
         needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""
-        way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output_dir"
+        way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
         raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
     finally:
         with suppress(OSError):
@@ -98,7 +98,7 @@ def prepare_output(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output_dir") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
     return folder
 
 

@@ -189,9 +189,9 @@ class TestFiles:
     @pytest.mark.parametrize("inner", ["file", "file/run"])
     def test_an_output_folder_that_is_a_file(self, tmp_path, inner):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=f"cannot write to .*{inner}: .*; choose another --output_dir"):
+        with pytest.raises(UserError, match=f"cannot write to .*{inner}: .*; choose another folder"):
             utils.prepare_output(tmp_path / inner)
 
     def test_an_output_folder_that_takes_no_files(self):
-        with pytest.raises(UserError, match="cannot write to /proc: .*; choose another --output_dir"):
+        with pytest.raises(UserError, match="cannot write to /proc: .*; choose another folder"):
             utils.prepare_output("/proc")

@@ -133,7 +133,7 @@ class TestSave:
         assert os.listdir(path.parent) == [path.name]
 
     def test_no_folder(self, path):
-        with pytest.raises(UserError, match="No such file or directory; choose another --output_dir"):
+        with pytest.raises(UserError, match="No such file or directory; choose another folder"):
             checkpoint.save(path.parent / "nowhere" / "model.pth", model={})
 
 

@@ -1,0 +1,44 @@
+"""What a user gets wrong is one line with the way out, before anything is measured."""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+from benchmarks.experiment.__main__ import main as experiment
+from benchmarks.photos.__main__ import main as photos
+from benchmarks.timing import told
+
+WRONG = {
+    "bench_model --task nlvr --p 0.5 1.5": "--p is 1.5, expected a share",
+    "bench_prepared --p 0": "--p is 0, expected a share",
+    "bench_prepared --small --p 0.5 --rounds 1": "p 0.5 is out of reach",
+    "bench_attention --threads 0": "--threads is 0, expected at least 1",
+    "bench_data --batch 0": "--batch is 0, expected at least 1",
+    "bench_single --device gpu": "--device is 'gpu', expected cpu, cuda or cuda:NUMBER",
+    "bench_coverage --output /proc/rows.jsonl": "cannot write to /proc: ",
+    "bench_library --pictures absent --first 5 --number 4 --search 1": "absent has 0 .jpg, and 9 are asked for",
+    "bench_library --pictures absent --number 0 --search 0": "--search is 0, expected at least 1",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_benchmark_ends_in_one_line(words, monkeypatch, capsys):
+    module, *_ = words.split()
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit, match="2"):
+        told(import_module(f"benchmarks.{module}").main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and WRONG[words] in line
+
+
+@pytest.mark.parametrize("main", [experiment, photos])
+def test_an_experiment_says_what_it_can_do_and_what_p_may_be(main, capsys):
+    assert main([]) == 2 and "nothing to do: give " in capsys.readouterr().err
+    assert main(["--task", "vqa", "--p", "1"]) == 2 and "--p is 1, expected a share" in capsys.readouterr().err
+
+
+def test_a_rule_that_there_is_not_is_no_plan_without_rules(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        photos(["--task", "vqa", "--rules", "tom"])
+    assert "invalid choice: 'tom'" in capsys.readouterr().err
