@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.comparison.reporting import fill, named, table
+from benchmarks.comparison.reporting import NONE, fill, named, table
 from benchmarks.library_tables import features, photo_models
 from benchmarks.lines import Lines
 from utils import write_atomic
@@ -16,14 +16,48 @@ from utils import write_atomic
 WORDS = {"performance.md": "words.md", "library.md": "library_words.md"}  # the template of every page
 RESULTS, DOCS = Path("benchmarks/results"), Path("docs")
 AMP = {"off": "float32", "bf16": "bf16", "fp16": "fp16"}
+SIDES = {"pruned": "MADTP", "plain": "MADTP, whole map"}  # rows of bench_model, for readers
 NOT_MEASURED = "not measured"
+NLVR2 = {"task": "nlvr", "plain": "amax"}  # of `bench_model`
+DEMO = {"width": 96, "patches": 49, "p": 0.5}  # of `bench_single`: about the size of the model of the demo
+
+
+def summary(lines: Lines) -> str:
+    """At half the cost, of each pruned model: how many times as fast as dense, and the memory of both."""
+    rows = []
+    for what, file in (("inference", "inference"), ("training step", "training")):
+        dense = {
+            (row["amp"], row["batch"]): row["peak_mib"] for row in lines.of(f"speed_{file}", **NLVR2, name="dense")
+        }
+        for row in pruned(lines, file):
+            name = f"NLVR2, {what}, {AMP[row['amp']]}, batch {row['batch']}"
+            peak = f"{row['peak_mib']:.0f} of {dense[row['amp'], row['batch']]:.0f}"
+            rows.append([name, side(row), f"{row['percent']:.1f}", f"{row['speedup']:.2f} x", peak])
+    for row in lines.of("speed_single", **DEMO):
+        rule = f"MADTP, `{row['rule']}`" if row["rule"] != "coverage" else row["rule"]
+        cost, faster = f"{row['percent']:.1f}", f"{row['speedup']:.2f} x"
+        rows.append(["the demo's size, float32, batch 1", rule, cost, faster, NONE])
+    return table(["", "rule", "% of dense GFLOPs", "times as fast as dense", "peak memory, MiB, of dense"], rows)
+
+
+def speedups(lines: Lines, file: str) -> str:
+    """From how many to how many times as fast as dense NLVR2 is at half the cost."""
+    found = [row["speedup"] for row in pruned(lines, file)]
+    ends = [f"{end:.1f}" for end in (min(found), max(found))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def pruned(lines: Lines, file: str) -> list[dict]:
+    """NLVR2 at half the cost, without the whole attention map."""
+    rows = lines.of(f"speed_{file}", **NLVR2, p=0.5)
+    return [row for row in rows if row["name"] not in ("dense", "plain")]
 
 
 def models(lines: Lines, file: str) -> str:
-    """NLVR2, dense, pruned, on the plain map: cost, rate, memory and, where it was measured, the share of the bound."""
+    """NLVR2, dense and pruned, also with the whole attention map: cost, rate, memory and, where measured, the bound."""
     rows = [
         [
-            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            f"{AMP[row['amp']]}, batch {row['batch']}, {side(row)}",
             f"{row['percent']:.1f}",
             f"{row['samples_per_second']:.3g}",
             f"{row['speedup']:.2f}",
@@ -33,23 +67,28 @@ def models(lines: Lines, file: str) -> str:
         ]
         for row in lines.of(f"speed_{file}", plain="amax")
     ]
-    head = ["", "% of dense GFLOPs", "samples/s", "speed-up", "efficiency", "% of the bound", "peak MiB"]
+    head = ["", "% of dense GFLOPs", "samples/s", "speed-up", "efficiency", "% of the matmul bound", "peak MiB"]
     return table(head, rows)
 
 
+def side(row: dict) -> str:
+    """The name of a row, for readers."""
+    return SIDES.get(row["name"], row["name"])
+
+
 def over_plain(lines: Lines, file: str) -> str:
-    """How many times as fast the pruned model is as on the plain map, by how that finds its maximum."""
+    """How many times as fast the pruned model is as with the whole map, by how that finds its maximum."""
     rows = [
         [f"{AMP[row['amp']]}, batch {row['batch']}", row["plain"], f"{row['plain_over_own']:.2f}"]
         for row in lines.of(f"speed_{file}", name="pruned")
     ]
-    return table(["", "maximum over the heads", "plain over pruned"], rows)
+    return table(["", "maximum over the heads", "times as fast without the map"], rows)
 
 
 def attention(lines: Lines) -> str:
     """One layer's attention: fused, by its whole map, and ours."""
     found = lines.of("speed_attention")
-    names = {"fused": "fused, no scores", "ours": "with scores", "plain": "plain map"}
+    names = {"fused": "fused, no scores", "ours": "with scores", "plain": "with scores, whole map"}
     dtypes = list(dict.fromkeys(row["dtype"] for row in found))
     rows = []
     for name, title in names.items():
@@ -102,7 +141,7 @@ def prepared(lines: Lines) -> str:
     """A forward pass with linear layers as training leaves them, and as inference makes them."""
     rows = [
         [
-            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            f"{AMP[row['amp']]}, batch {row['batch']}, {side(row)}",
             f"{row['plain_seconds']:.2f}",
             f"{row['seconds']:.2f}",
             f"{row['faster']:.2f} x",
@@ -127,7 +166,7 @@ def single(lines: Lines) -> str:
         ]
         for row in lines.of("speed_single")
     ]
-    head = ["", "", "% of dense GFLOPs", "ms", "speed-up", "operators", "% of the bound"]
+    head = ["", "", "% of dense GFLOPs", "ms", "speed-up", "operators", "% of the matmul bound"]
     return table(head, rows) if rows else ""
 
 
@@ -137,13 +176,13 @@ def profile(lines: Lines) -> str:
     kinds = list(dict.fromkeys(kind for row in found for kind in row["ms"]))
     rows = [
         [
-            f"{AMP[row['amp']]}, batch {row['batch']}, {row['name']}",
+            f"{AMP[row['amp']]}, batch {row['batch']}, {side(row)}",
             *(f"{row['ms'].get(kind, 0):.0f}" for kind in kinds),
             f"{sum(row['ms'].values()):.0f}",
         ]
         for row in found
     ]
-    return table(["ms", *kinds, "in all"], rows) if rows else ""
+    return table(["ms", *kinds, "in all"], rows) if rows else "Not measured yet."
 
 
 def feeding(lines: Lines) -> str:
@@ -163,13 +202,14 @@ def feeding(lines: Lines) -> str:
 
 def machines(lines: Lines, *files: str) -> str:
     """Where and when lines were made."""
-    found = Counter(
-        f"{row['hardware']}, {row['threads']} threads, torch {row['torch'].partition('+')[0]}, {row['date']}"
-        for file in files
-        for row in lines.of(f"speed_{file}")
-        if "hardware" in row
-    )
+    found = Counter(machine(row) for file in files for row in lines.of(f"speed_{file}") if "hardware" in row)
     return "; ".join(found) or NOT_MEASURED
+
+
+def machine(row: dict) -> str:
+    """Where and when a line was made."""
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return f"{row['hardware']}, {threads}, torch {row['torch'].partition('+')[0]}, {row['date']}"
 
 
 def gpu(lines: Lines) -> str:
@@ -204,7 +244,7 @@ def gpu_speed(rows: list[dict]) -> str:
     cells = [
         [
             f"{row['task']} {'training' if row['train'] else 'inference'}, {row['batch']}",
-            f"{row['name']}{', compiled' if row['compiled'] else ''}",
+            f"{side(row)}{', compiled' if row['compiled'] else ''}",
             f"{row['p']:g}",
             f"{row['percent']:.1f}",
             f"{row['samples_per_second']:.4g}",
@@ -218,6 +258,8 @@ def gpu_speed(rows: list[dict]) -> str:
 
 
 BLOCKS = named(
+    summary,
+    speedups,
     models,
     over_plain,
     attention,

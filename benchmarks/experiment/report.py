@@ -264,7 +264,9 @@ def machines(results: Results) -> str:
     dates = sorted(r["date"] for r in results.known.values())
     minutes = sum(r["seconds"] for r in results.known.values()) / 60
     names = "; ".join(f"{cpu}, torch {torch}, Python {python}" for cpu, torch, python in made)
-    return f"{len(results.known)} cells in {minutes:.0f} minutes of one core, {dates[0]} to {dates[-1]}: {names}"
+    return (
+        f"{len(results.known)} configurations in {minutes:.0f} minutes of one core, {dates[0]} to {dates[-1]}: {names}"
+    )
 
 
 def steps(results: Results, method: str) -> str:

@@ -22,7 +22,7 @@ def write_report(results: Path, docs: Path) -> None:
 
 
 def dense(results: Results) -> str:
-    """The dense models and their blind twins."""
+    """The dense models and their image-free baselines."""
     rows = []
     for task in ALL_TASKS:
         record, blind = results.dense(task), results.blind(task)
@@ -32,7 +32,7 @@ def dense(results: Results) -> str:
         further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
         without = NONE if blind is None else f"{blind:.1f}"
         rows.append([task, f"{score(record):.1f}", without, further, str(record["count"])])
-    return table(["task", "score", "without the photo", "further", "photos"], rows)
+    return table(["task", "score", "image-free baseline", "further scores", "photos"], rows)
 
 
 def curves(results: Results) -> str:
@@ -42,7 +42,7 @@ def curves(results: Results) -> str:
         return "None was recorded."
     rows = []
     for one in map(json.loads, file.read_text().splitlines()):
-        name = one["task"] + (", blind" if one["blind"] else "")
+        name = one["task"] + (", image-free" if one["blind"] else "")
         rows.append([name, str(one["epoch"]), f"{one['loss']:.2f}", f"{one[SCORE[one['task']]]:.1f}"])
     return table(["model", "epoch", "loss", "score on validation"], rows)
 
@@ -65,7 +65,7 @@ def compared(results: Results, task: str, p: str) -> str:
                 *(NONE if worth is None else f"{worth:.0f}", *differences, rates),
             ]
         )
-    head = ["method", "% of GFLOPs", "of the image tower's", score_name(task), "% of dense − blind"]
+    head = ["method", "% of GFLOPs", "of the image tower's", score_name(task), "% of dense over image-free"]
     return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
 
 
@@ -136,8 +136,8 @@ def chosen(results: Results, task: str) -> str:
             ]
             top = max(others, key=score, default=None)
             beside = NONE if top is None else f"{top['schedule']}, {score(top):.1f}"
-            rows.append([one["rule"], f"{p:g}", one["shape"], f"{score(one):.1f}", beside])
-    return table(["rule", "p", "shape found", "its score", "best fixed schedule"], rows) if rows else "Not run."
+            rows.append([title_of(one["rule"]), f"{p:g}", one["shape"], f"{score(one):.1f}", beside])
+    return table(["method", "p", "shape found", "its score", "best fixed schedule"], rows) if rows else "Not run."
 
 
 def short_list(results: Results) -> str:
@@ -163,7 +163,7 @@ def missing(results: Results) -> str:
         ran = [cell for cell in cells if cell.name in results.known]
         rules = dict.fromkeys(title_of(cell.rule) for cell in ran)
         rows.append([task, f"{100 - 100 * p:.0f} %", f"{len(ran)} of {len(cells)}", "; ".join(rules) or "none"])
-    return table(["task", "cost", "cells that were run", "by these rules"], rows)
+    return table(["task", "cost", "configurations run", "of these methods"], rows)
 
 
 def final(results: Results) -> str:
@@ -187,7 +187,7 @@ def machines(results: Results) -> str:
     made = sorted({(one.get("device", one["cpu"]), one["precision"], one["versions"]["torch"]) for one in records})
     dates = sorted(one["date"] for one in records)
     names = "; ".join(f"{cpu}, {precision}, torch {torch}" for cpu, precision, torch in made)
-    return f"{len(records)} cells, {dates[0]} to {dates[-1]}: {names}"
+    return f"{len(records)} configurations, {dates[0]} to {dates[-1]}: {names}"
 
 
 def plot(results: Results, name: str, *arguments: str) -> str:

@@ -11,6 +11,7 @@ from utils import UserError
 
 RECALL = ("txt_r1", "img_r1")
 SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", MATCHING: "r_mean"}
+READ_AS = {"r_mean": "mean recall"}  # for readers
 FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), MATCHING: RECALL}
 TOP = (1, 5, 10)
 
@@ -99,7 +100,7 @@ def score(record: dict) -> float:
 
 def score_name(task: str) -> str:
     """That number, for readers."""
-    return SCORE[task].replace("_", " ")
+    return READ_AS.get(SCORE[task], SCORE[task])
 
 
 def cell_of(record: dict) -> Cell:

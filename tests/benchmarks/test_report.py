@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
+from benchmarks.experiment import report as experiment
 from benchmarks.library_tables import faster_at, photo_models
 from benchmarks.lines import Lines
-from benchmarks.report import WORDS, gpu, main, models
+from benchmarks.photos import report as photos
+from benchmarks.report import WORDS, gpu, main, models, speedups, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +20,14 @@ def test_the_pages_are_what_the_report_makes_of_the_lines(tmp_path):
     main(["--results", str(ROOT / "benchmarks/results"), "--docs", str(tmp_path)])
     for page in WORDS:
         assert (tmp_path / page).read_text() == (ROOT / "docs" / page).read_text()
+
+
+@pytest.mark.parametrize("report, page", [(photos, "photos.md"), (experiment, "results.md")])
+def test_the_pages_of_experiments_are_what_their_reports_make(report, page, tmp_path, monkeypatch):
+    """But for the plots, which differ from one version of matplotlib to the next."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    report.write_report(ROOT / "benchmarks/results", tmp_path)
+    assert (tmp_path / page).read_text() == (ROOT / "docs" / page).read_text()
 
 
 @pytest.fixture
@@ -42,6 +53,23 @@ def test_a_share_of_the_bound_is_shown_where_there_is_one(lines):
     assert before == "| bf16, batch 1, coverage | 50.0 | 3.21 | 1.50 | 0.75 | not measured | 100 |"
 
 
+def test_the_summary_has_every_rule_at_half_the_cost_beside_its_own_dense_model(tmp_path):
+    dense = {"task": "nlvr", "plain": "amax", "amp": "bf16", "batch": 4, "p": 0.0, "name": "dense", "peak_mib": 200.0}
+    pruned = dense | {"p": 0.5, "percent": 49.96, "peak_mib": 150.4}
+    rows = [dense, dense | {"plain": "max", "peak_mib": 900.0}]
+    rows += [pruned | {"name": "pruned", "speedup": 1.86}, pruned | {"name": "plain", "speedup": 1.2}]
+    rows += [pruned | {"name": "coverage", "speedup": 2.14}, pruned | {"name": "coverage", "p": 0.7, "speedup": 3.0}]
+    (tmp_path / "speed_inference.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    single = {"width": 96, "patches": 49, "p": 0.5, "rule": "sample", "percent": 50.0, "speedup": 0.99}
+    (tmp_path / "speed_single.jsonl").write_text(json.dumps(single) + "\n" + json.dumps(single | {"width": 192}))
+    assert summary(Lines(tmp_path)).splitlines()[2:] == [
+        "| NLVR2, inference, bf16, batch 4 | MADTP | 50.0 | 1.86 x | 150 of 200 |",
+        "| NLVR2, inference, bf16, batch 4 | coverage | 50.0 | 2.14 x | 150 of 200 |",
+        "| the demo's size, float32, batch 1 | MADTP, `sample` | 50.0 | 0.99 x | — |",
+    ]
+    assert speedups(Lines(tmp_path), "inference") == "1.9 to 2.1"
+
+
 def test_lines_without_a_gpu_are_none_of_a_gpu(lines):
     machine = {"section": "kernels", "part": "machine", "device": "cpu", "hardware": "a processor"}
     assert gpu(lines("gpu")) == gpu(lines("gpu", machine, {"section": "kernels", "part": "forward", "agrees": True}))
@@ -56,7 +84,7 @@ def test_lines_of_a_gpu_are_shown_with_what_went_wrong(lines):
     wrong.append({"section": "speed", "part": "d", "agrees": False})
     page = gpu(lines("gpu", machine, row, *wrong))
     assert page.startswith("an accelerator:") and "| speed | 2 | b | c | d |" in page
-    assert "| clip inference, 64 | pruned, compiled | 0.5 | 50.0 | 1234 | 1.75 | 2000 |" in page
+    assert "| clip inference, 64 | MADTP, compiled | 0.5 | 50.0 | 1234 | 1.75 | 2000 |" in page
 
 
 def test_what_was_measured_last_is_shown(lines):
@@ -68,7 +96,9 @@ def test_what_was_measured_last_is_shown(lines):
 def test_photo_models_stand_beside_tome_at_its_best():
     """Its best at half the cost of retrieval is the geometric schedule, better than the one that was searched."""
     (row,) = (
-        row for row in photo_models(Lines(ROOT / "benchmarks/results")).splitlines() if "retrieval, r mean | 50" in row
+        row
+        for row in photo_models(Lines(ROOT / "benchmarks/results")).splitlines()
+        if "retrieval, mean recall | 50" in row
     )
     cells = row.strip("| ").split(" | ")
     assert cells[4].endswith("geometric") and float(cells[2]) > float(cells[3].split()[0]) > float(cells[4].split()[0])
