@@ -62,7 +62,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
         status = signal.status
     except UserError as error:
         if isinstance(error, RatioOutOfReach):
-            company = "smaller batches help (the neediest sample of a batch decides what is kept)"
+            company = "smaller batches help (the sample that needs most decides for its batch)"
             ways_out = [company] * (config["keep"] == BATCH) + [task.floor] * bool(task.floor)
             error = UserError("; ".join([str(error), *ways_out]))
         who = f"error (process {rank()})" if rank() else "error"

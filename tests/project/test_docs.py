@@ -27,7 +27,8 @@ from madtp.run import flags
 from tests.data import official_files as official
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRONT = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+PAGES = [*FRONT, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: str, *languages: str) -> list[str]:
@@ -47,6 +48,11 @@ def test_links_lead_to_files_and_headings(page):
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, target
+
+
+def test_every_page_stands_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    assert all(f"({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,15 @@ def test_the_example_of_another_backbone():
     with torch.no_grad():
         assert model(image).shape == (2, 1000) and abs(madtp.cost(model)["percent"] - 50) < 0.2
         torch.testing.assert_close(madtp.restore(model)(image), plain(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_the_one_line_prunes_a_model_of_somebody_else(page):
+    (code,) = blocks(page, "python")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    exec(code, {"model": model, "images": images})
+    assert abs(madtp.cost(model)["percent"] - 50) < 1
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda example: example.stem)
@@ -145,22 +160,43 @@ def test_scripts_take_what_the_pages_give_them(words, monkeypatch):
 
 
 class Understood(Exception):
-    """A command line was read to its end."""
+    """A parser that was about to read a command line, and was stopped."""
+
+
+def parser_of(module, monkeypatch):
+    """The command line of a benchmark."""
+    found = []
+
+    def stop(parser, *_):
+        found.append(parser)
+        raise Understood
+
+    with monkeypatch.context() as patch, pytest.raises(Understood):
+        patch.setattr(ArgumentParser, "parse_args", stop)
+        resolve_name(MAINS.get(module, module)).main()
+    return found[0]
 
 
 @pytest.mark.parametrize("words", commands(r"python -m (?=benchmarks\.)"), ids=" ".join)
 def test_benchmarks_have_the_flags_that_the_pages_give_them(words, monkeypatch):
-    read = ArgumentParser.parse_args
-
-    def stop(parser, *given):
-        read(parser, *given)
-        raise Understood
-
     module, *given = words
-    monkeypatch.setattr(sys, "argv", [module, *given])
-    monkeypatch.setattr(ArgumentParser, "parse_args", stop)
-    with pytest.raises(Understood):
-        resolve_name(MAINS.get(module, module)).main()
+    parser_of(module, monkeypatch).parse_args(given)
+
+
+INLINE = [
+    " ".join(code.split()) for page in PAGES for code in re.findall(r"(?<!`)`(python -m [^`]+)`", page.read_text())
+]
+
+
+@pytest.mark.parametrize("command", sorted({code for code in INLINE if "--" in code}))
+def test_flags_that_are_named_within_a_sentence_exist(command, monkeypatch):
+    module, *words = command.removeprefix("python -m ").split()
+    parser = ArgumentParser()
+    if module == "madtp":
+        resolve_name(COMMANDS[words[0]].flags)(parser)
+    else:
+        parser = parser_of(module, monkeypatch)
+    assert {word for word in words if word.startswith("--")} <= {*parser._option_string_actions}
 
 
 def test_scripts_and_modules_that_are_named_exist():

@@ -88,8 +88,8 @@ class Stored(NamedTuple):
         if self.keep != BATCH or self.temperature == 0 or self.batch_size in (None, batch_size):
             return ""
         return (
-            f"this model was scored in batches of {self.batch_size} and is asked in batches of {batch_size}: its rule "
-            "keeps what the neediest sample of a batch needs, so answers and cost differ; `keep: sample` does not"
+            f"this model was scored in batches of {self.batch_size} and is asked in batches of {batch_size}: by its "
+            "rule all keep as many as the one that needs most, so answers and cost differ; `keep: sample` does not"
         )
 
 
