@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from benchmarks.comparison.counts import Counted
 from benchmarks.comparison.merging import TOME, TOME_WITHIN, Merger, Merging
 from benchmarks.comparison.rules import Pruning, Static, Whole, by_one_score, by_tower, unguided
 from benchmarks.comparison.schedules import Schedule, even, front, geometric
@@ -102,6 +103,7 @@ ABLATED |= {
 }
 SCHEDULED = {  # scored on the dense models as they are; the shape of a schedule is searched without labels
     "coverage": Method("coverage", Coverage(DEPTH)),
+    "coverage_counts": Method("coverage, counts per sample", Counted(DEPTH)),
     "tome_shaped": Method("ToMe by coverage's schedule", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
 }
 METHODS = COMPARED | ABLATED | SCHEDULED

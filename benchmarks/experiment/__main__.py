@@ -13,7 +13,6 @@ import argparse
 import logging
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from benchmarks.comparison.ledger import claimed
@@ -22,7 +21,7 @@ from benchmarks.experiment.cells import TASKS, Cell, Places
 from benchmarks.experiment.ledger import RATIOS, SEEDS, add, finished, plan, plan_untuned
 from benchmarks.experiment.report import write_report
 from benchmarks.experiment.running import compare, train_dense
-from benchmarks.experiment.untuned import score
+from benchmarks.experiment.untuned import SEARCHED, score
 from benchmarks.timing import check_ratios
 from utils import UserError
 
@@ -45,8 +44,11 @@ def work(cells: list[Cell], places: Places, results: Path, minutes: float, untun
             if not ours or cell.name in known or not ready:
                 continue
             began = time.perf_counter()
-            run = partial(score, split=untuned) if untuned else compare if cell.p else train_dense
-            found = run(cell, places)
+            if untuned:
+                before = finished(results, SEARCHED).get(cell.name, {})  # choices are made there, once
+                found = score(cell, places, untuned, before.get("shape"))
+            else:
+                found = (compare if cell.p else train_dense)(cell, places)
             seconds = time.perf_counter() - began
             add(results, cell, found | {"seconds": seconds}, untuned)
             logger.info("%s took %.0f s", cell.name, seconds)

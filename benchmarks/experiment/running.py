@@ -138,11 +138,12 @@ def compare(cell: Cell, places: Places) -> dict:
     return results
 
 
-def schedule(run: Run, split: str, share: float) -> dict:
-    """Gives a rule that has a schedule its shape at a share of dense, found without labels on a split."""
+def schedule(run: Run, split: str, share: float, shape: float | None = None) -> dict:
+    """Gives a rule that has a schedule its shape at a share of dense: known, or found without labels on a split."""
     if not hasattr(run.model.keep, "shape"):
         return {}
-    return {"shape": set_shape(run, find_shape(run, CalibrationSample(run.loaders[split], STEERING), share)).shape}
+    shape = shape or find_shape(run, CalibrationSample(run.loaders[split], STEERING), share)
+    return {"shape": set_shape(run, shape).shape}
 
 
 def changed_afterwards(run: Run, temperature: float) -> dict:

@@ -15,8 +15,14 @@ from utils import UserError
 SEARCHED = "val"
 
 
-def score(cell: Cell, places: Places, split: str = SEARCHED) -> dict:
+def score(cell: Cell, places: Places, split: str = SEARCHED, shape: float | None = None) -> dict:
     """The dense model, or a method at the cost 1 - p of it.
+
+    Args:
+        cell: what is scored.
+        places: of data and checkpoints.
+        split: what is scored on.
+        shape: of the schedule, where it was found before.
 
     Raises:
         UserError: nobody has trained the dense model yet.
@@ -29,7 +35,7 @@ def score(cell: Cell, places: Places, split: str = SEARCHED) -> dict:
     if not cell.p:
         return {"untuned": scored(run, 0.0, split=split)}
     try:
-        return {**schedule(run, SEARCHED, 1 - cell.p), **at_cost(run, 1 - cell.p, split)}
+        return {**schedule(run, SEARCHED, 1 - cell.p, shape), **at_cost(run, 1 - cell.p, split)}
     except RatioOutOfReach as error:
         return {"out_of_reach": str(error)}
 

@@ -13,17 +13,20 @@ SCHEDULES = ("even", "geometric", "front", "madtp", "searched")  # the last two 
 REFERENCE = "image"  # MADTP on images alone, kept by `batch`
 TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
+COUNTED = "coverage_counts"
 TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 DISTILLED = "distilled"
 LESSONS = ("task", DISTILLED)  # what a fine-tuned model learns by: the task alone, or a dense model's tokens too
 TITLES = {
     "coverage": "coverage",
+    COUNTED: "coverage, counts per photo",
     "tome": "ToMe",
     "pitome": "PiToMe",
     "important": "importance, merged",
     "random": "random, merged",
 }
 OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
+OF_RULE = {COUNTED: ("geometric", "searched")}  # of the product's own schedules, where the others mean nothing
 GUIDED = [f"{TAUGHT}{rule}" for rule in OWN[:2]]
 RULES = ("dense", *TITLES, *OWN, *GUIDED)
 
@@ -168,7 +171,8 @@ def plan(
         merging = [rule for rule in TITLES if not rules or rule in rules]
         for schedule, rule in product(schedules or SCHEDULES, merging):
             cell = Cell(task, split, rule, schedule, p)
-            cells += [cell.earlier, cell] if cell.earlier else [cell]
+            if schedule in OF_RULE.get(rule, SCHEDULES):
+                cells += [cell.earlier, cell] if cell.earlier else [cell]
     return list(dict.fromkeys(cells))
 
 

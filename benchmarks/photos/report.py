@@ -12,6 +12,7 @@ from benchmarks.photos.reranking import SHORT_LIST
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
+FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
 WORDS = Path(__file__).parent / "words.md"
 
 
@@ -122,22 +123,20 @@ def shapes(results: Results) -> str:
     return str(len(SHAPES))
 
 
-def chosen(results: Results, task: str) -> str:
+def chosen(results: Results, *tasks: str) -> str:
     """Which shape of schedule the search without labels took for each rule and cost, beside the best of the others."""
     rows = []
-    for p in results.ratios(task):
-        for one in results.at(task, p):
-            if "shape" not in one:
-                continue
-            others = [
-                other
-                for other in results.at(task, p)
-                if other["rule"] == one["rule"] and "scores" in other and other["schedule"] not in ("searched", "madtp")
-            ]
-            top = max(others, key=score, default=None)
-            beside = NONE if top is None else f"{top['schedule']}, {score(top):.1f}"
-            rows.append([title_of(one["rule"]), f"{p:g}", one["shape"], f"{score(one):.1f}", beside])
-    return table(["method", "p", "shape found", "its score", "best fixed schedule"], rows) if rows else "Not run."
+    for task, p in [(name, ratio) for name in tasks for ratio in results.ratios(name)]:
+        found = [one for one in results.at(task, p) if "scores" in one]
+        for one in (one for one in found if "shape" in one):
+            others = [other for other in found if other["rule"] == one["rule"] and other["schedule"] in FIXED]
+            beside = [NONE, NONE]
+            if others:
+                top = max(others, key=score)
+                beside = [f"{top['schedule']}, {score(top):.1f}", str(results.against(one, top))]
+            rows.append([task, title_of(one["rule"]), f"{p:g}", one["shape"], f"{score(one):.1f}", *beside])
+    head = ["task", "method", "p", "shape found", "its score", "best fixed schedule that was run", "difference"]
+    return table(head, rows) if rows else "Not run."
 
 
 def short_list(results: Results) -> str:

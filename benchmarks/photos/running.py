@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.comparison.counts import Counted
 from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
-from benchmarks.photos.cells import Cell, mergers
+from benchmarks.photos.cells import COUNTED, Cell, mergers
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import MATCHING, Photo, Places, read_split
+from madtp.cost import schedule as product
 from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch
@@ -34,6 +36,8 @@ STEERING = 96  # photos on which the cost is measured while its amount is looked
 SEARCHED = 64  # training photos on which schedules are compared
 TIMED = {1: 16, 32: 64}  # photos of which the speed is measured, by the size of their batches
 TOLERANCE = 0.005  # of the cost asked for
+GEOMETRIC = 1.0  # the shape of coverage's own schedules by which every layer drops the same share
+OWN_SHAPES = {"geometric": GEOMETRIC} | {f"shape {b:g}": b for b in product.SHAPES if b != GEOMETRIC}
 MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right", MATCHING: "r_mean"}  # the score that pairs
 
 
@@ -81,10 +85,12 @@ class Bench:
             start += len(image)
 
     @contextmanager
-    def on_trial(self, cell: Cell, schedule: Schedule | None = None) -> Iterator[None]:
-        """The subject with a cell's rule in place."""
+    def on_trial(self, cell: Cell, schedule: Schedule | float | None = None) -> Iterator[None]:
+        """The subject with a cell's rule in place; of coverage with a count for every photo the schedule is a shape."""
         subject = self.subject
-        if schedule is not None and cell.rule == "coverage":
+        if cell.rule == COUNTED:
+            subject.model.keep = Counted(len(subject.tower.blocks), schedule)
+        elif schedule is not None and cell.rule == "coverage":
             subject.model.keep = by_tower(lambda x: Merged(Steps(schedule, x.shape[1] - 1)), WHOLE)
         elif schedule is not None:
             subject.merger, subject.guided = self.mergers[cell.rule], ()
@@ -124,10 +130,10 @@ class Bench:
         """How far schedules of each shape move the dense outputs at a cell's cost."""
         photos, images, dense = self.training
         moved = {}
-        for name, shape in SHAPES.items():
+        for name, shape in shapes(cell.rule).items():
             with self.on_trial(cell, shape):
                 try:
-                    amount = self.amount(cell.p, scheduled=True)
+                    amount = self.amount(cell.p, counted(cell))
                 except RatioOutOfReach:
                     continue
                 found = [
@@ -139,7 +145,7 @@ class Bench:
             raise RatioOutOfReach(f"p {cell.p:g} is out of reach of every schedule")
         return moved
 
-    def schedule(self, cell: Cell, known: dict[str, dict]) -> tuple[Schedule | None, dict]:
+    def schedule(self, cell: Cell, known: dict[str, dict]) -> tuple[Schedule | float | None, dict]:
         """A cell's schedule, and what there is to say of where it comes from; what was searched for is known."""
         if cell.schedule == "madtp":
             earlier = known[cell.earlier.name]
@@ -151,15 +157,15 @@ class Bench:
             found = known.get(cell.untuned.name) or {}
             moved = found.get("moved") or self.search(cell)
             shape = min(moved, key=moved.get)
-            return SHAPES[shape], {"shape": shape, "moved": moved}
-        return SHAPES.get(cell.schedule), {}
+            return shapes(cell.rule)[shape], {"shape": shape, "moved": moved}
+        return shapes(cell.rule).get(cell.schedule), {}
 
     def run(self, cell: Cell, known: dict[str, dict]) -> dict:
         """What there is to know of a cell."""
         try:
             schedule, told = self.schedule(cell, known)
             with self.on_trial(cell, schedule):
-                amount = self.amount(cell.p, schedule is not None) if cell.p else 0.0
+                amount = self.amount(cell.p, counted(cell)) if cell.p else 0.0
                 return {"amount": amount, **told, **self.scored(cell, amount), "rates": self.rates(amount)}
         except RatioOutOfReach as error:
             return {"out_of_reach": str(error)}
@@ -226,6 +232,16 @@ class Bench:
                 self.subject.encode(image, amount)
             rates[str(batch)] = sum(map(len, images)) / (self.machine.seconds() - started)
         return rates
+
+
+def shapes(rule: str) -> dict[str, Schedule | float]:
+    """The schedules of a rule that a search compares."""
+    return OWN_SHAPES if rule == COUNTED else SHAPES
+
+
+def counted(cell: Cell) -> bool:
+    """Whether one photo tells what all cost, since as many tokens of each are left."""
+    return bool(cell.schedule) and cell.rule != COUNTED
 
 
 def summary(scores: dict[str, np.ndarray | float]) -> dict[str, float]:

@@ -257,6 +257,7 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
         "tome_front": "text",
         "tome_shaped": "text",
         "coverage": "text",
+        "coverage_counts": "text",
         "static_image": "text",
         "image": "text",
         "sample_image": "text",
