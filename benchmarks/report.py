@@ -53,8 +53,8 @@ def pruned(lines: Lines, file: str) -> list[dict]:
     return [row for row in rows if row["name"] not in ("dense", "plain")]
 
 
-def models(lines: Lines, file: str) -> str:
-    """NLVR2, dense and pruned, also with the whole attention map: cost, rate, memory and, where measured, the bound."""
+def models(lines: Lines, file: str, task: str) -> str:
+    """Dense and pruned, also with the whole attention map: cost, rate, memory and, where measured, the bound."""
     rows = [
         [
             f"{AMP[row['amp']]}, batch {row['batch']}, {side(row)}",
@@ -65,7 +65,7 @@ def models(lines: Lines, file: str) -> str:
             f"{row['percent_of_bound']:.0f}" if "percent_of_bound" in row else NOT_MEASURED,
             f"{row['peak_mib']:.0f}",
         ]
-        for row in lines.of(f"speed_{file}", plain="amax")
+        for row in lines.of(f"speed_{file}", plain="amax", task=task)
     ]
     head = ["", "% of dense GFLOPs", "samples/s", "speed-up", "efficiency", "% of the matmul bound", "peak MiB"]
     return table(head, rows)
@@ -80,9 +80,16 @@ def over_plain(lines: Lines, file: str) -> str:
     """How many times as fast the pruned model is as with the whole map, by how that finds its maximum."""
     rows = [
         [f"{AMP[row['amp']]}, batch {row['batch']}", row["plain"], f"{row['plain_over_own']:.2f}"]
-        for row in lines.of(f"speed_{file}", name="pruned")
+        for row in lines.of(f"speed_{file}", name="pruned", task="nlvr")
     ]
     return table(["", "maximum over the heads", "times as fast without the map"], rows)
+
+
+def memory(lines: Lines, file: str, name: str, other: str) -> str:
+    """How much of the memory that another side peaks at a side does, by precision."""
+    peaks = {(row["amp"], row["name"]): row["peak_mib"] for row in lines.of(f"speed_{file}", plain="amax", task="nlvr")}
+    shares = [f"{peaks[amp, name] / peaks[amp, other]:.2f} ({AMP[amp]})" for amp, side in peaks if side == name]
+    return " and ".join(shares)
 
 
 def attention(lines: Lines) -> str:
@@ -262,6 +269,7 @@ BLOCKS = named(
     speedups,
     models,
     over_plain,
+    memory,
     attention,
     keep,
     batches,

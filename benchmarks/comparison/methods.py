@@ -79,6 +79,8 @@ COMPARED = {
     "tome_even": merging("merging, even, sizes known to the text", TOME, even),
     "tome_geometric": merging("merging, geometric, sizes known to the text", TOME, geometric),
     "tome_front": merging("merging, front-loaded, sizes known to the text", TOME, front),
+    "tome_shaped": Method("ToMe by coverage's schedule", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
+    "coverage": Method("coverage", Coverage(DEPTH)),
 }
 ABLATED = {
     "self": Method("self-attention score alone", everywhere(Pruning(by_one_score("self")))),
@@ -101,9 +103,6 @@ ABLATED |= {
     for name, method in COMPARED.items()
     if name in ("madtp", "unguided", "tome")
 }
-SCHEDULED = {  # scored on the dense models as they are; the shape of a schedule is searched without labels
-    "coverage": Method("coverage", Coverage(DEPTH)),
-    "coverage_counts": Method("coverage, counts per sample", Counted(DEPTH)),
-    "tome_shaped": Method("ToMe by coverage's schedule", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
-}
-METHODS = COMPARED | ABLATED | SCHEDULED
+COUNTED = {"coverage_counts": Method("coverage, counts per sample", Counted(DEPTH))}
+SCHEDULED = ("coverage", *COUNTED, "tome_shaped")  # the shape of their schedule is searched without labels
+METHODS = COMPARED | ABLATED | COUNTED

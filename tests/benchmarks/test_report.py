@@ -48,7 +48,7 @@ def test_a_share_of_the_bound_is_shown_where_there_is_one(lines):
     row = {"task": "nlvr", "amp": "bf16", "plain": "amax", "name": "coverage", "batch": 1, "percent": 50.04}
     row |= {"samples_per_second": 3.21, "speedup": 1.5, "efficiency": 0.75, "peak_mib": 99.6}
     bounded = row | {"percent_of_bound": 61.7}
-    *_, before, added = models(lines("speed_inference", row, bounded), "inference").splitlines()
+    *_, before, added = models(lines("speed_inference", row, bounded), "inference", "nlvr").splitlines()
     assert added == "| bf16, batch 1, coverage | 50.0 | 3.21 | 1.50 | 0.75 | 62 | 100 |"
     assert before == "| bf16, batch 1, coverage | 50.0 | 3.21 | 1.50 | 0.75 | not measured | 100 |"
 
