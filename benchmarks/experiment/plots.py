@@ -15,7 +15,7 @@ from madtp.look.paper import POINTS
 
 LOOKS = {
     name: {"marker": marker, "color": f"C{number % 10}", "label": method.title, "markersize": 5}
-    for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*ph>", strict=True))
+    for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*ph>Hd", strict=True))
 }
 DENSE = {"color": "gray", "linestyle": ":", "label": "dense"}
 SHOWN_AT = 0.5
