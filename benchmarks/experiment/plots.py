@@ -14,9 +14,10 @@ from benchmarks.experiment.results import final
 from madtp.look.paper import POINTS
 
 LOOKS = {
-    name: {"marker": marker, "color": f"C{number % 10}", "label": method.title, "markersize": 5}
+    name: {"marker": marker, "color": plt.get_cmap("tab20")(number), "label": method.title, "markersize": 5}
     for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*ph>Hd", strict=True))
 }
+LOOKS["coverage"] |= {"color": "black", "linewidth": 2}
 DENSE = {"color": "gray", "linestyle": ":", "label": "dense"}
 SHOWN_AT = 0.5
 
