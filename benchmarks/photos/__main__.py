@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.comparison.ledger import add_line, claimed, read_lines
 from benchmarks.photos import tuning
-from benchmarks.photos.cells import LESSONS, RATIOS, RULES, SCHEDULES, Cell, plan, tuned_plan
+from benchmarks.photos.cells import LESSONS, RATIOS, RULES, SCHEDULES, STARTS, Cell, plan, tuned_plan
 from benchmarks.photos.dense import train_dense
 from benchmarks.photos.frozen import BATCH
 from benchmarks.photos.machine import Machine
@@ -83,6 +83,9 @@ def command_line() -> argparse.ArgumentParser:
     flag("--steps", type=int, default=150, help="with --finetuned: of training")
     flag("--seeds", nargs="+", type=int, default=[1], help="with --finetuned: of the order of the photos")
     flag("--lessons", nargs="+", choices=LESSONS, default=[*LESSONS[:1]], help="with --finetuned: what to learn by")
+    flag(
+        "--start", choices=STARTS, default=STARTS[0], help="with --finetuned: whether the dense model was trained first"
+    )
     flag("--rules", nargs="+", choices=RULES, default=[], metavar="RULE", help=f"some alone: {', '.join(RULES)}")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")
@@ -127,7 +130,7 @@ def cells_of(args: argparse.Namespace, split: str) -> list[Cell]:
         known = read_lines([results_file(args, False, False)])
         return tuned_plan(
             *(args.task, split, args.steps, args.seeds, lambda rule, p: best_schedule(known, args.task, rule, p)),
-            *(args.rules, args.schedules, args.p, args.lessons),
+            *(args.rules, args.schedules, args.p, args.lessons, args.start),
         )
     cells = plan(args.task, split, args.rules, args.schedules, args.p)
     return cells[:1] if args.rules == ["dense"] else cells

@@ -17,6 +17,8 @@ COUNTED = "coverage_counts"
 TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 DISTILLED = "distilled"
 LESSONS = ("task", DISTILLED)  # what a fine-tuned model learns by: the task alone, or a dense model's tokens too
+TRAINED = "trained"
+STARTS = ("dense", TRAINED)  # where fine-tuning begins: at the dense model, or where that was fine-tuned as long
 TITLES = {
     "coverage": "coverage",
     COUNTED: "coverage, counts per photo",
@@ -86,6 +88,11 @@ class Cell:
         return None
 
     @property
+    def beginning(self) -> "Cell | None":
+        """The model that was fine-tuned before, from which this one begins; None is the dense one as it is."""
+        return None
+
+    @property
     def told(self) -> dict[str, str]:
         """What else its line of the results says of it."""
         return {}
@@ -128,20 +135,29 @@ class Tuned(Cell):
     seed: int = 1
     steps: int = 0
     lesson: str = LESSONS[0]
+    start: str = STARTS[0]
 
     @property
     def name(self) -> str:
-        name = f"{super().name}-tuned-{self.steps}-{self.seed}"
-        return name if self.lesson == LESSONS[0] else f"{name}-{self.lesson}"
+        further = [self.lesson] * (self.lesson != LESSONS[0]) + [self.start] * (self.start != STARTS[0])
+        return "-".join([f"{super().name}-tuned-{self.steps}-{self.seed}", *further])
 
     @property
     def told(self) -> dict[str, str]:
-        return {"lesson": self.lesson}
+        return {"lesson": self.lesson, "start": self.start}
 
     @property
     def teacher(self) -> "Tuned | None":
+        return None if self.lesson == LESSONS[0] else self._dense
+
+    @property
+    def beginning(self) -> "Tuned | None":
+        return None if self.start == STARTS[0] else self._dense
+
+    @property
+    def _dense(self) -> "Tuned":
         """The dense model, fine-tuned for as many steps."""
-        return None if self.lesson == LESSONS[0] else Tuned(self.task, "val", seed=self.seed, steps=self.steps)
+        return Tuned(self.task, "val", seed=self.seed, steps=self.steps)
 
     @property
     def trained(self) -> bool:
@@ -153,8 +169,9 @@ class Tuned(Cell):
 
     @property
     def command(self) -> str:
-        lesson = "" if self.lesson == LESSONS[0] else f" --lessons {self.lesson}"
-        return f"{self.untuned.command} --finetuned --steps {self.steps} --seeds {self.seed}{lesson}"
+        further = "" if self.lesson == LESSONS[0] else f" --lessons {self.lesson}"
+        further += "" if self.start == STARTS[0] else f" --start {self.start}"
+        return f"{self.untuned.command} --finetuned --steps {self.steps} --seeds {self.seed}{further}"
 
 
 def plan(
@@ -186,6 +203,7 @@ def tuned_plan(
     schedules: Sequence[str] = (),
     ratios: Sequence[float] = (),
     lessons: Sequence[str] = LESSONS[:1],
+    start: str = STARTS[0],
 ) -> list[Cell]:
     """What is fine-tuned, seed by seed: the dense model, and a cost at a time MADTP, its rivals and coverage.
 
@@ -199,11 +217,12 @@ def tuned_plan(
         schedules: instead of the best one.
         ratios: instead of `TUNED_RATIOS`.
         lessons: of `LESSONS`; the dense model, which is the teacher of the others, learns by the task alone.
+        start: of `STARTS`; the dense model has but one.
     """
     cells = []
     for seed in seeds:
         cells.append(Tuned(task, split, seed=seed, steps=steps))
         for p, rule, lesson in product(ratios or TUNED_RATIOS, rules or TUNED, lessons):
             shapes = [""] if rule in OWN else (schedules or [best(rule, p)]) if rule in TITLES else []
-            cells += [Tuned(task, split, rule, shape, p, seed, steps, lesson) for shape in shapes]
+            cells += [Tuned(task, split, rule, shape, p, seed, steps, lesson, start) for shape in shapes]
     return cells

@@ -5,7 +5,7 @@ from itertools import product
 from statistics import mean
 
 from benchmarks.comparison.reporting import NONE, table
-from benchmarks.photos.cells import LESSONS, REFERENCE
+from benchmarks.photos.cells import LESSONS, REFERENCE, STARTS
 from benchmarks.photos.results import Results, lesson, score, score_name, title
 from benchmarks.photos.world import TASKS
 
@@ -38,8 +38,9 @@ def of(results: Results, like: dict, rule: str) -> dict | None:
 
 
 def named(record: dict) -> str:
-    """A record for readers, with what it learned by where that is not the task alone."""
-    return title(record) if lesson(record) == LESSONS[0] else f"{title(record)}, {lesson(record)}"
+    """A record for readers, with what it learned by and where it began, where that is anything special."""
+    name = title(record) if record.get("lesson", LESSONS[0]) == LESSONS[0] else f"{title(record)}, {record['lesson']}"
+    return name if record.get("start", STARTS[0]) == STARTS[0] else f"{name}, from the trained dense model"
 
 
 def finetuned(results: Results, task: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
-from benchmarks.photos.cells import LESSONS, REFERENCE, SCHEDULES, Cell
+from benchmarks.photos.cells import LESSONS, REFERENCE, SCHEDULES, STARTS, Cell
 from benchmarks.photos.world import ALL_TASKS, MATCHING
 from utils import UserError
 
@@ -115,8 +115,9 @@ def title(record: dict) -> str:
 
 
 def lesson(record: dict) -> str:
-    """What a fine-tuned model learned by."""
-    return record.get("lesson", LESSONS[0])
+    """What a fine-tuned model learned by, and where it began unless that was the dense model as it is."""
+    name = record.get("lesson", LESSONS[0])
+    return name if record.get("start", STARTS[0]) == STARTS[0] else f"{name}-{record['start']}"
 
 
 def chance(photos: int) -> float:

@@ -128,6 +128,8 @@ class Tuning:
         self.amount, self.curve = None, []
         if self.file.exists():
             self._resume()
+        elif cell.beginning is not None:
+            self.model.load_state_dict(self._trained(cell.beginning), strict=False)
 
     @property
     def step(self) -> int:
@@ -160,14 +162,22 @@ class Tuning:
         """
         if self.cell.teacher is None:
             return None
-        file = self.bench.places.output / "tuned" / f"{self.cell.teacher.weights}.pth"
-        if not file.exists():
-            raise UserError(f"no {file} yet: `{self.cell.teacher.command}` trains it")
         teacher, own = Teacher(self.bench.subject.tower), "visual_encoder."
-        found = torch.load(file, weights_only=True)["model"]
+        found = self._trained(self.cell.teacher)
         weights = {name.removeprefix(own): value for name, value in found.items() if name.startswith(own)}
         teacher.tower.load_state_dict(weights, strict=False)
         return teacher
+
+    def _trained(self, cell: Cell) -> dict[str, Tensor]:
+        """The weights of a model that was fine-tuned before.
+
+        Raises:
+            UserError: nobody has trained it.
+        """
+        file = self.bench.places.output / "tuned" / f"{cell.weights}.pth"
+        if not file.exists():
+            raise UserError(f"no {file} yet: `{cell.command}` trains it")
+        return torch.load(file, weights_only=True)["model"]
 
     def _amount(self) -> float:
         return self.bench.amount(self.cell.p, counted(self.cell), self.amount) if self.cell.p else 0.0

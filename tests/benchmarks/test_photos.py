@@ -257,6 +257,19 @@ def test_a_lesson_is_what_a_dense_model_trained_as_long_makes_of_the_photos(smal
 
 
 @needs_5
+def test_compression_may_begin_where_the_dense_model_was_trained(small, capsys):
+    assert tune(small, "caption", "--rules", "tome", steps=4) == 0
+    assert tune(small, "caption", "--rules", "tome", "--start", "trained", steps=4) == 0
+    found = lines(small, "photos_caption_tuned")
+    first, then = (found[f"caption-val-tome-even-0.1-tuned-4-1{end}"] for end in ("", "-trained"))
+    assert then["start"] == "trained" and then["command"].endswith("--start trained")
+    assert then["curve"][-1]["loss"] < first["curve"][-1]["loss"]
+    (small.output / "tuned" / "caption-dense-tuned-4-1.pth").unlink()
+    assert tune(small, "caption", "--rules", "tome", "--start", "trained", "--p", "0.2", steps=4) == 2
+    assert "--finetuned --steps 4 --seeds 1` trains it" in capsys.readouterr().err
+
+
+@needs_5
 def test_learnable_tokens_are_trained_alone(small):
     assert small.run("--task", "retrieval", "--rules", "taught_image", "taught_sample_image", "--p", "0.1") == 0
     found = lines(small, "photos_retrieval")

@@ -10,6 +10,7 @@ import torch
 from benchmarks.comparison import reporting
 from benchmarks.photos import cells, finetuned, report, reranking
 from benchmarks.photos.results import Results, chance
+from benchmarks.photos.results import lesson as learned_by
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
 from benchmarks.photos.world import Photo, texts_of
 
@@ -67,6 +68,9 @@ def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_
     assert finetuned.lesson_gap(found, "retrieval", "0.5", "tome", "", *learned).startswith("+7.0 [")
     assert finetuned.lesson_gap(found, "retrieval", "0.5", "image", "", *learned) == "not run"
     assert "| ToMe, distilled |" in finetuned.finetuned(found, "retrieval")
+    later = cells.Tuned("retrieval", "val", "tome", "", 0.5, 1, 100, "distilled", "trained")
+    assert finetuned.named(written[-1] | later.told) == "ToMe, distilled, from the trained dense model"
+    assert learned_by(written[-1] | later.told) == "distilled-trained" and later.name.endswith("-1-distilled-trained")
 
 
 def test_the_template_asks_for_nothing_unknown():
