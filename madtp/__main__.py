@@ -150,7 +150,9 @@ def refuse_missing(checkpoints: str | Sequence[str]) -> None:
     """Raises a UserError about a file of weights that is not there, before anything slow is imported to read it."""
     for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
         if path.endswith(WEIGHTS) and not Path(path).exists():
-            raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --checkpoint names another")
+            raise UserError(
+                f"{path}: no such checkpoint; docs/tasks.md lists the downloads, --checkpoint names another"
+            )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def configuration_of(places: Places, task: str) -> dict:
     """What `python -m madtp towers` wrote: sizes of both towers, the tokenizer's folder."""
     file = places.towers / CONFIGURATION[task]
     if not file.exists():
-        raise UserError(f"no {file}: `python -m madtp towers --image_size 168 --output_dir {places.towers}` writes it")
+        towers = f"--image FOLDER --text FOLDER --image_size 168 --output_dir {places.towers}"
+        raise UserError(f"no {file}: `python -m madtp towers {towers}` writes it")
     return configuration.resolve(str(file), file.stem if task in ("retrieval", MATCHING) else task)
 
 

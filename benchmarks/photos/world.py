@@ -77,7 +77,8 @@ def read_split(places: Places, task: str, split: str, final: bool = False) -> li
         split: train, val or test.
         final: leave out the test photos that were looked at before.
     """
-    entries = read_json(places.annotation(f"{ANNOTATION[task]}_{split}"), PREPARE)
+    file = places.annotation(f"{ANNOTATION[task]}_{split}")
+    entries = read_json(file, PREPARE)
     grouped: dict[str, list[tuple[str, str]]] = {}
     for entry in entries:
         grouped.setdefault(entry["image"], []).extend(_said(entry))
@@ -85,10 +86,11 @@ def read_split(places: Places, task: str, split: str, final: bool = False) -> li
         Photo(name, tuple(text for text, _ in said), tuple(answer for _, answer in said if answer))
         for name, said in grouped.items()
     ]
-    photos = photos[LOOKED_AT[FOLDER[task]] :] if final else photos
-    if not photos:
-        raise UserError(f"{places.annotation(f'{ANNOTATION[task]}_{split}')} has no photos to score; {PREPARE}")
-    return photos
+    seen = LOOKED_AT[FOLDER[task]] if final else 0
+    if len(photos) <= seen:
+        beside = f" besides the first {seen}, which --final leaves out" if seen else ""
+        raise UserError(f"{file} has no photos to score{beside}; {PREPARE}")
+    return photos[seen:]
 
 
 def _said(entry: dict) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from models.tokenizer import check_vocabulary, fingerprint, init_tokenizer
 from transform.pictures import MEAN, STD
 
 CHECKPOINT = "towers.pth"
+VOCABULARY = ("vocab.txt", "tokenizer.json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +30,14 @@ def run(args: argparse.Namespace) -> None:
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
     image_folder, text_folder = (hub.folder_of(name, args.download) for name in (args.image, args.text))
+    for name in (image_folder, text_folder):
+        if not Path(name).is_dir():
+            raise UserError(
+                f"{name}: no such folder; give one with config.json and weights, or OWNER/NAME and --download"
+            )
     folder = args.tokenizer or text_folder
+    if not any((Path(folder) / name).exists() for name in VOCABULARY):
+        raise UserError(f"{folder} has no {' and no '.join(VOCABULARY)}; --tokenizer names a folder that has one")
     tokenizer = init_tokenizer(folder)
     image = image_tower(
         image_folder, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None

@@ -59,7 +59,7 @@ class Task(ABC):
         if not hub.is_name(name):
             hub_too = "and repositories of the hub by their names, OWNER/NAME"
             what = f"CLIP's published models, not {name!r}, {hub_too}"
-            raise UserError(f"--download fetches {what}; the README lists other downloads")
+            raise UserError(f"--download fetches {what}; docs/tasks.md has other downloads")
         hub.fetch(name)
 
     @abstractmethod

@@ -12,7 +12,8 @@ from benchmarks.photos import cells, finetuned, report, reranking
 from benchmarks.photos.results import Results, chance
 from benchmarks.photos.results import lesson as learned_by
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
-from benchmarks.photos.world import Photo, texts_of
+from benchmarks.photos.world import Photo, Places, read_split, texts_of
+from utils import UserError
 
 
 def test_a_score_is_worth_what_it_has_of_dense_beyond_blind(tmp_path):
@@ -71,6 +72,20 @@ def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_
     later = cells.Tuned("retrieval", "val", "tome", "", 0.5, 1, 100, "distilled", "trained")
     assert finetuned.named(written[-1] | later.told) == "ToMe, distilled, from the trained dense model"
     assert learned_by(written[-1] | later.told) == "distilled-trained" and later.name.endswith("-1-distilled-trained")
+
+
+def test_a_test_split_that_was_looked_at_is_not_scored(tmp_path):
+    places = Places(tmp_path, tmp_path, tmp_path, tmp_path)
+    (tmp_path / "annotation").mkdir()
+    entries = [{"image": f"{number}.jpg", "caption": ["a dog"]} for number in range(513)]
+    for count in (512, 513):
+        places.annotation("flickr30k_test").write_text(json.dumps(entries[:count]))
+        assert len(read_split(places, "retrieval", "test")) == count
+        if count == 513:
+            assert [photo.name for photo in read_split(places, "retrieval", "test", final=True)] == ["512.jpg"]
+        else:
+            with pytest.raises(UserError, match="no photos to score besides the first 512, which --final leaves out"):
+                read_split(places, "retrieval", "test", final=True)
 
 
 def test_the_template_asks_for_nothing_unknown():

@@ -73,7 +73,9 @@ def test_they_are_no_model_to_evaluate(tmp_path, flags):
         (["--mean", "0.5", "0.5", "0.5"], "--mean and --std belong together"),
         (["--image_size", "60"], "image_size 60 is no multiple of patch_size 14"),
         (["--config", "configs/retrieval_coco_clip.yaml"], "is for CLIP, which has its own two towers"),
-        (["--tokenizer", "nowhere"], "no vocab.txt in nowhere"),
+        (["--tokenizer", "nowhere"], "nowhere has no vocab.txt and no tokenizer.json; --tokenizer names a folder"),
+        (["--image", "nowhere"], "nowhere: no such folder; give one with config.json"),
+        (["--text", "nowhere"], "nowhere: no such folder; give one with config.json"),
     ],
 )
 def test_mistakes_end_in_one_line_and_write_nothing(tmp_path, flags, capsys, more, said):
@@ -89,7 +91,7 @@ def test_towers_of_the_hub_are_named_where_they_were_fetched_to(tmp_path, flags,
     monkeypatch.setattr("madtp.shared.weights.hub.fetch", lambda name: fetched.append(name) or tmp_path / name[6:])
     named = [folders.get(before, word) for before, word in zip(["", *flags], flags, strict=False)]
     assert main(["towers", *named]) == 2
-    assert "pretrained/owner/text" in capsys.readouterr().err and fetched == []
+    assert "pretrained/owner/image: no such folder" in capsys.readouterr().err and fetched == []
     assert main(["towers", *named, "--download"]) == 0
     assert fetched == ["owner/image", "owner/text"]
 

@@ -358,6 +358,6 @@ def test_a_text_tower_starts_from_the_one_that_the_file_has(tmp_path, caplog):
     for tower in (vqa.text_encoder, vqa.text_decoder.bert):
         assert all(value.float().equal(encoder[name].float()) for name, value in tower.state_dict().items())
     blip_vqa(str(tmp_path / "captioner.pth"), **config)
-    for file in ("retrieval.pth", "captioner.pth"):
-        with pytest.raises(UserError, match="does not fit this model"):
+    for file, task in (("retrieval.pth", "BLIP's retrieval"), ("captioner.pth", "captioning")):
+        with pytest.raises(UserError, match=f"does not fit this model: it is of {task} and the model of VQA, check"):
             blip_vqa(str(tmp_path / file), **config, evaluate=True)

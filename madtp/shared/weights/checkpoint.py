@@ -231,7 +231,9 @@ def fit(
     if unfit := [key for key in missing if not may_stay_fresh(key)]:
         faults = {_part(key): _fault(key, own, state) for key in reversed(unfit)}  # the first one of every part
         faults = _first(reversed(faults.values()), len(unfit), most=5)
-        raise UserError(f"{path} does not fit this model, check --config and --pretrained: {faults}")
+        theirs, ours = task_of(state), task_of(own)
+        which = f"it is of {theirs} and the model of {ours}, " if theirs and theirs != ours else ""
+        raise UserError(f"{path} does not fit this model: {which}check --config and --pretrained: {faults}")
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     others = {key: value for key, value in content.items() if key not in ("model", "notes", "absent")}
     report = LoadReport(loaded, missing, unexpected, others)
@@ -277,6 +279,13 @@ def _summary(path: str | Path, report: LoadReport, model: nn.Module) -> str:
     return ", ".join(parts)
 
 
+TASKS = {
+    "BLIP's retrieval": {"visual_encoder", "itm_head"},
+    "NLVR2": {"visual_encoder", "cls_head"},
+    "VQA": {"visual_encoder", "text_encoder", "text_decoder"},
+    "captioning": {"visual_encoder", "text_decoder"},
+    "CLIP's retrieval": {"visual", "transformer"},
+}  # the parts that tell, the most telling first
 PARTS = {
     "crossattention": "cross-attention",
     "cls.predictions": "prediction head",
@@ -298,6 +307,15 @@ def by_parts(names: Iterable[str], model: nn.Module) -> str:
     weights = dict(model.named_parameters())
     counts = Counter(_part(name) for name in names if name in weights)
     return ", ".join(f"{count} {part}" for part, count in counts.most_common())
+
+
+def task_of(state: Iterable[str]) -> str:
+    """What a model is for, by the names of its weights; nothing where they do not tell."""
+    parts = {name.partition(".")[0] for name in state}
+    for task, own in TASKS.items():
+        if own <= parts:
+            return task
+    return ""
 
 
 def _part(name: str) -> str:

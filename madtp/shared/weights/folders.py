@@ -42,7 +42,7 @@ def _fetched(name: Path) -> Path:
     folder = hub.place_of(name)
     if not folder.is_dir():
         missing = f"nor is it at {folder}, where --download puts the hub's repository of this name"
-        raise UserError(f"{name}: no such checkpoint, {missing}; the README lists other downloads")
+        raise UserError(f"{name}: no such checkpoint, {missing}; docs/tasks.md has other downloads")
     return folder
 
 

@@ -18,7 +18,9 @@ def read_file(path: str | Path) -> object:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; the README lists the downloads, --pretrained names another file")
+        raise UserError(
+            f"{path}: no such checkpoint; docs/tasks.md lists the downloads, --pretrained names another file"
+        )
     try:
         fetched = not is_pointer(path)
         if fetched and path.suffix == ".safetensors":
