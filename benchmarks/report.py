@@ -11,7 +11,8 @@ from statistics import mean
 from benchmarks.comparison.reporting import NONE, fill, named, table
 from benchmarks.library_tables import features, photo_models
 from benchmarks.lines import Lines
-from utils import write_atomic
+from benchmarks.timing import told
+from utils import prepare_output, write_atomic
 
 WORDS = {"performance.md": "words.md", "library.md": "library_words.md"}  # the template of every page
 RESULTS, DOCS = Path("benchmarks/results"), Path("docs")
@@ -287,6 +288,7 @@ BLOCKS = named(
 
 def write_report(results: Path, docs: Path) -> None:
     """Writes the pages."""
+    prepare_output(docs)
     for page, words in WORDS.items():
         write_atomic(docs / page, fill(Path(__file__).parent / words, BLOCKS, Lines(results)))
 
@@ -301,4 +303,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

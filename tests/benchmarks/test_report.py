@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_pages_are_what_the_report_makes_of_the_lines(tmp_path):
-    main(["--results", str(ROOT / "benchmarks/results"), "--docs", str(tmp_path)])
+    main(["--results", str(ROOT / "benchmarks/results"), "--docs", str(tmp_path / "docs")])
     for page in WORDS:
-        assert (tmp_path / page).read_text() == (ROOT / "docs" / page).read_text()
+        assert (tmp_path / "docs" / page).read_text() == (ROOT / "docs" / page).read_text()
 
 
 @pytest.mark.parametrize("report, page", [(photos, "photos.md"), (experiment, "results.md")])
