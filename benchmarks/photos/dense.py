@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from benchmarks.photos import training
 from benchmarks.photos.frozen import Frozen, blank_tokens, kept_tokens
 from benchmarks.photos.machine import Machine
-from benchmarks.photos.reranking import reranked
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
-from benchmarks.photos.world import FOLDER, MATCHING, Photo, Places, answer_list, read_split, texts_of
+from benchmarks.photos.world import FOLDER, Photo, Places, answer_list, read_split, texts_of
 from madtp.run import config as configuration
 from madtp.shared.weights import checkpoint
 from models.blip import blip_decoder
@@ -28,12 +27,10 @@ from models.blip_vqa import BlipVQA, blip_vqa
 from utils import UserError, prepare_output, set_seed
 
 WATCHED = 250  # validation photos whose captions are scored after an epoch
-MATCHED = 200  # validation photos among which pairs are judged after an epoch
 K_TEST = 32  # answers ranked to the end
 QUEUE = 64  # of the momentum queue, which nothing here trains
 FEATURE_WIDTH = 256
 CONFIGURATION = {"retrieval": "retrieval_flickr.yaml", "caption": "caption_coco.yaml", "vqa": "vqa.yaml"}
-CONFIGURATION[MATCHING] = CONFIGURATION["retrieval"]
 
 logger = logging.getLogger("photos")
 
@@ -44,7 +41,7 @@ def configuration_of(places: Places, task: str) -> dict:
     if not file.exists():
         towers = f"--image FOLDER --text FOLDER --image_size 168 --output_dir {places.towers}"
         raise UserError(f"no {file}: `python -m madtp towers {towers}` writes it")
-    return configuration.resolve(str(file), file.stem if task in ("retrieval", MATCHING) else task)
+    return configuration.resolve(str(file), file.stem if task == "retrieval" else task)
 
 
 def build(places: Places, task: str, pretrained: str | Path, evaluate: bool = False) -> nn.Module:
@@ -54,15 +51,14 @@ def build(places: Places, task: str, pretrained: str | Path, evaluate: bool = Fa
     text = {**config["med_config"], "attention_probs_dropout_prob": 0.0}
     sizes = {"image_size": config["image_size"], "vit": config["vit"], "med_config": text}
     inputs = {"pretrained": str(pretrained), "evaluate": evaluate, "config": {**config, "drop_path": 0}, **sizes}
-    if task in ("retrieval", MATCHING):
+    if task == "retrieval":
         return blip_retrieval(**inputs, embed_dim=FEATURE_WIDTH, queue_size=QUEUE)
     return blip_decoder(**inputs, prompt="") if task == "caption" else blip_vqa(**inputs)
 
 
 def start_of(places: Places, task: str) -> Path:
-    """Where a dense model starts: from the towers, from a captioner, which can look, or from what finds candidates."""
-    earlier = {"vqa": "caption", MATCHING: "retrieval"}.get(task)
-    return places.dense(earlier) if earlier else places.towers / "towers.pth"
+    """Where a dense model starts: from the towers, or from a captioner, which can look."""
+    return places.dense("caption") if task == "vqa" else places.towers / "towers.pth"
 
 
 def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs: int = 0) -> list[dict]:
@@ -70,8 +66,6 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
     set_seed(1)
     prepare_output(places.output)
     model = build(places, task, start_of(places, task)).to(machine.device)
-    if task == MATCHING:
-        look_as_a_captioner(model, places.dense("caption"))
     tower, splits = model.visual_encoder, {split: read_split(places, task, split) for split in ("train", "val")}
     known = {} if blind else kept_tokens(tower, places.photos(task), places.tokens(FOLDER[task]), machine)
     blank = blank_tokens(tower)
@@ -84,7 +78,7 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
     recipe = training.RECIPES[task]
     recipe = replace(recipe, epochs=epochs) if epochs else recipe
     photos = training.short(splits["train"]) if task == "caption" else splits["train"]
-    freeze(model, ("crossattention", "itm_head") if task == MATCHING else ())
+    freeze(model)
     loss_of = objective(task, model, photos, towers["train"], machine)
 
     def score() -> dict:
@@ -106,22 +100,12 @@ def train_dense(places: Places, task: str, blind: bool, machine: Machine, epochs
     return curve
 
 
-def look_as_a_captioner(model: BlipRetrieval, captioner: Path) -> None:
-    """Takes the cross-attention of a captioner, which knows how to look; a fresh one would take epochs to learn it."""
-    found = torch.load(captioner, weights_only=True)["model"]
-    looking = {name: value for name, value in found.items() if ".crossattention." in name}
-    weights = {name.replace("text_decoder.bert.", "text_encoder."): value for name, value in looking.items()}
-    model.load_state_dict(weights, strict=False)
-
-
 def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, machine: Machine):
     """The loss of a batch."""
     if task == "caption":
         return training.Captions(model, photos).loss
     if task == "vqa":
         return training.Answers(model).loss
-    if task == MATCHING:
-        return training.Matches(model).loss
     cls = frozen.tokens[:, 0]
     training.standardise(model.vision_proj, cls)
     pairs = training.Pairs(model, cls)
@@ -129,16 +113,10 @@ def objective(task: str, model: nn.Module, photos: list[Photo], frozen: Frozen, 
     return pairs.loss
 
 
-def freeze(model: nn.Module, alone: tuple[str, ...] = ()) -> None:
-    """Leaves the text side alone to be trained: no image tower, no guidance, no momentum twins.
-
-    Args:
-        model: in place.
-        alone: parts of the names of what is trained of the text side; none are all of it.
-    """
+def freeze(model: nn.Module) -> None:
+    """Leaves the text side alone to be trained: no image tower, no guidance, no momentum twins."""
     for name, parameter in model.named_parameters():
         out = name.startswith("visual_encoder") or "_m." in name or is_guidance(name)
-        out = out or (alone and not any(part in name for part in alone))
         parameter.requires_grad_(parameter.requires_grad and not out)
 
 
@@ -157,11 +135,6 @@ def watch(places: Places, task: str, model: nn.Module, photos: list[Photo]) -> d
     if task == "retrieval":
         image, text = image_features(model, photos), text_features(model, photos)
         scores = recall_of_photos(image, text, texts_of(photos)[1])
-        return {name: float(values.mean()) for name, values in scores.items()}
-    if task == MATCHING:
-        photos = photos[:MATCHED]
-        image, text = image_features(model, photos), text_features(model, photos)
-        scores = reranked(model, image, text, photos, [model.encode_image(one)[0] for one in numbers(photos, 1)])
         return {name: float(values.mean()) for name, values in scores.items()}
     if task == "caption":
         photos = photos[:WATCHED]

@@ -98,10 +98,14 @@ def cell(results: Results, task: str, p: str, rule: str, schedule: str) -> dict 
     return results.of(task, rule, schedule.replace("none", ""), float(p))
 
 
-def value(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
-    """The score of one cell."""
+def value(results: Results, task: str, p: str, rule: str, schedule: str = "none", name: str = "") -> str:
+    """The score of one cell, or another one by name."""
     record = cell(results, task, p, rule, schedule)
-    return "not run" if record is None else f"{score(record):.1f}" if "scores" in record else "out of reach"
+    if record is None:
+        return "not run"
+    if "scores" not in record:
+        return "out of reach"
+    return f"{record['scores'][name] if name else score(record):.1f}"
 
 
 def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: str, theirs: str = "none") -> str:
@@ -140,7 +144,7 @@ def chosen(results: Results, *tasks: str) -> str:
 
 
 def short_list(results: Results) -> str:
-    """How many candidates the matching head judges."""
+    """How many candidates the captioner judges."""
     return str(SHORT_LIST)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
 from benchmarks.photos.cells import LESSONS, REFERENCE, SCHEDULES, STARTS, Cell
-from benchmarks.photos.world import ALL_TASKS, MATCHING
+from benchmarks.photos.world import ALL_TASKS, RERANKING
 from utils import UserError
 
 RECALL = ("txt_r1", "img_r1")
-SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", MATCHING: "r_mean"}
+SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", RERANKING: "r_mean"}
 READ_AS = {"r_mean": "mean recall"}  # for readers
-FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), MATCHING: RECALL}
+FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), RERANKING: RECALL}
 TOP = (1, 5, 10)
 
 
@@ -49,7 +49,7 @@ class Results:
 
     def blind(self, task: str) -> float | None:
         """The score without the photo: that of the twin, or of chance where features alone are compared."""
-        if task in ("retrieval", MATCHING):
+        if task in ("retrieval", RERANKING):
             dense = self.dense(task)
             return dense and chance(dense["count"])
         record = self.of(task, "blind")
@@ -117,7 +117,7 @@ def title(record: dict) -> str:
 def lesson(record: dict) -> str:
     """What a fine-tuned model learned by, and where it began unless that was the dense model as it is."""
     name = record.get("lesson", LESSONS[0])
-    return name if record.get("start", STARTS[0]) == STARTS[0] else f"{name}-{record['start']}"
+    return name if record.get("start", STARTS[0]) == STARTS[0] else f"{name}_{record['start']}"
 
 
 def chance(photos: int) -> float:

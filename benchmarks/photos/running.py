@@ -24,7 +24,7 @@ from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
 from benchmarks.photos.cells import COUNTED, Cell, mergers
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import MATCHING, Photo, Places, read_split
+from benchmarks.photos.world import RERANKING, Photo, Places, read_split
 from madtp.cost import schedule as product
 from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
@@ -38,7 +38,7 @@ TIMED = {1: 16, 32: 64}  # photos of which the speed is measured, by the size of
 TOLERANCE = 0.005  # of the cost asked for
 GEOMETRIC = 1.0  # the shape of coverage's own schedules by which every layer drops the same share
 OWN_SHAPES = {"geometric": GEOMETRIC} | {f"shape {b:g}": b for b in product.SHAPES if b != GEOMETRIC}
-MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right", MATCHING: "r_mean"}  # the score that pairs
+MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right", RERANKING: "r_mean"}  # the score that pairs
 
 
 class Bench:
@@ -253,6 +253,9 @@ def summary(scores: dict[str, np.ndarray | float]) -> dict[str, float]:
 
 def needs(places: Places, task: str, blind: bool = False) -> None:
     """Raises a UserError where a dense model is not trained yet."""
-    if not places.dense(task, blind).exists():
-        flag = " --blind" if blind else ""
-        raise UserError(f"no {places.dense(task, blind)}: `python -m benchmarks.photos --dense {task}{flag}` trains it")
+    for own in ("retrieval", "caption") if task == RERANKING else (task,):
+        if not places.dense(own, blind).exists():
+            flag = " --blind" if blind else ""
+            raise UserError(
+                f"no {places.dense(own, blind)}: `python -m benchmarks.photos --dense {own}{flag}` trains it"
+            )

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from benchmarks.comparison.costs import charged, overhead
 from benchmarks.comparison.merging import Merger
 from benchmarks.photos.dense import K_TEST, build, text_features
-from benchmarks.photos.frozen import BATCH, batches
+from benchmarks.photos.frozen import BATCH, batches, blank_tokens
 from benchmarks.photos.machine import Machine
-from benchmarks.photos.reranking import reranked
-from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos
-from benchmarks.photos.world import MATCHING, Photo, Places, answer_list, texts_of
+from benchmarks.photos.reranking import likelihood, reranked
+from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos, similarities
+from benchmarks.photos.world import RERANKING, Photo, Places, answer_list, texts_of
 from madtp.cost import flops
 from madtp.cost.flops import Cost
 from madtp.cost.trace import Trace, dense_layers
 from madtp.method.layout import Sequences
 
 # Tokens that costs are counted with: of a caption, of a question, and of an answer.
-COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16, MATCHING: 35}
+COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16, RERANKING: 35}
 COUNTED_ANSWER = 5
 
 
@@ -65,10 +65,12 @@ class Subject(ABC):
     """
 
     task: str
+    built = ""  # the task whose model answers, where that is another
 
     def __init__(self, places: Places, photos: Sequence[Photo], machine: Machine, blind: bool = False):
         self.places, self.photos, self.machine, self.blind = places, list(photos), machine, blind
-        self.model = build(places, self.task, places.dense(self.task, blind), evaluate=True).to(machine.device).eval()
+        model = build(places, self.built or self.task, places.dense(self.task, blind), evaluate=True)
+        self.model = model.to(machine.device).eval()
         self.tower = self.model.visual_encoder
         self.guided: tuple[str, ...] = ("image",)
         self.merger: Merger | None = None
@@ -162,10 +164,26 @@ class Retrieval(Subject):
         return image + flops.text_feature(self.model.text_encoder.shape, layers, learnable, width)
 
 
-class Matching(Retrieval):
-    """The best candidates by features are judged once more, by a text tower that reads the photo's tokens."""
+class Reranking(Retrieval):
+    """The best candidates by features are judged once more, by how likely a captioner finds them.
 
-    task = MATCHING
+    Attributes:
+        captioner: of the same frozen image tower; it reads the tokens that the rule on trial leaves.
+        unseen: [T], how likely it finds every caption without the photo.
+    """
+
+    task, built = RERANKING, "retrieval"
+
+    @torch.no_grad()
+    def __init__(self, *inputs):
+        super().__init__(*inputs)
+        self.captioner = build(self.places, "caption", self.places.dense("caption"), evaluate=True)
+        self.captioner = self.captioner.to(self.machine.device).eval()
+        blank = Sequences.of(blank_tokens(self.tower).float().unsqueeze(0))
+        captions = texts_of(self.photos)[0]
+        some = (captions[start : start + 100] for start in range(0, len(captions), 100))
+        with self.machine.mixed():
+            self.unseen = torch.cat([likelihood(self.captioner, own, blank) for own in some])
 
     def readings(self, numbers, photos):
         states, features = self.model.encode_image(numbers)
@@ -174,9 +192,14 @@ class Matching(Retrieval):
     @torch.no_grad()
     def scores(self, readings):
         features, states = zip(*readings, strict=True)
-        photos = self.photos[: len(readings)]
+        photos, similarity = self.photos[: len(readings)], similarities(torch.stack(features), self.texts)
+
+        def gain(photo: int, numbers: list[int], captions: list[str]) -> Tensor:
+            return likelihood(self.captioner, captions, states[photo]) - self.unseen[numbers]
+
         with self.machine.mixed():
-            return reranked(self.model, torch.stack(features), self.texts, photos, states)
+            found = reranked(similarity, photos, gain)
+        return found | {"features": super().scores(features)["r_mean"]}
 
 
 class Captioning(Subject):
@@ -242,4 +265,4 @@ class Answering(Subject):
         return flops.vqa(self.tower.shape, bert, layers, self.model.num_learnable)
 
 
-SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Answering, Matching)}
+SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Answering, Reranking)}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.photos.machine import Machine
-from benchmarks.photos.world import MATCHING, Photo
+from benchmarks.photos.world import Photo
 from models.blip import BlipDecoder
 from models.blip_retrieval import BlipRetrieval
 from models.blip_vqa import BlipVQA
@@ -57,7 +57,6 @@ RECIPES = {
     "retrieval": Recipe(64, 2, 5e-5, ("vision_proj", "text_proj", "temp"), 2e-4, 10),
     "caption": Recipe(24, 3, 2e-4, ("crossattention",), 1e-3, epochs=2),
     "vqa": Recipe(8, 8, 1e-4, (), 1e-4, epochs=6),
-    MATCHING: Recipe(32, 1, 2e-4, ("itm_head",), 1e-3, epochs=3),
 }
 
 
@@ -195,21 +194,6 @@ class Answers:
         photos, questions, answers = batch
         once = torch.ones(len(answers), device=self.model.space_dict.device)
         return self.model(torch.tensor(photos), questions, answers, n=once.long(), weights=once)["loss_task"]
-
-
-class Matches:
-    """The matching head's own loss: every photo and every caption with a hard wrong one; features stay as they are."""
-
-    def __init__(self, model: BlipRetrieval):
-        self.model = model
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Of a batch of B photos and B * G captions."""
-        photos, captions, _ = batch
-        numbers = torch.tensor(photos, device=self.model.temp.device).repeat_interleave(len(captions) // len(photos))
-        text = self.model.tokenize(captions, "[CLS]", max_length=35)
-        given = (text.input_ids, text.attention_mask)
-        return self.model.further_losses(self.model.views(numbers, given, 0.0), given, numbers, 0.0, None)["loss_itm"]
 
 
 class Pairs:

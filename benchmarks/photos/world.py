@@ -11,10 +11,10 @@ from data.text import clean_caption, clean_question
 from utils import UserError, read_json
 
 TASKS = ("retrieval", "caption", "vqa")
-MATCHING = "matching"  # retrieval, whose best candidates a head that reads both looks at once more
-ALL_TASKS = (*TASKS, MATCHING)
-FOLDER = {"retrieval": "flickr8k", "caption": "flickr8k", "vqa": "daquar", MATCHING: "flickr8k"}
-ANNOTATION = {"retrieval": "flickr30k", "caption": "coco_karpathy", "vqa": "vqa", MATCHING: "flickr30k"}
+RERANKING = "reranking"  # retrieval, whose best candidates a captioner judges once more
+ALL_TASKS = (*TASKS, RERANKING)
+FOLDER = {"retrieval": "flickr8k", "caption": "flickr8k", "vqa": "daquar", RERANKING: "flickr8k"}
+ANNOTATION = {"retrieval": "flickr30k", "caption": "coco_karpathy", "vqa": "vqa", RERANKING: "flickr30k"}
 LOOKED_AT = {"flickr8k": 512, "daquar": 0}  # test photos on which prototypes were judged: no final count has them
 MAX_WORDS = 30
 PREPARE = "`python -m benchmarks.photos --prepare` writes it"
@@ -46,6 +46,7 @@ class Places:
 
     def dense(self, task: str, blind: bool = False) -> Path:
         """The checkpoint of a dense model, or of its twin that never saw a photo."""
+        task = "retrieval" if task == RERANKING else task
         return self.output / f"{task}{'_blind' if blind else ''}.pth"
 
     def tokens(self, folder: str) -> Path:

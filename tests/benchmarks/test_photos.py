@@ -12,16 +12,16 @@ from PIL import Image
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, dense, losses, pictures, prepare, running, training, tuning
+from benchmarks.photos import cells, dense, losses, pictures, prepare, reranking, running, training, tuning
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import best_schedule
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Places, read_split
 from madtp.__main__ import main as command
 from madtp.cost.trace import Trace
+from madtp.method.layout import Sequences
 from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
 
-TWO = ("retrieval", "matching")
 SPLITS = {"train": 8, "val": 6, "test": 4}
 WORDS = ("cat", "dog", "car", "ball", "tree", "man")
 
@@ -116,29 +116,33 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
 
 
 @needs_5
-def test_the_matching_head_is_trained_alone_and_looks_again_at_what_features_find(small, capsys):
-    assert small.run("--dense", "matching", "--amp", "bf16") == 0
-    features, judge = (torch.load(small.places.dense(task), weights_only=True)["model"] for task in TWO)
-    moved = {name for name, value in judge.items() if not torch.equal(value, features[name])}
-    assert moved and all("crossattention" in name or "itm_head" in name for name in moved)
-    assert small.run("--task", "matching", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
+def test_a_captioner_looks_again_at_what_features_find(small, capsys):
+    rule = ["--rules", "coverage", "--schedules", "even", "--p", "0.1"]
+    assert small.run("--task", "reranking", *rule) == small.run("--task", "retrieval", *rule) == 0
     half = ["--rules", "dense", "--amp", "bf16", "--results", str(small.results / "half")]
-    assert small.run("--task", "matching", *half) == 0
-    assert small.run("--task", "retrieval", "--rules", "coverage", "--schedules", "even", "--p", "0.1") == 0
-    ours, theirs = (lines(small, f"photos_{task}")[f"{task}-val-coverage-even-0.1"] for task in reversed(TWO))
+    assert small.run("--task", "reranking", *half) == 0
+    ours, theirs = (
+        lines(small, f"photos_{task}")[f"{task}-val-coverage-even-0.1"] for task in ("reranking", "retrieval")
+    )
     assert ours["tokens"] == theirs["tokens"] and ours["percent"] == theirs["percent"]
-    assert small.run("--task", "matching", "--finetuned") == 2 and "--finetuned" in capsys.readouterr().err
+    assert small.run("--task", "reranking", "--finetuned") == 2 and "--finetuned" in capsys.readouterr().err
 
 
 @needs_5
-def test_the_matching_head_begins_where_a_captioner_looks(small, tmp_path):
-    model = dense.build(small.places, "matching", small.places.dense("retrieval"))
-    before = {name: value.clone() for name, value in model.text_encoder.state_dict().items()}
-    captioner = {f"text_decoder.bert.{name}": value + 1 for name, value in before.items()}
-    torch.save({"model": captioner}, tmp_path / "captioner.pth")
-    dense.look_as_a_captioner(model, tmp_path / "captioner.pth")
-    for name, value in model.text_encoder.state_dict().items():
-        assert torch.equal(value, before[name] + (".crossattention." in name))
+@torch.no_grad()
+def test_a_caption_is_as_likely_as_its_words_one_after_the_other(small):
+    model = dense.build(small.places, "caption", small.places.dense("caption"), evaluate=True).eval()
+    states = Sequences.of(torch.randn(1, model.visual_encoder.shape.length, model.visual_encoder.embed_dim))
+    captions = ["a dog", "two dogs in the snow"]
+    found = reranking.likelihood(model, captions, states)
+    for caption, value in zip(captions, found, strict=True):
+        text = model.tokenize([caption], "[DEC]", max_length=40)
+        ids, wanted = text.input_ids[0].tolist(), []
+        for place in range(1, len(ids)):
+            start = torch.tensor([ids[:place]])
+            logits, _ = model.text_decoder(start, torch.ones_like(start), states=states)
+            wanted.append(float(logits[0, -1].log_softmax(dim=-1)[ids[place]]))
+        assert float(value) == pytest.approx(np.mean(wanted), abs=1e-4)
 
 
 @needs_5

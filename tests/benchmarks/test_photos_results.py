@@ -1,7 +1,6 @@
 """What is made of the photos' results: scores, differences, tables. No model is run here."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,7 +70,7 @@ def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_
     assert "| ToMe, distilled |" in finetuned.finetuned(found, "retrieval")
     later = cells.Tuned("retrieval", "val", "tome", "", 0.5, 1, 100, "distilled", "trained")
     assert finetuned.named(written[-1] | later.told) == "ToMe, distilled, from the trained dense model"
-    assert learned_by(written[-1] | later.told) == "distilled-trained" and later.name.endswith("-1-distilled-trained")
+    assert learned_by(written[-1] | later.told) == "distilled_trained" and later.name.endswith("-1-distilled-trained")
 
 
 def test_a_test_split_that_was_looked_at_is_not_scored(tmp_path):
@@ -123,25 +122,26 @@ def test_every_cell_comes_once_and_after_the_one_it_needs():
     assert [cell.name for cell in asked] == ["caption-val-dense", "caption-val-image-0.5", "caption-val-tome-madtp-0.5"]
 
 
-def test_only_a_short_list_is_judged_and_by_similarity_and_match(monkeypatch):
+def test_only_a_short_list_is_judged_and_by_similarity_and_gain(monkeypatch):
     monkeypatch.setattr(reranking, "SHORT_LIST", 2)
     photos = [Photo(str(photo), tuple(f"{photo} {text}" for text in range(1 + photo % 2))) for photo in range(6)]
-    draw = torch.Generator().manual_seed(0)
     captions, owners = texts_of(photos)
-    image, text = torch.randn(len(photos), 4, generator=draw), torch.randn(len(captions), 4, generator=draw)
-    verdict = {caption: float(number) for number, caption in enumerate(captions)}  # the later, the better
-    model = SimpleNamespace(
-        tokenize=lambda some, *_, **__: SimpleNamespace(input_ids=some, attention_mask=None),
-        match=lambda some, *_: torch.tensor([[0.0, verdict[one]] for one in some]),
-    )
-    found = reranking.reranked(model, image, text, photos, [None] * len(photos))
-    for photo, scores in enumerate((image @ text.T).tolist()):
+    similarity = torch.randn(len(photos), len(captions), generator=torch.Generator().manual_seed(0))
+    gains = 100 * torch.randn(similarity.shape, generator=torch.Generator().manual_seed(1))
+
+    def gain(photo, numbers, texts):
+        assert texts == [captions[one] for one in numbers]
+        return gains[photo, numbers]
+
+    found = reranking.reranked(similarity, photos, gain)
+    for photo, scores in enumerate(similarity.tolist()):
         listed = sorted(range(len(captions)), key=lambda one: -scores[one])[:2]
-        best = max(listed, key=lambda one: scores[one] + verdict[captions[one]])
+        best = max(listed, key=lambda one: reranking.TO_TEXT * scores[one] + gains[photo, one])
         assert found["txt_r1"][photo] == 100 * (owners[best] == photo)
     for photo in range(len(photos)):
         first = []
         for caption in (one for one, owner in enumerate(owners) if owner == photo):
-            scores = (image @ text[caption]).tolist()  # the verdict is the same whoever looks
-            first.append(max(range(len(photos)), key=scores.__getitem__) == photo)
+            scores = similarity[:, caption].tolist()
+            listed = sorted(range(len(photos)), key=lambda one: -scores[one])[:2]
+            first.append(max(listed, key=lambda one: reranking.TO_PHOTO * scores[one] + gains[one, caption]) == photo)
         assert found["img_r1"][photo] == pytest.approx(100 * np.mean(first))
