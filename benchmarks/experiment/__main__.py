@@ -56,7 +56,7 @@ def work(cells: list[Cell], places: Places, results: Path, minutes: float, untun
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the cells of a task that are not finished, or writes the report; 1 where cells are left."""
+    """Runs the cells of a task that are not finished, or writes the report; 1 where some are left."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--task", choices=TASKS, help="run its configurations")
@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if left:
+        print(f"{left} configurations are left; the same command goes on with them")
     return min(left, 1)
 
 

@@ -169,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if left:
+        print(f"{left} configurations are left; the same command goes on with them")
     return min(left, 1)
 
 

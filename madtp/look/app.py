@@ -9,6 +9,7 @@ With several checkpoints, of any tasks, the page has a choice. It is served on t
 import argparse
 import io
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,14 +31,27 @@ ASKS = {
     "retrieval_clip": "texts to choose from, one in a line",
 }
 COLUMNS = ["model", "answer", "GFLOPs", "% of dense", "pruned at", "ms"]
+HERE = "127.0.0.1"
 OWN, FOR_P = "as the model was scored", "for p"
 
 
 def run(args: argparse.Namespace) -> None:
     """Serves the page until it is stopped."""
     check_installed("gradio")
+    check_port(args.port)
     predictors = {path: load(path, "", args.config, args.device) for path in args.checkpoint}
-    build(predictors).launch(server_name="127.0.0.1", server_port=args.port, **look())
+    build(predictors).launch(server_name=HERE, server_port=args.port, **look())
+
+
+def check_port(port: int) -> None:
+    """Refuses a port that another program has, or that is none, before any model is read."""
+    try:
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind((HERE, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no port has this number"
+        raise UserError(f"--port {port}: {reason}; give another") from error
 
 
 def ask(

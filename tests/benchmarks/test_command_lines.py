@@ -42,3 +42,12 @@ def test_a_rule_that_there_is_not_is_no_plan_without_rules(capsys):
     with pytest.raises(SystemExit, match="2"):
         photos(["--task", "vqa", "--rules", "tom"])
     assert "invalid choice: 'tom'" in capsys.readouterr().err
+
+
+def test_what_is_left_when_the_time_is_up_is_said(tmp_path, capsys):
+    places = [f"--{name}={tmp_path / name}" for name in ("data", "output", "results")]
+    words = (
+        "--task vqa --methods madtp --p 0.5 --seeds 1 2 --minutes 0".split()
+    )  # after a captioner and two dense models
+    assert experiment([*words, *places]) == 1
+    assert capsys.readouterr().out == "5 configurations are left; the same command goes on with them\n"

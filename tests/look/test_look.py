@@ -6,6 +6,7 @@ A small model of every task, made here; what it answers and keeps is held to the
 import json
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -213,3 +214,15 @@ def test_the_app_answers_as_predict_does(checkpoint, pictures, capsys):
         assert row[:2] == [name, expected[name]["answer"]] and row[3] == f"{expected[name]['percent']:.1f}"
     with Image.open(kept) as drawn:
         assert min(drawn.size) > 300
+
+
+def test_a_port_that_cannot_be_had_is_said():
+    with socket.socket() as taken:
+        taken.bind((app.HERE, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: Address already in use; give another"):
+            app.check_port(port)
+    app.check_port(port)
+    with pytest.raises(UserError, match="--port 70000: no port has this number; give another"):
+        app.check_port(70000)

@@ -1,8 +1,10 @@
 """One line that prunes somebody else's model, and its way back."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from numbers import Real
 from typing import Any
 
 import torch
@@ -57,12 +59,7 @@ def prune(
     Raises:
         UserError: the model cannot be pruned, or not this far, or something is missing.
     """
-    if tower not in INPUTS:
-        raise UserError(f"tower {excerpt(tower)} is none: 'image' and 'text' are")
-    if (p is None) == (amount is None):
-        raise UserError("give p, the share of GFLOPs to remove, or the amount and the shape of a model pruned before")
-    if p is not None and not 0 <= p < 1:
-        raise UserError(f"p {excerpt(p)} is the share of GFLOPs to remove, from 0 to less than 1")
+    _check(model, p, amount, shape, tower)
     restore(model, tower)
     try:
         adapted = adapt(model, tower)
@@ -152,6 +149,27 @@ def install(adapted: Adapted) -> Pruned:
     return pruned
 
 
+def _check(model: nn.Module, p: float | None, amount: float | None, shape: float | None, tower: str) -> None:
+    """Refuses what says nothing, or nothing that can be done, before the model is touched."""
+    if tower not in INPUTS:
+        raise UserError(f"tower {excerpt(tower)} is none: 'image' and 'text' are")
+    if (p is None) == (amount is None):
+        raise UserError("give p, the share of GFLOPs to remove, or the amount and the shape of a model pruned before")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is {excerpt(model)}, expected one of timm, open_clip or transformers")
+    if p is not None and not _within(p, below=1):
+        raise UserError(f"p is {excerpt(p)}, expected a share of the GFLOPs to remove, at least 0 and below 1")
+    if amount is not None and not _within(amount):
+        raise UserError(f"amount is {excerpt(amount)}, expected a number from 0, as madtp.cost tells it")
+    if shape is not None and not (_within(shape) and shape > 0):
+        raise UserError(f"shape is {excerpt(shape)}, expected a number above 0: below 1 tokens go early, above it late")
+
+
+def _within(value: object, below: float = math.inf) -> bool:
+    """Whether it is a number from 0 to less than that."""
+    return isinstance(value, Real) and 0 <= value < below
+
+
 def settled(shape: float | None) -> float:
     """The shape that goes with an amount."""
     if shape is None:
@@ -195,13 +213,26 @@ def inputs_of(batches: Batches | None, model: nn.Module, tower: str) -> Iterator
     if batches is None:
         raise UserError(f"p needs batches: some {tower}s that the model will see, to find out what can go")
     dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    for batch in [batches] if isinstance(batches, Tensor | Mapping) else batches:
+    for batch in _each(batches, tower):
         parts = batch.get(INPUTS[tower]) if isinstance(batch, Mapping) else batch
         parts = parts if isinstance(parts, tuple | list) else [parts]
         found = next((part for part in parts if isinstance(part, Tensor) and _fits(part, tower)), None)
         if found is None:
             raise UserError(f"batches are of {WANTED[tower]}, as the model takes them, not {excerpt(batch)}")
-        yield found.to(device_of(model), dtype if tower == IMAGE else None)
+        if not found.isfinite().all():
+            raise UserError("batches hold numbers that are infinite or none: give pictures as the model takes them")
+        if len(found):
+            yield found.to(device_of(model), dtype if tower == IMAGE else None)
+
+
+def _each(batches: Batches, tower: str) -> Iterator[Any]:
+    """One batch after the other."""
+    try:
+        return iter([batches] if isinstance(batches, Tensor | Mapping) else batches)
+    except TypeError as error:
+        raise UserError(
+            f"batches are {excerpt(batches)}, expected {WANTED[tower]}, or a list or loader of such"
+        ) from error
 
 
 def _fits(values: Tensor, tower: str) -> bool:

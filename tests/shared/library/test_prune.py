@@ -247,7 +247,13 @@ def test_what_cannot_be_pruned_is_refused_by_name(why):
     [
         ({}, "give p"),
         ({"p": 0.5, "amount": 1.0}, "give p"),
-        ({"p": 1.0, "batches": noise()}, "from 0 to less than 1"),
+        ({"p": 1.0, "batches": noise()}, "p is 1.0, expected a share of the GFLOPs to remove"),
+        ({"p": "half", "batches": noise()}, "p is 'half', expected a share"),
+        ({"p": 0.5, "batches": noise(), "shape": -1}, "shape is -1, expected a number above 0"),
+        ({"amount": math.nan, "shape": 1.0}, "amount is nan, expected a number from 0"),
+        ({"p": 0.5, "batches": 4}, "batches are 4, expected images"),
+        ({"p": 0.5, "batches": noise()[:0]}, "no image in batches"),
+        ({"p": 0.5, "batches": noise() * math.nan}, "numbers that are infinite or none"),
         ({"p": 0.5}, "needs batches"),
         ({"p": 0.5, "batches": []}, "no image in batches"),
         ({"p": 0.5, "batches": [WORDS]}, "batches are of images"),
@@ -261,6 +267,11 @@ def test_mistakes_are_said_and_leave_the_model_dense(arguments, says):
     with pytest.raises(UserError, match=says):
         madtp.prune(model, **arguments)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_no_model_is_said():
+    with pytest.raises(UserError, match="model is None, expected one of timm"):
+        madtp.prune(None, 0.5, noise())
 
 
 def test_what_a_pruned_tower_cannot_do_is_said():
