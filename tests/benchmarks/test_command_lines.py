@@ -45,6 +45,7 @@ def test_a_rule_that_there_is_not_is_no_plan_without_rules(capsys):
 
 
 def test_what_is_left_when_the_time_is_up_is_said(tmp_path, capsys):
+    """Two models to compare, and before them two dense ones and a captioner."""
     places = [f"--{name}={tmp_path / name}" for name in ("data", "output", "results")]
     words = (
         "--task vqa --methods madtp --p 0.5 --seeds 1 2 --minutes 0".split()
