@@ -8,6 +8,7 @@ a pruned one each part is timed where it is called:
     similarities  of all pairs of tokens
     choice        which tokens stay
     merging       which token each other one goes into, and the means
+    together      these three of few short sequences, which one call into C takes
     bias          attention with the sizes against the same call without them
 
 Every part is printed as a share of the dense time.
@@ -26,7 +27,7 @@ from benchmarks.timing import arguments, ratio, report, take_turns, timed, told
 from madtp.cost import flops
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
-from madtp.method import coverage, merged
+from madtp.method import coverage, merged, small
 from madtp.method.keep import Coverage
 from madtp.run.precision import autocast, precision
 from madtp.shared.layers import Guidance
@@ -39,6 +40,7 @@ PARTS = {
     (coverage, "choose"): "choice",
     (coverage, "owners"): "merging",
     (coverage, "absorb"): "merging",
+    (small, "cover"): "together",
 }
 
 
@@ -139,7 +141,7 @@ def main() -> None:
         row |= {"p": p, "amount": amount, "percent": percent, "efficiency": row["speedup"] * percent / 100}
         parts = ", ".join(f"{part} {share:.1f}" for part, share in row["shares"].items())
         print(f"p {p:g}: {percent:.1f} % of dense GFLOPs, {row['speedup']:.2f} x, efficiency {row['efficiency']:.2f}")
-        print(f"  % of the dense time: {parts}; together {row['sum']:.1f}")
+        print(f"  % of the dense time: {parts}; in all {row['sum']:.1f}")
         found.append({name: getattr(args, name) for name in ("batch", "amp", "shape", *sizes)} | row)
     report(found, args.device, args.output)
 

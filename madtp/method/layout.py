@@ -127,11 +127,13 @@ class Rectangle:
         protected: Tensor | None = None,
     ) -> tuple[Tensor, "Rectangle", Kept | None]:
         """The shortened tokens and how they lie; see `madtp.method.pruning.prune_tokens`."""
-        if temperature <= 0 or not small.serves(x):
-            x, kept = prune_tokens(x, scores, alignment, temperature, min_keep, protected)
+        given = (x, scores, alignment, temperature, min_keep, protected)
+        found = small.prune(x, *scores, *given[2:]) if temperature > 0 and small.serves(x) else None
+        if found is None:
+            x, kept = prune_tokens(*given)
             return x, self, kept
-        pruned = small.prune(x, *scores, alignment, temperature, min_keep, protected)
-        return (x, self, None) if pruned is None else (pruned[0], self, Kept(pruned[1]))
+        x, rows = found
+        return x, self, None if rows is None else Kept(rows)
 
     def sizes(self, x: Tensor) -> list[int]:
         """Tokens of each sequence, as they lie in memory."""

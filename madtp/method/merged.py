@@ -7,12 +7,12 @@ Shapes: B samples, L tokens, F of them in front that always stay (the class toke
 heads, E = D / H, n tokens kept.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from madtp.method import coverage
+from madtp.method import coverage, small
 from madtp.method.attention import AttentionScores, attend, class_attention
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.precision import accumulator
@@ -22,8 +22,7 @@ from madtp.method.rows import followed
 HIDDEN = 1e-30  # the size of a token that a mask hides: nothing beside 1, and has a logarithm
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
     """How many tokens every layer leaves; see `coverage.left_by`.
 
     Attributes:
@@ -49,7 +48,7 @@ class Schedule:
 
     def next(self) -> "Schedule":
         """The same at the next layer."""
-        return replace(self, layer=self.layer + 1)
+        return self._replace(layer=self.layer + 1)
 
 
 class Merged(Rectangle):
@@ -87,33 +86,15 @@ class Merged(Rectangle):
         if self.sizes_of_tokens is None:
             return super().seen_from_outside(mask, dtype)
         bias = self.log_sizes if mask is None else self.log_sizes.masked_fill(~mask, float("-inf"))
-        return bias[:, None, None, :].to(dtype)
+        return bias.view(len(bias), 1, 1, -1).to(dtype)
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         keep, after, prefix = self.schedule.left(temperature), self.schedule.next(), self.schedule.prefix
         if keep >= x.shape[1] - prefix:
             return x, Merged(after, self.sizes_of_tokens, self.places), None
-        front, x = x[:, :prefix], x[:, prefix:]
-        sizes = self.sizes_of_tokens
-        seen = None if sizes is None else sizes[:, prefix:] >= 1
-        kept, owner = self._cover(x.detach(), None if scores is None else scores.cls_attention.detach(), seen, keep)
-        if sizes is None:
-            sizes = x.new_ones(x.shape[0], prefix + x.shape[1], dtype=accumulator(x.dtype))
-        merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
-        rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
-        sizes = torch.cat([sizes[:, :prefix], own], dim=1)
-        places = followed(self.places, owner)
-        return torch.cat([front, merged], dim=1), Merged(after, sizes, places), Kept(rows, groups=owner)
-
-    @staticmethod
-    def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
-        cosine = coverage.similarity(x)
-        with torch.autocast(x.device.type, enabled=False):
-            attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
-            significance = coverage.importance(attention).to(cosine.dtype)
-            significance = significance if seen is None else significance * seen
-            kept = coverage.choose(cosine, significance, keep)
-            return kept, coverage.owners(cosine, kept)
+        attention = None if scores is None else scores.cls_attention
+        x, sizes, rows, owner = shortened(x, attention, self.sizes_of_tokens, prefix, keep)
+        return x, Merged(after, sizes, followed(self.places, owner)), Kept(rows, groups=owner)
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
         sizes = [None] * parts if self.sizes_of_tokens is None else self.sizes_of_tokens.chunk(parts)
@@ -129,3 +110,46 @@ class Merged(Rectangle):
     def with_sizes(self, sizes: Tensor | None) -> "Merged":
         """The same for tokens of other sizes."""
         return Merged(self.schedule, sizes)
+
+
+def shortened(
+    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is left of tokens once those that are not kept went into those that are.
+
+    Args:
+        x: [B, L, D].
+        cls_attention: [B, N], what the class token pays to each; None where there is no such token.
+        sizes: [B, L], how many patches each stands for; None is one each.
+        prefix: F.
+        keep: n of the others.
+
+    Returns:
+        The tokens [B, F + n, D], their sizes [B, F + n], the rows [B, F + n] that they were in, and which of the n each
+        prunable token went into [B, N].
+    """
+    few = small.serves(x, cls_attention, sizes, most=small.COVERAGE) and not torch.is_autocast_enabled(x.device.type)
+    found = small.cover(x, cls_attention, sizes, prefix, keep) if few else None
+    return found or _step_by_step(x, cls_attention, sizes, prefix, keep)
+
+
+def _step_by_step(x, cls_attention, sizes, prefix, keep):
+    front, x = x[:, :prefix], x[:, prefix:]
+    seen = None if sizes is None else sizes[:, prefix:] >= 1
+    kept, owner = _cover(x.detach(), None if cls_attention is None else cls_attention.detach(), seen, keep)
+    if sizes is None:
+        sizes = x.new_ones(x.shape[0], prefix + x.shape[1], dtype=accumulator(x.dtype))
+    merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
+    rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
+    return torch.cat([front, merged], dim=1), torch.cat([sizes[:, :prefix], own], dim=1), rows, owner
+
+
+def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
+    """The tokens that stay [B, n], and which of them each token goes into [B, N]."""
+    cosine = coverage.similarity(x)
+    with torch.autocast(x.device.type, enabled=False):
+        attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
+        significance = coverage.importance(attention).to(cosine.dtype)
+        significance = significance if seen is None else significance * seen
+        kept = coverage.choose(cosine, significance, keep)
+        return kept, coverage.owners(cosine, kept)

@@ -1,67 +1,13 @@
 /* Scores and pruning of a few short sequences on a CPU, a call each: what madtp.method.pruning does step by step.
  *
- * Shapes: B batch, H heads, N prunable tokens, L = N + 1 with the class token in front, E width of a head, D of a token,
+ * Shapes: B batch, H heads, N prunable tokens, L = N + 1 with the class token in front, E width of a head, D of tokens,
  * K learnable tokens, k tokens kept. All arrays lie row by row.
  */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "small.h"
 
 static const float EPSILON = 1e-8f;
-enum { TILE = 32 }; /* sums that are held in registers */
-
-/* e^x for x <= 0, in a form that compilers make vectors of: 2^n e^r with |r| <= ln(2) / 2. */
-static inline float exponential(float x)
-{
-    float bounded = x > -87 ? x : -87;
-    int32_t n = (int32_t)(bounded * 1.44269504f - 0.5f);
-    float r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
-    union { int32_t bits; float value; } power = {(n + 127) << 23};
-    return x > -87 ? power.value * series : 0;
-}
-
-/* sums [columns] of the rows [count, columns], `stride` numbers apart, each times its factor; columns in register tiles. */
-static void weighted_sum(
-    const float *restrict factors, const float *restrict rows, int64_t stride, int64_t count, int64_t columns,
-    float *restrict sums)
-{
-    for (int64_t start = 0; start < columns; start += TILE) {
-        float tile[TILE] = {0};
-        if (start + TILE <= columns) {
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t column = 0; column < TILE; column++)
-                    tile[column] += factors[row] * rows[row * stride + start + column];
-            memcpy(sums + start, tile, sizeof tile);
-        } else {
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t column = start; column < columns; column++)
-                    tile[column - start] += factors[row] * rows[row * stride + column];
-            memcpy(sums + start, tile, (columns - start) * sizeof(float));
-        }
-    }
-}
-
-/* Softmax of logits [L]; `mask`, if any, is False where attention may not go, its booleans `step` apart. */
-static void softmax(float *logits, float scale, const uint8_t *mask, int64_t step, int64_t length)
-{
-    float largest = -INFINITY, sum = 0;
-    for (int64_t token = 0; mask && token < length; token++)
-        if (!mask[token * step])
-            logits[token] = -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (int64_t token = 0; token < length; token++)
-        largest = logits[token] > largest ? logits[token] : largest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t token = 0; token < length; token++) {
-        logits[token] = exponential((logits[token] - largest) * scale);
-        sum += logits[token];
-    }
-    for (int64_t token = 0; token < length; token++)
-        logits[token] /= sum;
-}
+enum { NOTHING_PRUNED = -1, NOT_FINITE = -2 };
 
 /* rows [count, columns], `stride` numbers apart, to turned [columns, count], `turned_stride` apart. */
 static void transpose(
@@ -70,16 +16,6 @@ static void transpose(
     for (int64_t row = 0; row < count; row++)
         for (int64_t column = 0; column < columns; column++)
             turned[column * turned_stride + row] = rows[row * stride + column];
-}
-
-/* Length of a vector. */
-static float norm(const float *vector, int64_t width)
-{
-    float square = 0;
-#pragma omp simd reduction(+ : square)
-    for (int64_t place = 0; place < width; place++)
-        square += vector[place] * vector[place];
-    return sqrtf(square);
 }
 
 /* Self-attention with its scores.
@@ -94,7 +30,7 @@ int madtp_attend(
     const int64_t steps[3], int64_t batch, int64_t heads, int64_t length, int64_t width, float *output,
     float *self_attention, float *cls_attention)
 {
-    int64_t padded = (length + TILE - 1) / TILE * TILE;
+    int64_t padded = in_tiles(length);
     float *keys = calloc((heads * width + heads + 2) * padded, sizeof(float)); /* [H, E, L], rows filled up by zeros */
     if (!keys)
         return 1;
@@ -114,14 +50,17 @@ int madtp_attend(
                 int64_t start = sample * strides[0] + head * strides[1];
                 float *row = token ? weights : first + head * padded;
                 float *mixed = output + ((sample * length + token) * heads + head) * width;
-                weighted_sum(query + start + token * strides[2], keys + head * width * padded, padded, width, padded, row);
+                const float *asked = query + start + token * strides[2];
+                weighted_sum(asked, keys + head * width * padded, padded, width, padded, row);
                 softmax(row, scale, allowed, steps[2], length);
                 weighted_sum(row, value + start, strides[2], length, width, mixed);
-                float size = norm(mixed, width);
+                float size = sqrtf(dot(mixed, mixed, width));
                 weighted += size * first[head * padded + token];
                 total += size;
-                for (int64_t other = 0; other < length; other++)
-                    largest[other] = row[other] > largest[other] ? row[other] : largest[other];
+                for (int64_t other = 0; other < length; other++) { /* NaN is larger than all numbers */
+                    int larger = row[other] > largest[other] || row[other] != row[other];
+                    largest[other] = larger ? row[other] : largest[other];
+                }
             }
             for (int64_t other = 1; token && other < length; other++)
                 sums[other - 1] += largest[other];
@@ -162,7 +101,7 @@ static void importance(
         significance[token] /= 3;
 }
 
-/* theta = min over k of sum_j softmax_j(a[j, k] / T) S[j] of one sample. */
+/* theta = min over k of sum_j softmax_j(a[j, k] / T) S[j] of one sample; NaN where one of them is no finite number. */
 static double threshold(
     const float *significance, const float *alignment, double temperature, int64_t tokens, int64_t learnable)
 {
@@ -182,18 +121,13 @@ static double threshold(
             sums[one] += power * significance[token];
         }
     double least = INFINITY;
-    for (int64_t one = 0; one < learnable; one++)
-        least = fmin(least, sums[one] / totals[one]);
+    for (int64_t one = 0; one < learnable; one++) {
+        double found = sums[one] / totals[one];
+        if (!isfinite(found))
+            return NAN;
+        least = fmin(least, found);
+    }
     return least;
-}
-
-/* How many tokens come before a token when the most important one is first and equal ones keep their order. */
-static int64_t rank_of(const float *ranked, int64_t tokens, int64_t token)
-{
-    int64_t before = 0;
-    for (int64_t other = 0; other < tokens; other++)
-        before += ranked[other] > ranked[token] || (ranked[other] == ranked[token] && other < token);
-    return before;
 }
 
 /* Class token, kept tokens in their order and the merged one of one sample, and the rows that they were in. */
@@ -230,7 +164,8 @@ static void shorten(
 /* prune_tokens for a temperature above 0.
  *
  * x [B, L, D]; scores [B, N]; alignment [B, N, K], its samples `stride` numbers apart; `protected` [B] or NULL.
- * Returns k, and fills rows [B, k + 2] and shortened [B, k + 2, D]; or returns -1 where nothing is pruned.
+ * Returns k, and fills rows [B, k + 2] and shortened [B, k + 2, D]; or returns NOTHING_PRUNED, or NOT_FINITE if the
+ * numbers are not, so that neither a threshold nor ranks make sense.
  */
 int64_t madtp_prune(
     const float *x, const float *self_attention, const float *cls_attention, const float *alignment, int64_t stride,
@@ -244,6 +179,8 @@ int64_t madtp_prune(
         importance(self_attention + sample * tokens, cls_attention + sample * tokens, own, tokens, learnable,
                    significance[sample]);
         double least = threshold(significance[sample], own, temperature, tokens, learnable);
+        if (isnan(least))
+            return NOT_FINITE;
         memcpy(ranked[sample], significance[sample], sizeof ranked[sample]);
         if (protected)
             ranked[sample][protected[sample]] = INFINITY;
@@ -253,7 +190,7 @@ int64_t madtp_prune(
         keep = passing > keep ? passing : keep;
     }
     if (keep < min_keep || tokens - keep <= 1)
-        return -1;
+        return NOTHING_PRUNED;
     for (int64_t sample = 0; sample < batch; sample++)
         shorten(x + sample * (tokens + 1) * width, significance[sample], ranked[sample], tokens, width, keep,
                 rows + sample * (keep + 2), shortened + sample * (keep + 2) * width);

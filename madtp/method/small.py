@@ -1,12 +1,13 @@
 """Scores and pruning of a few short sequences on a CPU, where a step's launch takes longer than its numbers.
 
-MADTP takes some seventy small steps a layer. In a model that answers within milliseconds they would take more than the
-dropped tokens save. Here they are two calls into C (`small.c`), which a machine's own compiler translates when they are
-first needed and which are then kept in the user's cache. Without a compiler, the steps of `madtp.method.pruning` do the
-work.
+MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds they
+would take more than the dropped tokens save. Here they are two calls into C a layer (`small.c`, `small_coverage.c`),
+which a machine's own compiler translates when they are first needed and which are then kept in the user's cache.
+Without a compiler, for numbers that are not finite, and for everything that `serves` refuses, the steps of
+`madtp.method.pruning` and `madtp.method.coverage` do the work.
 
-Shapes: B batch, H heads, N prunable tokens, L = N + 1 with the class token in front, E width of a head, D of a token, K
-learnable tokens, k tokens kept.
+Shapes: B batch, H heads, L tokens, of which F in front stay (MADTP: the class token) and N are prunable, E width of a
+head, D of a token, K learnable tokens, k tokens kept.
 """
 
 import ctypes
@@ -25,19 +26,30 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCES = [Path(__file__).with_name(name) for name in ("small.c", "small_coverage.c")]
+HEADER = Path(__file__).with_name("small.h")
 FLAGS = ("-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC")
 VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mprefer-vector-width=512")}
-WORK = 2**20  # multiplications of an attention, up to which this is the faster way
+ATTENTION, COVERAGE = 2**20, 2**25  # multiplications of all pairs of tokens, up to which this is the faster way
 PATIENCE = 60  # seconds that a compiler has
+NOTHING_PRUNED = -1
 _THREE = ctypes.c_int64 * 3
 
 
-def serves(x: Tensor) -> bool:
-    """Whether tokens [..., L, width] are few, in single precision on a CPU, and nobody wants gradients or a graph."""
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
+def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
+    """Whether tokens are few, and nobody wants gradients or a graph of what is done to them.
+
+    Args:
+        x: [..., L, width].
+        others: what else must be in single precision on a CPU.
+        most: multiplications of all pairs of tokens.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return x.numel() * x.shape[-2] <= WORK and not torch.compiler.is_compiling() and library() is not None
+    for one in (x, *others):  # the numbers of a subclass need not lie in memory as C has them
+        if one is not None and not (type(one) is Tensor and one.dtype is torch.float32 and one.is_cpu):
+            return False
+    return x.numel() * x.shape[-2] <= most and library() is not None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,8 +84,10 @@ def prune(
     temperature: float,
     min_keep: int,
     protected: Tensor | None,
-) -> tuple[Tensor, Tensor] | None:
-    """The shortened tokens [B, k + 2, D] and the rows [B, k + 2] that they were in; None where nothing is pruned.
+) -> tuple[Tensor, Tensor | None] | None:
+    """The shortened tokens [B, k + 2, D] and the rows [B, k + 2] that they were in.
+
+    The tokens as they are and None where nothing is pruned; None alone where not all numbers are finite.
 
     Args:
         x: [B, L, D].
@@ -89,22 +103,53 @@ def prune(
     alignment = alignment.float()  # halves come from mixed precision
     if alignment.stride()[1:] != (learnable, 1):
         alignment = alignment.contiguous()
-    x, self_attention, cls_attention = (part.float().contiguous() for part in (x, self_attention, cls_attention))
+    tokens, self_attention, cls_attention = (part.float().contiguous() for part in (x, self_attention, cls_attention))
     protected = None if protected is None else protected.contiguous()
     keep = library().madtp_prune(
-        *map(_address, (x, self_attention, cls_attention, alignment)), alignment.stride(0),
+        *map(_address, (tokens, self_attention, cls_attention, alignment)), alignment.stride(0),
         _address(protected),
         temperature, min_keep, batch, length - 1, width, learnable, _address(rows), _address(shortened),
     )  # fmt: skip
     if keep < 0:
-        return None
+        return (x, None) if keep == NOTHING_PRUNED else None
     left = batch * (keep + 2)
     return shortened[:left].view(batch, -1, width), rows[:left].view(batch, -1)
 
 
+def cover(
+    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """What the rule `coverage` leaves; see `madtp.method.merged.shortened`. None where not all numbers are finite."""
+    x, cls_attention, sizes = (None if one is None else one.contiguous() for one in (x, cls_attention, sizes))
+    batch, width, tokens = x.shape[0], x.shape[2], x.shape[1] - prefix
+    shortened, left = x.new_empty(batch, prefix + keep, width), x.new_empty(batch, prefix + keep)
+    rows, owner = x.new_empty(left.shape, dtype=torch.long), x.new_empty(batch, tokens, dtype=torch.long)
+    failed = library().madtp_cover(
+        *map(_address, (x, cls_attention, sizes)), batch, prefix, tokens, width, keep,
+        *map(_address, (shortened, left, rows, owner)),
+    )  # fmt: skip
+    return None if failed else (shortened, left, rows, owner)
+
+
+def class_attention(query: Tensor, key: Tensor, bias: Tensor | None, prefix: int) -> Tensor:
+    """What the class token pays to every prunable token, [B, N].
+
+    As `madtp.method.attention.class_attention`, with a bias that is added to the logits.
+    """
+    batch, heads, length, width = key.shape
+    query, key = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
+    bias = None if bias is None else bias.expand(batch, 1, 1, length).contiguous()
+    attention = key.new_empty(batch, length - prefix)
+    library().madtp_class_attention(
+        query.data_ptr(), _THREE(*query.stride()[:3]), key.data_ptr(), _THREE(*key.stride()[:3]), _address(bias),
+        batch, heads, length, width, prefix, attention.data_ptr(),
+    )  # fmt: skip
+    return attention
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """The functions of `small.c`, compiled if that has not been done yet; None where it cannot be."""
+    """The functions in C, compiled if that has not been done yet; None where it cannot be."""
     try:
         found = ctypes.CDLL(str(_compiled()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody is at home
@@ -114,12 +159,15 @@ def library() -> ctypes.CDLL | None:
     found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _THREE, *[number] * 4, *[pointer] * 3]
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
+    found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]
+    found.madtp_class_attention.argtypes = [pointer, _THREE, pointer, _THREE, pointer, *[number] * 5, pointer]
+    found.madtp_class_attention.restype = None
     return found
 
 
 def _compiled() -> Path:
     """The file of the compiled functions, named by what it was made of."""
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
     flags = (*FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
     made_of = hashlib.sha256(source + repr((flags, platform.platform())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madtp"
@@ -131,7 +179,7 @@ def _compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             made = Path(draft) / file.name
-            command = [*compiler.split(), *flags, "-o", str(made), str(SOURCE), "-lm"]
+            command = [*compiler.split(), *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
             made.replace(file)  # at once, whoever else does the same
     return file

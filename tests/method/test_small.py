@@ -3,6 +3,9 @@
 Shapes: B batch, H heads, N prunable tokens, L = N + 1, E width of a head, K learnable tokens.
 """
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 import torch
 
@@ -60,6 +63,50 @@ def test_what_is_far_from_the_largest_logit_gets_nothing():
     expected, expected_scores = attend(1000.0 * query.double(), 1000.0 * key.double(), value.double(), scores=True)
     for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
         torch.testing.assert_close(one.double(), exact)
+
+
+NAN = float("nan")
+BROKEN = {  # which part, and where: sample, head, token, channel
+    "a key": (1, (0, 1, 3, 2), NAN),
+    "a query": (0, (0, 1, 3, 2), NAN),
+    "the class token's query": (0, (0, 1, 0, 2), NAN),
+    "a value": (2, (0, 1, 3, 2), NAN),
+    "an infinite key": (1, (0, 1, 3, 2), INFINITY),
+    "a key without end": (1, (0, 1, 3, slice(None)), -INFINITY),
+    "what a mask hides": (1, (1, 1, 5, 2), NAN),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("kind", [0, 1])
+@torch.inference_mode()
+def test_what_is_no_number_spreads_as_in_the_steps(broken, kind, monkeypatch):
+    parts = [part.contiguous() for part in heads_of(2, 3, 6, 4)]
+    which, place, value = broken
+    parts[which][place] = value
+    found = small.attend(*parts, masks(2, 6)[kind])
+    assert torch.cat([part.flatten() for part in found]).isnan().any() == (kind == 0 or place[0] == 0)
+    monkeypatch.setattr(small, "library", lambda: None)
+    output, scores = attend(*parts, masks(2, 6)[kind], scores=True)
+    for one, other in zip(found, (output, *scores), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("part", ["self_attention", "cls_attention", "alignment"])
+@pytest.mark.parametrize("value", [NAN, INFINITY])
+@torch.inference_mode()
+def test_numbers_that_are_not_finite_are_left_to_the_steps(part, value):
+    x, scores = seeded(1, 2, 9, 6).float(), seeded(2, 2, 2, 8).float().abs()
+    given = {"self_attention": scores[0], "cls_attention": scores[1], "alignment": seeded(3, 2, 8, 4).float()}
+    given[part].flatten()[5] = value
+    assert small.prune(x, **given, temperature=2.0, min_keep=1, protected=None) is None
+    scores = AttentionScores(given["self_attention"], given["cls_attention"])
+    expected, kept = prune_tokens(x, scores, given["alignment"], 2.0)
+    found, _, own = RECTANGLE.prune(x, scores, given["alignment"], 2.0)
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert (kept is None) == (own is None)
 
 
 @needs_compiler
@@ -145,3 +192,12 @@ def test_compiled_functions_are_kept(monkeypatch, tmp_path):
     first = small._compiled()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert small._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
+
+
+@needs_compiler
+def test_several_processes_may_compile_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
+        made = [processes.submit(small._compiled) for _ in range(2)]
+    assert {one.result() for one in made} == {small._compiled()}
+    assert list(tmp_path.rglob("*")) == [tmp_path / "madtp", small._compiled()]
