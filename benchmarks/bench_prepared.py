@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from benchmarks.timing import arguments, ratio, report, take_turns, told
-from benchmarks.workload import Workload, model_flags, workload_of
+from benchmarks.workload import Workload, model_flags, ratio_of, workload_of
 
 METHODS = ("forward", "in_proj")  # that are replaced
 
@@ -66,7 +66,7 @@ def main() -> None:
     args = arguments(parser, batch=1, rounds=3, threads=1)
     workload = workload_of(args)
     setting = {name: getattr(args, name) for name in ("task", "amp", "batch")}
-    report([setting | row for row in measure(workload, args.p, args.rounds)], args.device, args.output)
+    report([setting | row for row in measure(workload, ratio_of(args), args.rounds)], args.device, args.output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.bench_model import settings, title
 from benchmarks.timing import arguments, report, told
-from benchmarks.workload import model_flags, workload_of
+from benchmarks.workload import model_flags, ratio_of, workload_of
 
 KINDS = {  # kind of work -> parts of the names of its operators, the first that fits
     "attention": ("scaled_dot_product", "bmm", "softmax"),
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="a training step instead of a forward pass")
     args = arguments(parser, batch=2, threads=1)
     workload = workload_of(args)
-    found = [row for row in settings(workload, [args.p], ["coverage"]) if row["name"] != "plain"]
+    found = [row for row in settings(workload, [ratio_of(args)], ["coverage"]) if row["name"] != "plain"]
     if args.train:
         workload.prepare_training()
     setting = {name: getattr(args, name) for name in ("task", "train", "amp", "batch")}

@@ -46,6 +46,7 @@ SMALL_CLIP = CLIP | {"embed_dim": 64, "vision_width": 128, "vision_layers": 2, "
 SMALL_CLIP |= {"transformer_width": 64, "transformer_layers": 2}
 SMALL = {"image_size": 64, "med_config": BERT, "vit": {"embed_dim": 128, "depth": 2, "num_heads": 2, "patch_size": 16}}
 SMALL |= {"sd_num": 8, "sd_dim": 128}
+HALF, LITTLE = 0.5, 0.3  # reduce ratios
 
 
 class Workload:
@@ -204,11 +205,17 @@ def model_flags(document: str) -> argparse.ArgumentParser:
     """A command line that says which model is timed, at which p and in which precision."""
     parser = argparse.ArgumentParser(description=document.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, default="nlvr")
-    parser.add_argument("--p", type=float, default=0.5, help="share of the GFLOPs to remove")
+    reached = f"share of the GFLOPs to remove, default {HALF}; {LITTLE} of --small, which cannot lose as many"
+    parser.add_argument("--p", type=float, default=argparse.SUPPRESS, help=reached)
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
     parser.add_argument("--small", action="store_true", help="two narrow layers, to see that it runs")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
     return parser
+
+
+def ratio_of(args: argparse.Namespace) -> float:
+    """The p of `model_flags`, or that which the model reaches."""
+    return getattr(args, "p", LITTLE if args.small else HALF)
 
 
 def workload_of(args: argparse.Namespace) -> Workload:

@@ -1,9 +1,11 @@
 """What a user gets wrong is one line with the way out, before anything is measured."""
 
+import json
 import sys
 from importlib import import_module
 
 import pytest
+import torch
 
 from benchmarks.experiment.__main__ import main as experiment
 from benchmarks.photos.__main__ import main as photos
@@ -52,3 +54,15 @@ def test_what_is_left_when_the_time_is_up_is_said(tmp_path, capsys):
     )  # after a captioner and two dense models
     assert experiment([*words, *places]) == 1
     assert capsys.readouterr().out == "5 configurations are left; the same command goes on with them\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["bench_model --task nlvr --small", "bench_prepared --small", "bench_profile --small"]
+)
+def test_small_alone_runs_to_its_end_and_prunes(words, monkeypatch, capsys):
+    module = import_module(f"benchmarks.{words.split()[0]}")
+    monkeypatch.setattr(sys, "argv", words.split())
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # other tests come after this one
+    module.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert rows[0]["name"] == "dense" and (rows[1]["name"], rows[1]["p"]) == ("pruned", 0.3)
