@@ -29,6 +29,7 @@ from transform.pictures import MEAN, STD
 QUICK_DATA = "--train 256 --val 64 --test 64 --pairs 300".split()
 SHOWN = 5  # examples in tokens.png
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
+REPORT_SECONDS = 11  # of what follows the stages
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,9 +59,9 @@ def run_stages(demo: Demo, folder: Path, quick: bool, pace: float) -> None:
         pace: how many times as long as the stages say all takes, until some of them have shown it.
     """
     data = f"{folder}/data" if quick else "datasets/demo"
-    commands = [("make the pictures", ["-m", "madtp", "demo_data", "--out", data, *(QUICK_DATA if quick else [])], 15)]
+    commands = [("make the pictures", ["-m", "madtp", "demo_data", "--out", data, *(QUICK_DATA if quick else [])], 9)]
     commands += [(stage.title, command(stage, folder, data, quick), stage.seconds) for stage in demo.stages]
-    left, taken, expected = sum(seconds for _, _, seconds in commands), 0.0, 0.0
+    left, taken, expected = sum(seconds for _, _, seconds in commands) + REPORT_SECONDS, 0.0, 0.0
     for number, (title, arguments, seconds) in enumerate(commands, start=1):
         pace = taken / expected if expected else pace
         about = "" if quick else f" - about {left * pace / 60:.1f} min to go"

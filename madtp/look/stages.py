@@ -19,7 +19,7 @@ class Stage:
         title: what it does, for the reader.
         script: module that runs it.
         config: its YAML file.
-        seconds: what it took on two cores, to tell the time left.
+        seconds: what it took on two cores of an EPYC with nothing else to do, to tell the time left.
         start: stage whose best checkpoint it starts from, if any.
         p: reduce ratio; 0 trains the dense model.
         extra: further arguments.
@@ -59,10 +59,10 @@ def halved(start: Stage, epochs: int, seconds: float, *keys: str) -> Stage:
     return Stage(name, "compress it to half its cost", start.script, start.config, seconds, start.name, 0.5, extra)
 
 
-CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 85)
-VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 90, "caption")
+CAPTION = Stage("caption", "train a captioner", "compress_caption_dtp", "configs/demo/caption.yaml", 88)
+VQA = Stage("vqa_dense", "train a VQA model from it", "compress_vqa_dtp", "configs/demo/vqa.yaml", 83, "caption")
 NLVR = Stage(
-    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 165, "vqa_dense"
+    "nlvr_dense", "train an NLVR2 model from that", "compress_nlvr_dtp", "configs/demo/nlvr.yaml", 167, "vqa_dense"
 )
 RETRIEVAL = Stage(
     "retrieval_dense",
@@ -77,7 +77,7 @@ CLIP = Stage("clip_dense", "train a CLIP", "compress_retrieval_clip_dtp", "confi
 ACCURACY, EXACT_MATCH, RECALL = ("accuracy", "accuracy %"), ("exact_match", "exact match %"), ("txt_r1", "R@1 %")
 DEMOS = {
     "nlvr": Demo(
-        (CAPTION, VQA, NLVR, halved(NLVR, 3, 130, "init_lr=7e-4", "warmup_steps=50", "epoch_steps=300")),
+        (CAPTION, VQA, NLVR, halved(NLVR, 3, 126, "init_lr=7e-4", "warmup_steps=50", "epoch_steps=300")),
         "NLVR",
         ACCURACY,
         "output/demo",
