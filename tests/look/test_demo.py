@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from madtp.look import pictures
+from madtp.look import demo, pictures
 from madtp.look.stages import DEMOS, command
 from madtp.look.survival import Step
 from madtp.run.flags import parse
@@ -18,8 +18,8 @@ from madtp.run.keys import keys_of
 @pytest.mark.parametrize("name", DEMOS)
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_stage_is_a_command_that_its_script_takes(name, quick):
-    demo, done = DEMOS[name], {}
-    for stage in demo.stages:
+    chain, done = DEMOS[name], {}
+    for stage in chain.stages:
         script, *flags = command(stage, Path("out"), "data", quick)
         module = importlib.import_module(script.removesuffix(".py"))
         (task,) = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__
@@ -28,8 +28,15 @@ def test_every_stage_is_a_command_that_its_script_takes(name, quick):
         assert stage.start == "" or config["pretrained"] == f"{done[stage.start]}/checkpoint_best.pth"
         assert keys_of(task.name).keys() == config.keys()
         done[stage.name] = args.output_dir
-    assert args.p == (0.2 if quick else 0.5) and config["ramp"] == 0 and task.__name__ == demo.task
-    assert stage.start == demo.stages[-2].name, "the last two are compared"
+    assert args.p == (0.2 if quick else 0.5) and config["ramp"] == 0 and task.__name__ == chain.task
+    assert stage.start == chain.stages[-2].name, "the last two are compared"
+
+
+def test_the_first_estimate_is_the_whole_demo_at_the_machine_s_pace(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo.subprocess, "run", lambda *arguments, **named: None)
+    demo.run_stages(DEMOS["nlvr"], tmp_path, False, pace=1.5)
+    whole = 484  # seconds from its first line to its last, where the stages were timed
+    assert f"=== 1/5 make the pictures - about {1.5 * whole / 60:.1f} min to go" in capsys.readouterr().out
 
 
 def test_dropped_patches_fade():
