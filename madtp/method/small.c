@@ -9,13 +9,63 @@
 static const float EPSILON = 1e-8f;
 enum { NOTHING_PRUNED = -1, NOT_FINITE = -2 };
 
-/* rows [count, columns], `stride` numbers apart, to turned [columns, count], `turned_stride` apart. */
-static void transpose(
-    const float *rows, int64_t stride, int64_t count, int64_t columns, float *turned, int64_t turned_stride)
+/* What a sample's queries are held against: of every head the keys as columns [H, E, P] and the values [H, L, W], P and
+ * W the length and the width of a head, filled up to whole tiles by zeros. */
+typedef struct {
+    float *keys, *values;
+    int64_t heads, length, width, padded, wide;
+} Sequence;
+
+/* Reads keys and values, their heads and tokens `strides` numbers apart. */
+static void read(Sequence own, const float *key, const float *value, const int64_t strides[3])
 {
-    for (int64_t row = 0; row < count; row++)
-        for (int64_t column = 0; column < columns; column++)
-            turned[column * turned_stride + row] = rows[row * stride + column];
+    for (int64_t head = 0; head < own.heads; head++)
+        for (int64_t token = 0; token < own.length; token++) {
+            int64_t start = head * strides[1] + token * strides[2];
+            float *column = own.keys + head * own.width * own.padded + token;
+            for (int64_t channel = 0; channel < own.width; channel++)
+                column[channel * own.padded] = key[start + channel];
+            memcpy(own.values + (head * own.length + token) * own.wide, value + start, own.width * sizeof(float));
+        }
+}
+
+/* Attends from `count` queries, at most TOGETHER, that stand from `token` on, their heads and tokens `strides` apart.
+ *
+ * Fills output [count, H, E], the queries' largest weights of any head [count, P] and what the class token pays to each
+ * of them [count], weighted by heads; keeps the class token's weights [H, P] in `first`.
+ */
+static void attend_block(
+    Sequence own, const float *query, const int64_t strides[3], const uint8_t *mask, const int64_t steps[3],
+    int64_t token, int64_t count, float *first, float *output, float *largest, float *paid)
+{
+    float asked[TOGETHER * own.width], weights[TOGETHER * own.padded], mixed[TOGETHER * own.wide];
+    float total[TOGETHER] = {0}, weighted[TOGETHER] = {0};
+    memset(asked, 0, sizeof asked);
+    memset(largest, 0, count * own.padded * sizeof(float));
+    for (int64_t head = 0; head < own.heads; head++) {
+        for (int64_t one = 0; one < count; one++)
+            memcpy(asked + one * own.width, query + head * strides[1] + (token + one) * strides[2],
+                   own.width * sizeof(float));
+        products(asked, own.width, 1, own.keys + head * own.width * own.padded, own.width, own.padded, weights);
+        for (int64_t one = 0; one < count; one++)
+            softmax(weights + one * own.padded, 1 / sqrtf(own.width), mask ? mask + (token + one) * steps[1] : NULL,
+                    steps[2], own.length);
+        if (token == 0)
+            memcpy(first + head * own.padded, weights, own.padded * sizeof(float));
+        products(weights, own.padded, 1, own.values + head * own.length * own.wide, own.length, own.wide, mixed);
+        for (int64_t one = 0; one < count; one++) {
+            float size = sqrtf(dot(mixed + one * own.wide, mixed + one * own.wide, own.width));
+            weighted[one] += size * first[head * own.padded + token + one];
+            total[one] += size;
+            memcpy(output + (one * own.heads + head) * own.width, mixed + one * own.wide, own.width * sizeof(float));
+        }
+        for (int64_t place = 0; place < count * own.padded; place++) { /* NaN is larger than all numbers */
+            int larger = weights[place] > largest[place] || weights[place] != weights[place];
+            largest[place] = larger ? weights[place] : largest[place];
+        }
+    }
+    for (int64_t one = 0; one < count; one++)
+        paid[one] = weighted[one] / (total[one] + EPSILON);
 }
 
 /* Self-attention with its scores.
@@ -30,42 +80,25 @@ int madtp_attend(
     const int64_t steps[3], int64_t batch, int64_t heads, int64_t length, int64_t width, float *output,
     float *self_attention, float *cls_attention)
 {
-    int64_t padded = in_tiles(length);
-    float *keys = calloc((heads * width + heads + 2) * padded, sizeof(float)); /* [H, E, L], rows filled up by zeros */
+    int64_t tokens = length - 1, padded = in_tiles(length), wide = in_tiles(width);
+    float *keys = calloc(heads * (width * padded + length * wide + padded) + TOGETHER * padded, sizeof(float));
     if (!keys)
         return 1;
-    float *first = keys + heads * width * padded, *largest = first + heads * padded, *weights = largest + padded;
-    memset(self_attention, 0, batch * (length - 1) * sizeof(float));
-    float scale = 1 / sqrtf(width);
+    Sequence own = {keys, keys + heads * width * padded, heads, length, width, padded, wide};
+    float *first = own.values + heads * length * wide, *largest = first + heads * padded, paid[TOGETHER] = {0};
+    memset(self_attention, 0, batch * tokens * sizeof(float));
     for (int64_t sample = 0; sample < batch; sample++) {
-        float *sums = self_attention + sample * (length - 1);
-        for (int64_t head = 0; head < heads; head++)
-            transpose(key + sample * strides[0] + head * strides[1], strides[2], length, width,
-                      keys + head * width * padded, padded);
-        for (int64_t token = 0; token < length; token++) {
-            const uint8_t *allowed = mask ? mask + sample * steps[0] + token * steps[1] : NULL;
-            float weighted = 0, total = 0;
-            memset(largest, 0, length * sizeof(float));
-            for (int64_t head = 0; head < heads; head++) {
-                int64_t start = sample * strides[0] + head * strides[1];
-                float *row = token ? weights : first + head * padded;
-                float *mixed = output + ((sample * length + token) * heads + head) * width;
-                const float *asked = query + start + token * strides[2];
-                weighted_sum(asked, keys + head * width * padded, padded, width, padded, row);
-                softmax(row, scale, allowed, steps[2], length);
-                weighted_sum(row, value + start, strides[2], length, width, mixed);
-                float size = sqrtf(dot(mixed, mixed, width));
-                weighted += size * first[head * padded + token];
-                total += size;
-                for (int64_t other = 0; other < length; other++) { /* NaN is larger than all numbers */
-                    int larger = row[other] > largest[other] || row[other] != row[other];
-                    largest[other] = larger ? row[other] : largest[other];
-                }
+        int64_t start = sample * strides[0];
+        read(own, key + start, value + start, strides);
+        for (int64_t token = 0; token < length; token += TOGETHER) {
+            int64_t count = length - token < TOGETHER ? length - token : TOGETHER;
+            attend_block(own, query + start, strides, mask ? mask + sample * steps[0] : NULL, steps, token, count,
+                         first, output + (sample * length + token) * heads * width, largest, paid);
+            for (int64_t one = token == 0; one < count; one++) {
+                cls_attention[sample * tokens + token + one - 1] = paid[one];
+                for (int64_t other = 0; other < tokens; other++)
+                    self_attention[sample * tokens + other] += largest[one * padded + other + 1];
             }
-            for (int64_t other = 1; token && other < length; other++)
-                sums[other - 1] += largest[other];
-            if (token)
-                cls_attention[sample * (length - 1) + token - 1] = weighted / (total + EPSILON);
         }
     }
     free(keys);

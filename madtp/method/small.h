@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 32 }; /* sums that are held in registers */
+enum { TOGETHER = 4, TILE = 32 }; /* rows and columns of sums that are held in registers */
 
 /* The next multiple of TILE. */
 static inline int64_t in_tiles(int64_t count)
@@ -27,24 +27,23 @@ static inline float exponential(float x)
     return x < -87 ? 0 : power.value * series;
 }
 
-/* sums [columns] of rows [count, columns], `stride` numbers apart, each times its factor; columns in register tiles. */
-static inline void weighted_sum(
-    const float *restrict factors, const float *restrict rows, int64_t stride, int64_t count, int64_t columns,
-    float *restrict sums)
+/* Products of matrices, TOGETHER rows of the first at a time, since these share what they read.
+ *
+ * Fills sums [TOGETHER, columns], columns a multiple of TILE: row r is the sum over i of factors[r * apart + i * step]
+ * times row i of rows [count, columns].
+ */
+static inline void products(
+    const float *restrict factors, int64_t apart, int64_t step, const float *restrict rows, int64_t count,
+    int64_t columns, float *restrict sums)
 {
     for (int64_t start = 0; start < columns; start += TILE) {
-        float tile[TILE] = {0};
-        if (start + TILE <= columns) {
-            for (int64_t row = 0; row < count; row++)
+        float tile[TOGETHER][TILE] = {{0}};
+        for (int64_t row = 0; row < count; row++)
+            for (int64_t one = 0; one < TOGETHER; one++)
                 for (int64_t column = 0; column < TILE; column++)
-                    tile[column] += factors[row] * rows[row * stride + start + column];
-            memcpy(sums + start, tile, sizeof tile);
-        } else {
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t column = start; column < columns; column++)
-                    tile[column - start] += factors[row] * rows[row * stride + column];
-            memcpy(sums + start, tile, (columns - start) * sizeof(float));
-        }
+                    tile[one][column] += factors[one * apart + row * step] * rows[row * columns + start + column];
+        for (int64_t one = 0; one < TOGETHER; one++)
+            memcpy(sums + one * columns + start, tile[one], sizeof tile[one]);
     }
 }
 
@@ -58,22 +57,26 @@ static inline float dot(const float *one, const float *other, int64_t width)
     return sum;
 }
 
-/* Softmax of logits [L]; `mask`, if any, is False where attention may not go, its booleans `step` apart. */
+/* Softmax of logits [L], filled up to whole tiles by 0; `mask`, if any, is False where attention may not go; its
+ * booleans are `step` apart. */
 static inline void softmax(float *logits, float scale, const uint8_t *mask, int64_t step, int64_t length)
 {
+    int64_t padded = in_tiles(length);
     float largest = -INFINITY, sum = 0;
     for (int64_t token = 0; mask && token < length; token++)
         if (!mask[token * step])
             logits[token] = -INFINITY;
+    for (int64_t token = length; token < padded; token++)
+        logits[token] = -INFINITY;
 #pragma omp simd reduction(max : largest)
-    for (int64_t token = 0; token < length; token++)
+    for (int64_t token = 0; token < padded; token++)
         largest = logits[token] > largest ? logits[token] : largest;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t token = 0; token < length; token++) {
+    for (int64_t token = 0; token < padded; token++) {
         logits[token] = exponential((logits[token] - largest) * scale);
         sum += logits[token];
     }
-    for (int64_t token = 0; token < length; token++)
+    for (int64_t token = 0; token < padded; token++)
         logits[token] /= sum;
 }
 

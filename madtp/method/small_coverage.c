@@ -6,8 +6,6 @@
 
 #include "small.h"
 
-enum { TOGETHER = 4 }; /* rows of products that share what they read */
-
 /* One sample: the cosines of its tokens [N, N], rows `stride` numbers apart, their importance [N], and n. */
 typedef struct {
     const float *cosine, *significance;
@@ -204,24 +202,6 @@ static int turn(const float *x, int64_t tokens, int64_t width, int64_t stride, f
     return 1;
 }
 
-/* Cosines [N, N], rows `stride` numbers apart, of directions that are the columns of turned [D, stride]. */
-static void multiply(
-    const float *restrict turned, int64_t tokens, int64_t width, int64_t stride, float *restrict cosine)
-{
-    for (int64_t row = 0; row < tokens; row += TOGETHER)
-        for (int64_t start = 0; start < stride; start += TILE) {
-            float tile[TOGETHER][TILE] = {{0}};
-            for (int64_t channel = 0; channel < width; channel++) {
-                const float *ours = turned + channel * stride + row, *theirs = turned + channel * stride + start;
-                for (int64_t one = 0; one < TOGETHER; one++)
-                    for (int64_t other = 0; other < TILE; other++)
-                        tile[one][other] += ours[one] * theirs[other];
-            }
-            for (int64_t one = 0; one < TOGETHER; one++)
-                memcpy(cosine + (row + one) * stride + start, tile[one], sizeof tile[one]);
-        }
-}
-
 /* Every kept token becomes the mean of what goes into it, weighed by sizes, NULL for one each; and the sizes' sums. */
 static void absorb(
     const float *x, const float *sizes, const int32_t *owner, int64_t tokens, int64_t width, int64_t keep,
@@ -251,6 +231,7 @@ int madtp_cover(
     int64_t stride = in_tiles(tokens), length = front + tokens, left = front + keep;
     int32_t kept[keep], into[tokens];
     float significance[tokens], *turned = calloc((width + stride) * stride, sizeof(float)); /* columns filled up by 0 */
+    float *cosine = turned + width * stride;
     int failed = !turned;
     for (int64_t sample = 0; !failed && sample < batch; sample++) {
         const float *given = x + sample * length * width, *own_sizes = sizes ? sizes + sample * length : NULL;
@@ -260,8 +241,9 @@ int madtp_cover(
         failed = !isfinite(sum) || !turn(prunable, tokens, width, stride, turned);
         if (failed)
             break;
-        Sample own = {turned + width * stride, significance, stride, tokens, keep};
-        multiply(turned, tokens, width, stride, turned + width * stride);
+        Sample own = {cosine, significance, stride, tokens, keep};
+        for (int64_t token = 0; token < tokens; token += TOGETHER)
+            products(turned + token, 1, stride, turned, width, stride, cosine + token * stride);
         peaks(own, kept);
         medoids(own, kept);
         exchange(own, kept);
@@ -289,7 +271,7 @@ void madtp_class_attention(
     int64_t batch, int64_t heads, int64_t length, int64_t width, int64_t front, float *attention)
 {
     int64_t tokens = length - front;
-    float row[length], scale = 1 / sqrtf(width);
+    float row[in_tiles(length)], scale = 1 / sqrtf(width);
     memset(attention, 0, batch * tokens * sizeof(float));
     for (int64_t sample = 0; sample < batch; sample++)
         for (int64_t head = 0; head < heads; head++) {
