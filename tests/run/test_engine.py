@@ -211,7 +211,7 @@ def other_model(path):
         (["--set", "max_epochs=3"], "max_epoch"),
         (["--p", 1.5], "--p"),
         (["--evaluate"], "--pretrained"),
-        (["--output_dir", "/proc/out"], "--output_dir"),
+        (["--output_dir", "/proc/out"], "cannot write to /proc/out"),
         (["--resume", "nowhere.pth"], "nowhere.pth"),
         (["--resume", "other.pth"], "other.pth"),
         (["--resume", "weights.pth"], "weights.pth"),
