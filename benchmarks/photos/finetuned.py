@@ -5,19 +5,20 @@ from itertools import product
 from statistics import mean
 
 from benchmarks.comparison.reporting import NONE, table
+from benchmarks.comparison.statistics import Difference
 from benchmarks.photos.cells import LESSONS, REFERENCE, STARTS
 from benchmarks.photos.results import Results, lesson, score, score_name, title
 from benchmarks.photos.world import TASKS
 
 
 def averaged(records: Sequence[dict]) -> dict:
-    """One record of several seeds: means of the cost, the scores and every photo's score."""
+    """One record of several seeds: means of the cost, the scores and every photo's score; `runs` are the seeds' own."""
     (first, *_), names = records, records[0]["scores"]
     scores = {name: mean(one["scores"][name] for one in records) for name in names}
     photos = [mean(values) for values in zip(*(one["photos"] for one in records), strict=True)]
     percent = mean(one["percent"] for one in records)
     seeds = sorted(one["seed"] for one in records)
-    return first | {"scores": scores, "photos": photos, "percent": percent, "seeds": seeds}
+    return first | {"scores": scores, "photos": photos, "percent": percent, "seeds": seeds, "runs": records}
 
 
 def at(results: Results, task: str, p: float) -> list[dict]:
@@ -32,9 +33,18 @@ def at(results: Results, task: str, p: float) -> list[dict]:
 def of(results: Results, like: dict, rule: str) -> dict | None:
     """The fine-tuned model of a rule at the cost of another one, or the dense one, trained as long; the best of it."""
     found = at(results, like["task"], 0.0 if rule == "dense" else like["p"])
-    same = [one for one in found if (one["rule"], one["steps"], one["seeds"]) == (rule, like["steps"], like["seeds"])]
+    same = [one for one in found if (one["rule"], one["steps"]) == (rule, like["steps"])]
     alike = [one for one in same if rule == "dense" or lesson(one) == lesson(like)]
     return (alike or same or [None])[0]
+
+
+def against(results: Results, ours: dict, theirs: dict | None) -> Difference | None:
+    """The difference of two models over the seeds that both have; None where they share none."""
+    seeds = set(ours["seeds"]) & set(theirs["seeds"]) if theirs else set()
+    if not seeds:
+        return None
+    pair = [averaged([run for run in one["runs"] if run["seed"] in seeds]) for one in (ours, theirs)]
+    return results.against(*pair)
 
 
 def named(record: dict) -> str:
@@ -50,7 +60,7 @@ def finetuned(results: Results, task: str) -> str:
         for one in at(results, task, p):
             before = results.of(task, one["rule"], one["schedule"], p)
             others = [None if one["rule"] == rule else of(results, one, rule) for rule in ("dense", REFERENCE)]
-            gaps = [results.against(one, other) for other in others]
+            gaps = [against(results, one, other) for other in others]
             rows.append(
                 [
                     *(named(one), f"{one['percent']:.1f}", str(one["steps"]), ", ".join(map(str, one["seeds"]))),
@@ -73,7 +83,8 @@ def tuned_gap(results: Results, task: str, p: str, rule: str, other: str) -> str
     """The difference of two fine-tuned models, each by its best schedule, paired by photo, with its interval."""
     ours = best_of(results, task, float(p), rule)
     theirs = None if ours is None else of(results, ours, other)
-    return "not run" if theirs is None else str(results.against(ours, theirs))
+    gap = None if ours is None else against(results, ours, theirs)
+    return "not run" if gap is None else str(gap)
 
 
 def tuned_value(results: Results, task: str, p: str, rule: str) -> str:
@@ -88,7 +99,7 @@ def lesson_gap(results: Results, task: str, p: str, rule: str, schedule: str, *l
     found = {(one["rule"], one["schedule"], lesson(one), one["steps"]): one for one in at(results, task, float(p))}
     if not found.keys() >= set(wanted):
         return "not run"
-    return str(results.against(*(found[one] for one in wanted)))
+    return str(against(results, *(found[one] for one in wanted)))
 
 
 def comparisons(results: Results) -> int:

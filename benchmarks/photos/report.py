@@ -10,6 +10,7 @@ from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.reranking import SHORT_LIST
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
+from benchmarks.photos.verdicts import against_the_best
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
 FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
@@ -203,5 +204,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
     *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
-    finetuned.lesson_gap,
+    *(finetuned.lesson_gap, against_the_best),
 )

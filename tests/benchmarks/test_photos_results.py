@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.comparison import reporting
-from benchmarks.photos import cells, finetuned, report, reranking
+from benchmarks.comparison.statistics import Difference
+from benchmarks.photos import cells, finetuned, report, reranking, verdicts
 from benchmarks.photos.results import Results, chance
 from benchmarks.photos.results import lesson as learned_by
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
@@ -47,9 +48,30 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
     (tome,) = [one for one in finetuned.at(found, "retrieval", 0.5) if one["rule"] == "tome"]
     assert tome["photos"] == [42, 24] and tome["scores"] == {"r_mean": 33} and tome["seeds"] == [1, 2]
     assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "dense").startswith("−8.0 [")
-    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image") == "not run"  # with the same seeds
-    assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 1
+    assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image").startswith("+0.0 ["), "by the seed of both"
+    assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 3
     assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
+
+
+@pytest.mark.parametrize(
+    "gap, said",
+    [((0.5, 0.1, 1), "ahead"), ((0.5, -0.9, 2), "level"), ((0, -1.1, 1), "undecided"), ((-1, -2, -0.1), "behind")],
+)
+def test_a_verdict_goes_by_the_interval_alone(gap, said):
+    assert verdicts.verdict(Difference(*gap)) == said
+
+
+def test_each_side_stands_for_itself_by_its_best(tmp_path):
+    given = {("coverage", "even"): [50, 40], ("coverage", "front"): [52, 44], ("tome", "even"): [30, 40]}
+    given[("important", "front")] = [20, 20]
+    written = []
+    for (rule, schedule), photos in given.items():
+        cell = cells.Cell("retrieval", "val", rule, schedule, 0.5)
+        line = {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": schedule, "p": 0.5}
+        written.append(line | {"photos": photos, "scores": {"r_mean": sum(photos) / 2}})
+    (tmp_path / "photos_retrieval.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    *_, row = verdicts.against_the_best(Results(tmp_path, tmp_path)).splitlines()
+    assert "| no | coverage, front, 48.0 | ToMe, even, 35.0 | +13.0 [" in row and row.endswith("| ahead |")
 
 
 def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_path):

@@ -1,0 +1,46 @@
+"""Coverage against the best rival of every task and cost: ahead, level, undecided or behind, by one rule for all."""
+
+from collections.abc import Sequence
+
+from benchmarks.comparison.reporting import table
+from benchmarks.comparison.statistics import Difference
+from benchmarks.photos import finetuned
+from benchmarks.photos.cells import COUNTED, LESSONS
+from benchmarks.photos.results import Results, lesson, score, score_name
+from benchmarks.photos.world import TASKS
+
+OURS = "coverage"
+MARGIN = 1.0  # points by which a method may be worse and still be called level
+
+
+def verdict(gap: Difference) -> str:
+    """What an interval says: ahead, level (not a point worse), behind, or nothing."""
+    if gap.low > 0:
+        return "ahead"
+    return "behind" if gap.high < 0 else "level" if gap.low > -MARGIN else "undecided"
+
+
+def against_the_best(results: Results) -> str:
+    """A row for every task and cost, not fine-tuned and fine-tuned; each side by its best on validation."""
+    rows = []
+    for task in TASKS:
+        for p in results.ratios(task):
+            untuned = [one for one in results.at(task, p) if "scores" in one and one["rule"] != COUNTED]
+            tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
+            for how, found in (("no", untuned), ("yes", as_long(tuned))):
+                ours = max((one for one in found if one["rule"] == OURS), key=score, default=None)
+                rival = max((one for one in found if one["rule"] != OURS), key=score, default=None)
+                if ours is None or rival is None:
+                    continue
+                gap = finetuned.against(results, ours, rival) if how == "yes" else results.against(ours, rival)
+                sides = [f"{finetuned.named(one)}, {score(one):.1f}" for one in (ours, rival)]
+                name = f"{task}, {score_name(task)}"
+                rows.append([name, f"{100 - 100 * p:.0f} %", how, *sides, str(gap), verdict(gap)])
+    head = ["task", "cost", "fine-tuned", "coverage", "best rival", "difference", "coverage is"]
+    return table(head, rows) if rows else "Not run."
+
+
+def as_long(tuned: Sequence[dict]) -> list[dict]:
+    """Of fine-tuned models those of as many steps as most have, so that sides compare."""
+    steps = [one["steps"] for one in tuned]
+    return [one for one in tuned if one["steps"] == max(steps, key=steps.count)]
