@@ -27,6 +27,7 @@ def scores(results: Results, path: Path, task: str) -> str:
             [one["percent"] for one in best],
             [score(one) for one in best],
             label=title_of(rule),
+            linewidth=3 if rule == "coverage" else 1.2,
         )
         for one in own:
             axis.plot(
