@@ -93,6 +93,22 @@ def memory(lines: Lines, file: str, name: str, other: str) -> str:
     return " and ".join(shares)
 
 
+def own_parts(lines: Lines) -> str:
+    """What coverage itself takes, part by part, in percent of the dense time."""
+    found = lines.of("speed_coverage")
+    parts = [part for part in (found[0]["shares"] if found else ()) if any(row["shares"][part] for row in found)]
+    rows = [
+        [
+            f"{AMP[row['amp']]}, batch {row['batch']}, p {row['p']:g}",
+            f"{row['speedup']:.2f}",
+            *(f"{row['shares'][part]:.1f}" for part in parts),
+            f"{row['sum']:.1f}",
+        ]
+        for row in found
+    ]
+    return table(["", "speed-up", *parts, "sum"], rows) if rows else NOT_MEASURED
+
+
 def attention(lines: Lines) -> str:
     """One layer's attention: fused, by its whole map, and ours."""
     found = lines.of("speed_attention")
@@ -271,6 +287,7 @@ BLOCKS = named(
     models,
     over_plain,
     memory,
+    own_parts,
     attention,
     keep,
     batches,

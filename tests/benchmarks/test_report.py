@@ -11,7 +11,7 @@ from benchmarks.experiment import report as experiment
 from benchmarks.library_tables import faster_at, photo_models
 from benchmarks.lines import Lines
 from benchmarks.photos import report as photos
-from benchmarks.report import WORDS, gpu, main, models, speedups, summary
+from benchmarks.report import WORDS, gpu, main, memory, models, own_parts, speedups, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +51,25 @@ def test_a_share_of_the_bound_is_shown_where_there_is_one(lines):
     *_, before, added = models(lines("speed_inference", row, bounded), "inference", "nlvr").splitlines()
     assert added == "| bf16, batch 1, coverage | 50.0 | 3.21 | 1.50 | 0.75 | 62 | 100 |"
     assert before == "| bf16, batch 1, coverage | 50.0 | 3.21 | 1.50 | 0.75 | not measured | 100 |"
+
+
+def test_parts_of_coverage_that_took_nothing_anywhere_are_no_column(tmp_path):
+    row = {"batch": 8, "amp": "off", "p": 0.5, "speedup": 1.9, "sum": 3.1}
+    row |= {"shares": {"scores": 1.0, "choice": 2.1, "together": 0}}
+    (tmp_path / "speed_coverage.jsonl").write_text(json.dumps(row) + "\n")
+    head, _, line = own_parts(Lines(tmp_path)).splitlines()
+    assert (
+        head == "|  | speed-up | scores | choice | sum |"
+        and line == "| float32, batch 8, p 0.5 | 1.90 | 1.0 | 2.1 | 3.1 |"
+    )
+
+
+def test_memory_is_a_share_of_the_other_sides_by_precision(tmp_path):
+    row = {"task": "nlvr", "plain": "amax", "batch": 4}
+    peaks = {("off", "pruned"): 60, ("off", "plain"): 80, ("bf16", "pruned"): 45, ("bf16", "plain"): 50}
+    rows = [row | {"amp": amp, "name": name, "peak_mib": peak} for (amp, name), peak in peaks.items()]
+    (tmp_path / "speed_training.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert memory(Lines(tmp_path), "training", "pruned", "plain") == "0.75 (float32) and 0.90 (bf16)"
 
 
 def test_the_summary_has_every_rule_at_half_the_cost_beside_its_own_dense_model(tmp_path):
