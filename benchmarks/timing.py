@@ -125,7 +125,7 @@ def environment(device: str) -> dict[str, Any]:
     """What a result depends on: command, date, versions and hardware."""
     cuda = torch.device(device).type == "cuda"
     return {
-        "command": shlex.join(["python", "-m", command(Path(sys.argv[0])), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", command(Path(sys.argv[0])), *without_output(sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -138,6 +138,13 @@ def environment(device: str) -> dict[str, Any]:
 def command(script: Path) -> str:
     """The module that was run; of a package its `__main__` goes without saying."""
     return f"benchmarks.{script.parent.name if script.stem == '__main__' else script.stem}"
+
+
+def without_output(flags: list[str]) -> list[str]:
+    """The flags but for --output: where lines went says nothing of what they hold, only of somebody's folders."""
+    output = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    output.add_argument("--output")
+    return output.parse_known_args(flags)[1]
 
 
 def processor() -> str:

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.experiment.__main__ import main as experiment
 from benchmarks.photos.__main__ import main as photos
-from benchmarks.timing import told
+from benchmarks.timing import environment, told
 
 WRONG = {
     "bench_model --task nlvr --p 0.5 1.5": "--p is 1.5, expected a share",
@@ -66,3 +66,9 @@ def test_small_alone_runs_to_its_end_and_prunes(words, monkeypatch, capsys):
     module.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert rows[0]["name"] == "dense" and (rows[1]["name"], rows[1]["p"]) == ("pruned", 0.3)
+
+
+def test_a_line_says_what_was_run_and_nothing_of_where_it_was_written(monkeypatch):
+    for output in (["--output", "somebody/lines.jsonl"], ["--output=somebody/lines.jsonl"]):
+        monkeypatch.setattr("sys.argv", ["benchmarks/bench_model.py", "--task", "nlvr", *output, "--p", "0.5"])
+        assert environment("cpu")["command"] == "python -m benchmarks.bench_model --task nlvr --p 0.5"
