@@ -75,8 +75,6 @@ def richness(x: Tensor, cls_attention: Tensor) -> list[float]:
     """r of every sample, in steps: tokens x [B, N, D], the class token's attention to them [B, N]."""
     cosine = coverage.similarity(x)
     significance = coverage.importance(cls_attention).to(cosine.dtype)
-    rank = significance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    more_important = rank.unsqueeze(2) > rank.unsqueeze(1)
-    nearest = torch.where(more_important, cosine, 0).amax(dim=2).where(rank > 0, 0)  # the first is at 1 from nothing
-    rich = (significance * (1 - nearest)).sum(dim=1).clamp(min=1e-4)
+    distance = coverage.distances(cosine, significance).clamp(max=1)  # the first is at 1 from nothing
+    rich = (significance * distance).sum(dim=1).clamp(min=1e-4)
     return torch.exp2((GRADES * rich.log2()).round() / GRADES).tolist()

@@ -80,11 +80,15 @@ def uncovered(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
 
 def peaks(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
     """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: [B, n]."""
+    order = (significance * distances(cosine, significance)).argsort(dim=1, descending=True, stable=True)
+    return order[:, :keep].sort(dim=1).values
+
+
+def distances(cosine: Tensor, significance: Tensor) -> Tensor:
+    """d_j of every token, [B, N]: to the nearest that is more important, and of the most important one `NEVER`."""
     rank = significance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # copies of a token have one each
     lesser = rank.unsqueeze(2) <= rank.unsqueeze(1)  # of every pair, the second is not more important
-    distance = 1 - torch.where(lesser, 1 - NEVER, cosine).amax(dim=2)
-    order = (significance * distance).argsort(dim=1, descending=True, stable=True)
-    return order[:, :keep].sort(dim=1).values
+    return 1 - torch.where(lesser, 1 - NEVER, cosine).amax(dim=2)
 
 
 def medoids(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
