@@ -83,9 +83,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--steps", type=int, default=150, help="with --finetuned: of training")
     flag("--seeds", nargs="+", type=int, default=[1], help="with --finetuned: of the order of the photos")
     flag("--lessons", nargs="+", choices=LESSONS, default=[*LESSONS[:1]], help="with --finetuned: what to learn by")
-    flag(
-        "--start", choices=STARTS, default=STARTS[0], help="with --finetuned: whether the dense model was trained first"
-    )
+    flag("--start", choices=STARTS, default=STARTS[0], help="with --finetuned: the dense model as it is, or trained")
     flag("--rules", nargs="+", choices=RULES, default=[], metavar="RULE", help=f"some alone: {', '.join(RULES)}")
     flag("--schedules", nargs="+", choices=SCHEDULES, default=[], help="some alone")
     flag("--p", nargs="+", type=float, default=[], help=f"shares of the GFLOPs to remove, instead of {RATIOS}")

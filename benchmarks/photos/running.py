@@ -133,7 +133,7 @@ class Bench:
         for name, shape in shapes(cell.rule).items():
             with self.on_trial(cell, shape):
                 try:
-                    amount = self.amount(cell.p, counted(cell))
+                    amount = self.amount(cell.p, alike(cell))
                 except RatioOutOfReach:
                     continue
                 found = [
@@ -165,7 +165,7 @@ class Bench:
         try:
             schedule, told = self.schedule(cell, known)
             with self.on_trial(cell, schedule):
-                amount = self.amount(cell.p, counted(cell)) if cell.p else 0.0
+                amount = self.amount(cell.p, alike(cell)) if cell.p else 0.0
                 return {"amount": amount, **told, **self.scored(cell, amount), "rates": self.rates(amount)}
         except RatioOutOfReach as error:
             return {"out_of_reach": str(error)}
@@ -239,8 +239,8 @@ def shapes(rule: str) -> dict[str, Schedule | float]:
     return OWN_SHAPES if rule == COUNTED else SHAPES
 
 
-def counted(cell: Cell) -> bool:
-    """Whether one photo tells what all cost, since as many tokens of each are left."""
+def alike(cell: Cell) -> bool:
+    """Whether as many tokens are left of every photo, so that one tells what all cost."""
     return bool(cell.schedule) and cell.rule != COUNTED
 
 
@@ -254,8 +254,6 @@ def summary(scores: dict[str, np.ndarray | float]) -> dict[str, float]:
 def needs(places: Places, task: str, blind: bool = False) -> None:
     """Raises a UserError where a dense model is not trained yet."""
     for own in ("retrieval", "caption") if task == RERANKING else (task,):
-        if not places.dense(own, blind).exists():
-            flag = " --blind" if blind else ""
-            raise UserError(
-                f"no {places.dense(own, blind)}: `python -m benchmarks.photos --dense {own}{flag}` trains it"
-            )
+        file, flag = places.dense(own, blind), " --blind" if blind else ""
+        if not file.exists():
+            raise UserError(f"no {file}: `python -m benchmarks.photos --dense {own}{flag}` trains it")

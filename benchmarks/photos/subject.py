@@ -69,7 +69,8 @@ class Subject(ABC):
 
     def __init__(self, places: Places, photos: Sequence[Photo], machine: Machine, blind: bool = False):
         self.places, self.photos, self.machine, self.blind = places, list(photos), machine, blind
-        model = build(places, self.built or self.task, places.dense(self.task, blind), evaluate=True)
+        own = self.built or self.task
+        model = build(places, own, places.dense(own, blind), evaluate=True)
         self.model = model.to(machine.device).eval()
         self.tower = self.model.visual_encoder
         self.guided: tuple[str, ...] = ("image",)

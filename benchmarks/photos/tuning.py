@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.photos.cells import Cell, Tuned
 from benchmarks.photos.dense import is_guidance
 from benchmarks.photos.losses import Losses, losses_of
-from benchmarks.photos.running import MAIN, Bench, counted
+from benchmarks.photos.running import MAIN, Bench, alike
 from benchmarks.photos.training import Batch, Recipe, batches_of, optimizer_of, short, take_step
 from benchmarks.photos.world import Photo, read_split
 from madtp.cost.temperature import RatioOutOfReach
@@ -180,7 +180,7 @@ class Tuning:
         return torch.load(file, weights_only=True)["model"]
 
     def _amount(self) -> float:
-        return self.bench.amount(self.cell.p, counted(self.cell), self.amount) if self.cell.p else 0.0
+        return self.bench.amount(self.cell.p, alike(self.cell), self.amount) if self.cell.p else 0.0
 
     def _stretch(self, photos: Sequence[Photo], losses: Losses) -> None:
         """Trains up to the next checkpoint."""

@@ -46,7 +46,6 @@ class Places:
 
     def dense(self, task: str, blind: bool = False) -> Path:
         """The checkpoint of a dense model, or of its twin that never saw a photo."""
-        task = "retrieval" if task == RERANKING else task
         return self.output / f"{task}{'_blind' if blind else ''}.pth"
 
     def tokens(self, folder: str) -> Path:
