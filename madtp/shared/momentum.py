@@ -5,7 +5,6 @@ After He et al., 2020 (queue and momentum) and Li et al., 2021 (soft targets), a
 Shapes: B samples of this process, Q length of the queue, E width of the features, K learnable tokens, C their width.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ class Views(NamedTuple):
     states: Any = None
 
 
-class MomentumContrast(nn.Module, ABC):
+class MomentumContrast(nn.Module):
     """Adds to a model of two towers what contrastive training needs; `init_momentum` builds it.
 
     The model says how it encodes captions and views a batch, how similarities are scaled, and what else it learns by.
@@ -110,17 +109,17 @@ class MomentumContrast(nn.Module, ABC):
             losses["loss_sim_m"] = similarity_loss(momentum.image_aligned, momentum.text_aligned)
         return losses
 
-    @abstractmethod
     def bounded_scale(self) -> Tensor:
         """What similarities are multiplied by, after it was brought back into its bounds."""
+        raise NotImplementedError
 
-    @abstractmethod
     def encode_captions(self, captions: Sequence[str]) -> Any:
         """Texts as `views` takes them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def views(self, image: Tensor, text: Any, temperature: float, trace: Trace | None = None, twin: str = "") -> Views:
         """What the towers make of a batch; `twin` is the ending of their names: none, or the momentum twins' `_m`."""
+        raise NotImplementedError
 
     def further_losses(self, online: Views, text: Any, idx: Tensor, temperature: float, trace: Trace | None) -> dict:
         """Losses of the model's own, from what its online towers made of the batch."""
