@@ -6,8 +6,8 @@ a pruned one each part is timed where it is called:
 
     scores        the class token's attention, beside the fused call
     similarities  of all pairs of tokens
-    choice        which tokens stay
-    merging       which token each other one goes into, and the means
+    choice        which tokens stay, and which each other one goes into
+    merging       the means; without a compiler, which token each other one goes into as well
     together      these three of few short sequences, which one call into C takes
     bias          attention with the sizes against the same call without them
 
@@ -38,6 +38,7 @@ PARTS = {
     (merged, "class_attention"): "scores",
     (coverage, "similarity"): "similarities",
     (coverage, "choose"): "choice",
+    (small, "choose"): "choice",
     (coverage, "owners"): "merging",
     (coverage, "absorb"): "merging",
     (small, "cover"): "together",

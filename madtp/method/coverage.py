@@ -58,7 +58,7 @@ def similarity(x: Tensor) -> Tensor:
     own = direction - mean
     with torch.autocast(x.device.type, enabled=False):
         common = direction @ mean.transpose(1, 2) - mean.square().sum(dim=2, keepdim=True) / 2  # [B, N, 1]
-    return at_least_single(own @ own.transpose(1, 2)) + common + common.transpose(1, 2)
+    return at_least_single(own @ own.transpose(1, 2)).add_(common).add_(common.transpose(1, 2))
 
 
 def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
@@ -99,7 +99,8 @@ def medoids(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
     best = covers.new_full(kept.shape, -math.inf).scatter_reduce(1, owner, covers, "amax")
     tokens = torch.arange(none, device=kept.device).expand_as(owner)
     first = tokens.where(covers >= best.gather(1, owner), none)  # of equally good ones
-    return torch.full_like(kept, none).scatter_reduce(1, owner, first, "amin").sort(dim=1).values
+    first = torch.full_like(kept, none).scatter_reduce(1, owner, first, "amin")
+    return first.clamp(max=none - 1).sort(dim=1).values  # a group of NaN has no best one
 
 
 def exchange(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: B samples, L tokens, F of them in front that always stay (the class toke
 heads, E = D / H, n tokens kept.
 """
 
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ def shortened(
 def _step_by_step(x, cls_attention, sizes, prefix, keep):
     front, x = x[:, :prefix], x[:, prefix:]
     seen = None if sizes is None else sizes[:, prefix:] >= 1
-    kept, owner = _cover(x.detach(), None if cls_attention is None else cls_attention.detach(), seen, keep)
+    kept, owner = _cover(x, cls_attention, seen, keep)
     if sizes is None:
         sizes = x.new_ones(x.shape[0], prefix + x.shape[1], dtype=accumulator(x.dtype))
     merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
@@ -144,6 +145,7 @@ def _step_by_step(x, cls_attention, sizes, prefix, keep):
     return torch.cat([front, merged], dim=1), torch.cat([sizes[:, :prefix], own], dim=1), rows, owner
 
 
+@torch.no_grad()
 def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: int) -> tuple[Tensor, Tensor]:
     """The tokens that stay [B, n], and which of them each token goes into [B, N]."""
     cosine = coverage.similarity(x)
@@ -151,5 +153,9 @@ def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: i
         attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
         significance = coverage.importance(attention).to(cosine.dtype)
         significance = significance if seen is None else significance * seen
+        if small.serves(cosine, significance, most=inf):
+            found = small.choose(cosine, significance, keep)
+            if found is not None:
+                return found
         kept = coverage.choose(cosine, significance, keep)
         return kept, coverage.owners(cosine, kept)

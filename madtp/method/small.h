@@ -57,6 +57,16 @@ static inline float dot(const float *one, const float *other, int64_t width)
     return sum;
 }
 
+/* Sum of some numbers; no finite number if one of them is not. */
+static inline float sum_of(const float *values, int64_t count)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t place = 0; place < count; place++)
+        sum += values[place];
+    return sum;
+}
+
 /* Softmax of logits [L], filled up to whole tiles by 0; `mask`, if any, is False where attention may not go; its
  * booleans are `step` apart. */
 static inline void softmax(float *logits, float scale, const uint8_t *mask, int64_t step, int64_t length)

@@ -2,7 +2,8 @@
 
 MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds they
 would take more than the dropped tokens save. Here they are two calls into C a layer (`small.c`, `small_coverage.c`),
-which a machine's own compiler translates when they are first needed and which are then kept in the user's cache.
+which a machine's own compiler translates when they are first needed and which are then kept in the user's cache. Of
+long sequences too one call makes the choice by coverage, whose steps would each read and write all pairs of tokens.
 Without a compiler, for numbers that are not finite, and for everything that `serves` refuses, the steps of
 `madtp.method.pruning` and `madtp.method.coverage` do the work.
 
@@ -18,6 +19,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -131,6 +133,26 @@ def cover(
     return None if failed else (shortened, left, rows, owner)
 
 
+def choose(cosine: Tensor, significance: Tensor, keep: int) -> tuple[Tensor, Tensor] | None:
+    """The tokens that stay [B, k], and which of them each goes into [B, N]. None where not all numbers are finite.
+
+    As `madtp.method.coverage.choose` and `owners`, the samples shared out among as many threads as PyTorch has.
+    """
+    cosine, significance = cosine.contiguous(), significance.contiguous()
+    kept = cosine.new_empty(len(cosine), keep, dtype=torch.long)
+    owner = cosine.new_empty(significance.shape, dtype=torch.long)
+
+    def work(part: tuple[Tensor, ...]) -> int:
+        addresses = [_address(one) for one in part]
+        return library().madtp_choose(*addresses[:2], len(part[0]), cosine.shape[1], keep, *addresses[2:])
+
+    threads = min(torch.get_num_threads(), len(cosine))
+    parts = zip(*(one.chunk(threads) for one in (cosine, significance, kept, owner)), strict=True)
+    with ThreadPoolExecutor(threads) as pool:
+        failed = any(list(pool.map(work, parts)))
+    return None if failed else (kept, owner)
+
+
 def class_attention(query: Tensor, key: Tensor, bias: Tensor | None, prefix: int) -> Tensor:
     """What the class token pays to every prunable token, [B, N].
 
@@ -160,6 +182,7 @@ def library() -> ctypes.CDLL | None:
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
     found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]
+    found.madtp_choose.argtypes = [*[pointer] * 2, *[number] * 3, *[pointer] * 2]
     found.madtp_class_attention.argtypes = [pointer, _THREE, pointer, _THREE, pointer, *[number] * 5, pointer]
     found.madtp_class_attention.restype = None
     return found

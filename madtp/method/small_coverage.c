@@ -1,4 +1,5 @@
-/* Pruning by coverage of a few short sequences on a CPU, a call: what madtp.method.coverage does step by step.
+/* Pruning by coverage on a CPU: all of it for a few short sequences, and the choice for any, a call each; what
+ * madtp.method.coverage does step by step.
  *
  * Shapes: B batch, H heads, L = F + N tokens, of which F in front stay and N are prunable, E width of a head, D of a
  * token, n tokens kept. All arrays lie row by row.
@@ -172,6 +173,15 @@ static void exchange(Sample own, int32_t *kept)
     sort(kept, own.keep);
 }
 
+/* The n tokens that stay, and which of them each goes into. */
+static void choose(Sample own, int32_t *kept, int32_t *owner)
+{
+    peaks(own, kept);
+    medoids(own, kept);
+    exchange(own, kept);
+    owners(own, kept, owner);
+}
+
 /* S = (1 / N + C) / 2 of one sample, with C the class token's attention as a share, 1 / N where there is no such token;
  * 0 of a token that a mask hides, whose size is below 1. Returns the sum, no finite number if one of them is not. */
 static float importance(const float *attention, const float *sizes, int64_t tokens, float *significance)
@@ -244,10 +254,7 @@ int madtp_cover(
         Sample own = {cosine, significance, stride, tokens, keep};
         for (int64_t token = 0; token < tokens; token += TOGETHER)
             products(turned + token, 1, stride, turned, width, stride, cosine + token * stride);
-        peaks(own, kept);
-        medoids(own, kept);
-        exchange(own, kept);
-        owners(own, kept, into);
+        choose(own, kept, into);
         absorb(prunable, their_sizes, into, tokens, width, keep, ours + front * width, totals + front);
         memcpy(ours, given, front * width * sizeof(float));
         for (int64_t place = 0; place < left; place++)
@@ -259,6 +266,28 @@ int madtp_cover(
     }
     free(turned);
     return failed;
+}
+
+/* Chooses n of the N tokens of every sample by their cosines [B, N, N] and importance [B, N].
+ *
+ * Fills kept [B, n] and which of the n each of them goes into, [B, N]. Returns 0, or 1 where a number is not finite.
+ */
+int madtp_choose(
+    const float *cosine, const float *significance, int64_t batch, int64_t tokens, int64_t keep, int64_t *kept,
+    int64_t *owner)
+{
+    int32_t own_kept[keep], into[tokens];
+    for (int64_t sample = 0; sample < batch; sample++) {
+        Sample own = {cosine + sample * tokens * tokens, significance + sample * tokens, tokens, tokens, keep};
+        if (!isfinite(sum_of(own.significance, tokens)) || !isfinite(sum_of(own.cosine, tokens * tokens)))
+            return 1;
+        choose(own, own_kept, into);
+        for (int64_t one = 0; one < keep; one++)
+            kept[sample * keep + one] = own_kept[one];
+        for (int64_t token = 0; token < tokens; token++)
+            owner[sample * tokens + token] = into[token];
+    }
+    return 0;
 }
 
 /* What the class token pays to each of the N tokens, the mean over the heads.

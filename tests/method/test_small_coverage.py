@@ -6,7 +6,7 @@ Shapes: B batch, H heads, L = F + N tokens, of which F in front stay, D width, n
 import pytest
 import torch
 
-from madtp.method import small
+from madtp.method import coverage, small
 from madtp.method.attention import class_attention
 from madtp.method.keep import Coverage
 from madtp.method.merged import HIDDEN, shortened
@@ -71,7 +71,7 @@ def test_without_a_class_token_all_tokens_are_alike(covered):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("keep", [1, 4, 11, 30, 63])
-def test_what_is_equally_good_is_taken_in_the_same_order(seed, keep):
+def test_what_is_equally_good_is_taken_in_the_same_order(seed, keep, monkeypatch):
     """All numbers are sums of few powers of two, so that nothing is rounded and much is equal to the last bit."""
     source = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (1, 64, 4), generator=source) * 2.0 - 1
@@ -80,9 +80,14 @@ def test_what_is_equally_good_is_taken_in_the_same_order(seed, keep):
     attention = torch.randint(4, (1, 64), generator=source).float()
     attention[0, 0] += 256 - attention.sum()  # shares are exact
     sizes = 2.0 ** torch.randint(3, (1, 64), generator=source)
-    expected = shortened(x, attention, sizes, 0, keep)  # with gradients: step by step
     with torch.inference_mode():
-        same(shortened(x, attention, sizes, 0, keep), expected)
+        found = shortened(x, attention, sizes, 0, keep)
+        with monkeypatch.context() as patch:
+            patch.setattr(small, "library", lambda: None)
+            expected = shortened(x, attention, sizes, 0, keep)
+        same(found, expected)
+        chosen = shortened(x.bfloat16(), attention, sizes, 0, keep)  # halves, of which C makes the choice alone
+        assert all(map(torch.equal, chosen[2:], expected[2:]))
 
 
 @torch.inference_mode()
@@ -177,6 +182,58 @@ def test_numbers_that_are_not_finite_are_left_to_the_steps():
     same(shortened(x, attention, sizes, 1, 6), shortened(x.clone(), attention, sizes.double(), 1, 6))
     x[1, 7] = 0  # as far from all others as from each
     assert small.cover(x, attention, sizes, 1, 6)[0].isfinite().all()
+
+
+def pairs(tokens, batch=3):
+    """Cosines of all pairs of tokens [B, N, N], and their importance [B, N]."""
+    x, attention, _ = example(tokens, prefix=0, batch=batch, width=12)
+    return coverage.similarity(x), coverage.importance(attention)
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 50, 300])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, monkeypatch):
+    keep = min(max(1, round(share * tokens)), tokens - 1)
+    cosine, significance = pairs(tokens)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    kept, owner = small.choose(cosine, significance, keep)
+    assert kept.equal(coverage.choose(cosine.double(), significance.double(), keep))
+    assert owner.equal(coverage.owners(cosine.double(), kept))
+    turned = cosine.transpose(0, 1).contiguous().transpose(0, 1)
+    assert all(map(torch.equal, small.choose(turned, significance, keep), (kept, owner)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pairs_that_are_not_finite_are_left_to_the_steps_which_find_a_place_for_all(value):
+    cosine, significance = pairs(40)
+    for broken in (cosine, significance):
+        before = broken[2].clone()
+        broken[2].flatten()[7] = value
+        assert small.choose(cosine, significance, 9) is None
+        broken[2] = before
+    x, attention, _ = example(40)
+    x[1, 5:30] = value
+    tokens, _, rows, owner = shortened(x.requires_grad_(), attention, None, 1, 9)
+    assert tokens[0].isfinite().all() and not tokens[1].isfinite().all()
+    assert 0 <= rows.min() and rows.max() <= 40 and 0 <= owner.min() and owner.max() < 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_chooses_in_c_and_learns_what_it_does_by_the_steps(dtype, monkeypatch):
+    x, attention, sizes = example(60)
+    x, calls, plain = x.requires_grad_(), [], small.choose
+    monkeypatch.setattr(small, "choose", lambda *given: calls.append(1) or plain(*given))
+
+    def taught():
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            found = shortened(x, attention, sizes, 1, 17)
+        return *found, *torch.autograd.grad(found[0].square().sum(), x)
+
+    found = taught()
+    assert len(calls) == 1
+    monkeypatch.setattr(small, "library", lambda: None)
+    assert all(map(torch.equal, found, taught())) and len(calls) == 1
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
