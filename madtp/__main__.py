@@ -3,6 +3,8 @@
 Flags are read before anything slow is imported, so that help and mistakes are answered at once.
 """
 
+import os
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -98,17 +100,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_any_text()
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        if name in ("-h", "--help"):
-            print(listing())
-            return 0
-        if name not in COMMANDS:
-            raise UserError(f"there is no command {name!r}, but {', '.join(COMMANDS)}")
-        return perform(name, words)
+        status = perform(name, words)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as of `| head`: who read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would try once more
+        return 128 + signal.SIGPIPE
 
 
 def listing() -> str:
@@ -118,11 +120,16 @@ def listing() -> str:
 
 
 def perform(name: str, words: Sequence[str]) -> int:
-    """Runs one command with its flags.
+    """Runs one command with its flags, or lists all; the exit status.
 
     Raises:
         UserError: what the user has to mend, be it that a part of the project or a package is not there.
     """
+    if name in ("-h", "--help"):
+        print(listing())
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}, but {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     if find_spec("madtp.look") is None and not command.run.startswith(INSTALLED):
         raise UserError(

@@ -73,6 +73,8 @@ def answer(
     Raises:
         UserError: a flag that does not fit, or no sample that can be read.
     """
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size is {args.batch_size}, expected at least 1")
     batches = batched(predictor, samples, args.batch_size, leave_out)
     first = list(islice(batches, -(-CALIBRATED // args.batch_size) if args.p else 1))
     if not first:
@@ -111,8 +113,6 @@ def batched(
         size: of a batch.
         leave_out: is told of a picture that cannot be read, whose sample goes; without it that is an error.
     """
-    if size < 1:
-        raise UserError(f"--batch_size is {size}, expected at least 1")
     wanted = predictor.task.config["image_size"]
     transform = evaluation_transform(wanted)
 

@@ -87,7 +87,7 @@ class Merged(Rectangle):
         if self.sizes_of_tokens is None:
             return super().seen_from_outside(mask, dtype)
         bias = self.log_sizes if mask is None else self.log_sizes.masked_fill(~mask, float("-inf"))
-        return bias.view(bias.shape[0], 1, 1, -1).to(dtype)
+        return bias[:, None, None].to(dtype)
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         keep, after, prefix = self.schedule.left(temperature), self.schedule.next(), self.schedule.prefix

@@ -92,6 +92,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
         ("caption", ["--image", "{0}", "--temperature", "-1"], "--temperature is -1.0"),
         ("caption", ["--image", "{0}", "--device", "gpu"], "--device is 'gpu', expected cpu"),
         ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
+        ("caption", ["--image", "{0}", "--batch_size", "0", "--p", "0.5"], "--batch_size is 0"),
         ("caption", ["--image", "{0}", "--temperature", "0", "--visualize", "x.png"], "--visualize shows what is"),
     ],
 )

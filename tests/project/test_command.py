@@ -1,5 +1,6 @@
 """One command: what it lists, how soon it answers, how it says what is wrong, and the names that `madtp` lends."""
 
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -52,6 +53,14 @@ def test_an_unknown_command_is_one_line(capsys):
     assert main(["predikt", "--image", "x"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: there is no command 'predikt', but predict, ") and said.count("\n") == 1
+
+
+def test_who_has_read_enough_hears_no_complaint():
+    """As in `python -m madtp flops | head -1`."""
+    command = subprocess.Popen([sys.executable, "-m", "madtp", "flops"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait()) == (b"", 128 + signal.SIGPIPE)
+    command.stderr.close()
 
 
 def test_an_error_of_the_user_is_one_line_and_its_status_is_passed_on(monkeypatch, capsys, tmp_path):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from madtp.shared.library import timm
 from madtp.shared.library.adapted import Adapted, name_of, unit
-from madtp.shared.library.layer import Layer, Names
+from madtp.shared.library.layer import Names
 from madtp.shared.library.refusal import causal, refusal
 from madtp.shared.library.replacement import IMAGE, TEXT
 from madtp.shared.library.tower import Tower
@@ -88,7 +88,8 @@ def tower(transformer: nn.Module, embedding: nn.Module, name: str, last: bool = 
     """What runs the layers, as a tower."""
     return Tower(
         entry=transformer,
-        layers=[Layer(block, NAMES) for block in transformer.resblocks],
+        blocks=transformer.resblocks,
+        names=NAMES,
         embedding=embedding,
         prefix=1,
         class_token=True,

@@ -23,10 +23,12 @@ def picture(model: nn.Module, images: Tensor) -> np.ndarray:
         nobody says how it was normalised. `PIL.Image.fromarray(drawn[0]).save("kept.png")` writes the first one.
 
     Raises:
-        UserError: the model is not pruned, or its patches are no grid over the image.
+        UserError: the model is not pruned, images are none or several batches, or their patches no grid.
     """
-    pruned, entered = pruned_of(model, IMAGE), []
-    (images,) = inputs_of(images, model, IMAGE)
+    pruned, entered, batches = pruned_of(model, IMAGE), [], list(inputs_of(images, model, IMAGE))
+    if len(batches) != 1:
+        raise UserError(f"images are {len(batches)} batches with images in them, expected one, [B, 3, H, W]")
+    (images,) = batches
     tower = pruned.of
     hook = tower.entry.register_forward_pre_hook(
         lambda module, given, named: entered.append(pruned.tokens(given, named)), with_kwargs=True

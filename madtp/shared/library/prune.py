@@ -16,8 +16,8 @@ from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned, squar
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.library.adapted import Adapted
 from madtp.shared.library.refusal import refusal
-from madtp.shared.library.replacement import IMAGE, TEXT, HandOn, Refused, replaced
-from madtp.shared.library.tower import Pruned
+from madtp.shared.library.replacement import IMAGE, TEXT, Refused, replaced
+from madtp.shared.library.tower import HandOn, Pruned
 
 LIBRARIES = ("timm", "open_clip", "transformers")
 INPUTS = {IMAGE: "pixel_values", TEXT: "input_ids"}
@@ -70,7 +70,7 @@ def prune(
             with inference(model):
                 inputs = inputs_of(batches, model, tower)
                 search(adapted, pruned, 1 - p, inputs, SHAPES if shape is None else (shape,))
-    except Exception:
+    except BaseException:  # Ctrl-C, too, would leave it pruned by what was tried last
         restore(model, tower)
         raise
     return model
@@ -141,7 +141,7 @@ def install(adapted: Adapted) -> Pruned:
     tower = adapted.tower
     pruned = Pruned(tower)
     skipped = [layer.block for layer in tower.layers if layer.block is not tower.entry and not tower.passed]
-    forwards = [(tower.entry, pruned), *((layer, HandOn()) for layer in tower.passed)]
+    forwards = [(tower.entry, pruned), *((layer, HandOn(tower)) for layer in tower.passed)]
     forwards += ((layer, Refused(ONE_BY_ONE)) for layer in skipped)
     for module, method, replacement in [(module, "forward", own) for module, own in forwards] + adapted.others:
         replacement.tower = tower.name

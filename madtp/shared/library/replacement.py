@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from madtp.method.errors import UserError
 
@@ -44,13 +44,6 @@ def replaced(model: nn.Module, tower: str | None = None) -> Iterator[Place]:
         for name, value in vars(module).items():
             if isinstance(value, Replacement) and tower in (None, value.tower):
                 yield Place(module, name, value)
-
-
-class HandOn(Replacement):
-    """The forward of a layer whose work was done before: what enters leaves."""
-
-    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        return x
 
 
 class Refused(Replacement):

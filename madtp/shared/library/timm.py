@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from madtp.shared.library.adapted import Adapted, name_of, unit
-from madtp.shared.library.layer import Layer, Names, part
+from madtp.shared.library.layer import Names, part
 from madtp.shared.library.refusal import refusal
 from madtp.shared.library.replacement import IMAGE, Place, Refused, Replacement
 from madtp.shared.library.tower import Tower
@@ -66,11 +66,10 @@ def tower(model: nn.Module) -> Tower:
     names = NAMES[kinds.pop()]
     if getattr(model, "rope", None) is not None or not all(plain(block, names) for block in blocks):
         raise refusal(model)
-    looped = not isinstance(blocks, nn.Sequential)
     return Tower(
-        entry=blocks[0] if looped else blocks,
-        passed=list(blocks[1:]) if looped else [],
-        layers=[Layer(block, names) for block in blocks],
+        entry=blocks if isinstance(blocks, nn.Sequential) else blocks[0],
+        blocks=blocks,
+        names=names,
         embedding=patches,
         prefix=model.num_prefix_tokens,
         class_token=getattr(model, "cls_token", None) is not None,

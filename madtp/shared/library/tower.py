@@ -17,7 +17,7 @@ from madtp.method.layout import Sequences
 from madtp.method.merged import Merged, Schedule
 from madtp.method.rows import take
 from madtp.shared.layers import Guidance, run_layers
-from madtp.shared.library.layer import Layer
+from madtp.shared.library.layer import Layer, Names
 from madtp.shared.library.replacement import IMAGE, Replacement
 
 MASK = "attention_mask"
@@ -31,13 +31,13 @@ class Tower:
 
     Attributes:
         entry: the module whose forward runs the layers, given the tokens; or the first layer, if no module does.
-        layers: all of them.
+        blocks: the layers, in what holds them.
+        names: of their parts.
         embedding: the convolution that makes tokens of patches, or the table that makes them of words.
         prefix: F.
         class_token: whether the first token is a class token.
         last: whether the token that is read, and always stays, comes last instead.
         name: IMAGE or TEXT.
-        passed: the layers but the first, where the first one's forward does their work.
         wrap: what to make of the tokens that go out; the tokens alone if not given.
         sequence_first: whether tokens come as [L, B, D].
         shortened: whether what reads the tower reads merged tokens: [B, L', D + 1] goes out, the logarithm of a token's
@@ -45,22 +45,37 @@ class Tower:
         flag: the attribute of `entry` that asks for memory to be saved by recomputing every layer.
         recompute: whether that is asked for in another way.
         config: of the model, which may ask for what a pruned tower does not give.
+        layers: the blocks by the names of their parts.
     """
 
     entry: nn.Module
-    layers: list[Layer]
+    blocks: nn.Sequential | nn.ModuleList
+    names: Names
     embedding: nn.Conv2d | nn.Embedding
     prefix: int
     class_token: bool
     last: bool = False
     name: str = IMAGE
-    passed: list[nn.Module] = field(default_factory=list)
     wrap: Callable[[Tensor], Any] | None = None
     sequence_first: bool = False
     shortened: bool = False
     flag: str = "gradient_checkpointing"
     recompute: bool = False
     config: Any = None
+    layers: list[Layer] = field(init=False)
+
+    def __post_init__(self):
+        self.layers = [Layer(block, self.names) for block in self.blocks]
+
+    @property
+    def passed(self) -> list[nn.Module]:
+        """The layers but the first, where the first one's forward does their work."""
+        return [layer.block for layer in self.layers[1:]] if self.entry is self.layers[0].block else []
+
+    def refuse_other_layers(self) -> None:
+        """Raises a UserError where layers were exchanged or taken away: those that were there would go on to be run."""
+        if [layer.block for layer in self.layers] != list(self.blocks):
+            raise UserError("the layers of this pruned tower are no longer those that were pruned: madtp.prune it anew")
 
     @property
     def shape(self) -> TowerShape:
@@ -111,6 +126,7 @@ class Pruned(Replacement):
         Raises:
             UserError: the caller asks for what pruning does not know how to do.
         """
+        self.of.refuse_other_layers()
         named = {**named, **dict(zip(self.names, given, strict=False))}
         for name in UNMET:
             if _given(named.get(name)):
@@ -134,6 +150,21 @@ class Pruned(Replacement):
         recomputed = len(layers) * (self.of.recompute or any(flags))
         passed = run_layers(layers, sequences, Guidance(temperature=self.amount), self.tower, None, recomputed)
         return passed.sequences, passed.sequences.layout.places
+
+
+class HandOn(Replacement):
+    """The forward of a layer whose work was done before: what enters leaves.
+
+    Args:
+        of: the tower.
+    """
+
+    def __init__(self, of: Tower):
+        self.of = of
+
+    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        self.of.refuse_other_layers()
+        return x
 
 
 def _given(value: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from madtp.method.errors import UserError
 from madtp.shared.library.adapted import Adapted, unit
-from madtp.shared.library.layer import Layer, Names, part
+from madtp.shared.library.layer import Names, part
 from madtp.shared.library.refusal import causal, refusal
 from madtp.shared.library.replacement import TEXT, Place, Replacement
 from madtp.shared.library.tower import UNHEARD, Tower
@@ -86,6 +86,7 @@ NAMES = {  # of each kind of layer, as it is in one version of the library or an
     "Dinov2Layer": (_DINO, _DINO_ONCE),
     "Dinov2WithRegistersLayer": (_DINO, _DINO_ONCE),
 }
+WORDS = {"input_ids", "decoder_input_ids"}
 CROSSED = ("BlipForConditionalGeneration", "BlipForQuestionAnswering", "BlipForImageTextRetrieval")
 
 
@@ -98,14 +99,24 @@ def adapt(model: nn.Module, name: str) -> Adapted | None:
         return Adapted(text_tower(model, text), lambda words: feature(model, "text", input_ids=words))
     vision = next((module for module in model.modules() if patches_of(module) is not None), model)
     crossed = type(model).__name__ in CROSSED
+    if not crossed and reads_words(model, vision):
+        place = next(place for place, module in model.named_modules() if module is vision)
+        raise refusal(
+            model, f"reads more than images; prune its image tower by itself: madtp.prune(model.{place}, ...)"
+        )
     others = crossing(model, vision) if crossed else []
     return Adapted(image_tower(model, vision, crossed), lambda images: answer(model, vision, images), others)
 
 
+def reads_words(model: nn.Module, vision: nn.Module) -> bool:
+    """Whether nothing can be asked of a model with images alone, since it is more than its image tower."""
+    asks_for_words = not WORDS.isdisjoint(signature(model.forward).parameters)
+    return model is not vision and asks_for_words and not hasattr(model, "get_image_features")
+
+
 def crossing(model: nn.Module, vision: nn.Module) -> list[Place]:
     """What of BLIP must know of the sizes of tokens."""
-    texts = model.text_decoder if hasattr(model, "text_decoder") else None
-    texts = model.text_encoder if hasattr(model, "text_encoder") else texts  # VQA's decoder reads the question
+    texts = model.text_encoder if hasattr(model, "text_encoder") else model.text_decoder  # VQA's reads the question
     forwards = [(vision.post_layernorm, NormOfSized)]
     named = texts.named_modules()
     forwards += [(module.self, CrossAttention) for name, module in named if name.endswith("crossattention")]
@@ -183,8 +194,8 @@ def tower(module: nn.Module, names: Names, **known: Any) -> Tower:
         )
     return Tower(
         entry=encoder or blocks[0],
-        passed=[] if encoder else list(blocks[1:]),
-        layers=[Layer(block, names) for block in blocks],
+        blocks=blocks,
+        names=names,
         wrap=as_output if encoder else None,
         config=module.config,
         **known,
@@ -199,7 +210,10 @@ def as_output(x: Tensor) -> Any:
 
 
 def answer(model: nn.Module, vision: nn.Module, images: Tensor) -> Tensor:
-    """Probabilities of a classifier, CLIP's and SigLIP's feature; else of the tower what its head or others read."""
+    """Probabilities of a classifier, CLIP's and SigLIP's feature; else of the tower what its head or others read.
+
+    Other heads, as that which paints masked patches, are left aside.
+    """
     if hasattr(model, "get_image_features"):
         return feature(model, "image", pixel_values=images)
     output = (vision if type(model).__name__ in CROSSED else model)(pixel_values=images)
@@ -207,6 +221,7 @@ def answer(model: nn.Module, vision: nn.Module, images: Tensor) -> Tensor:
         return output.logits.float().softmax(dim=-1)
     if getattr(output, "image_embeds", None) is not None:
         return unit(output.image_embeds)
+    output = output if hasattr(output, "last_hidden_state") else vision(pixel_values=images)
     states = output.last_hidden_state
     if type(model).__name__ in CROSSED:
         return torch.cat([unit(states[:, 0, :-1]), unit(mean_of_patches(*split(states)))], dim=1)
