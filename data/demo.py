@@ -27,7 +27,7 @@ from data.shapes import (
     statements,
     ten_answers,
 )
-from utils import UserError, prepare_output, write_atomic
+from utils import UserError, prepare_output, read_json, write_atomic
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -181,7 +181,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(arguments.pop("out"))
     manifest = folder / "demo.json"
     if manifest.exists():
-        if json.loads(manifest.read_text())["arguments"] != arguments:
+        made = read_json(manifest, "delete the folder or choose another --out")
+        if not isinstance(made, dict) or made.get("arguments") != arguments:
             raise UserError(f"{folder} holds a demo made with other arguments: delete it or choose another --out")
         print(f"kept {folder}, which was made with the same arguments")
         return

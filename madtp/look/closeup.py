@@ -10,6 +10,7 @@ Shapes: N tokens that enter a layer.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -85,7 +86,7 @@ class Closeup:
     texts: list[tuple[list[str], Fate]]
 
 
-def draw(path: str | Path, closeup: Closeup) -> None:
+def draw(path: str | Path | BinaryIO, closeup: Closeup) -> None:
     """Draws a sample from top to bottom: its pictures, then its texts."""
     columns = min(ACROSS, max([4, *(len(fate.pruning) for _, fate in closeup.pictures)]))
     width = 2 * MARGIN + PANEL + LABEL + columns * (PANEL + GAP)

@@ -59,8 +59,9 @@ def write_vocabulary(task: str, model: nn.Module, folder: Path) -> None:
     write_atomic(folder / "tokenizer_config.json", json.dumps(about | SPECIAL, indent=2) + "\n")
 
 
-def left_behind(temperature: float) -> str:
+def left_behind(temperature: float | None) -> str:
     """What the folder does not hold."""
     stays = "the pruning stays behind: learnable tokens, what aligns with them, and the temperature"
-    scored = f" {temperature:.4g}, at which this model was scored; dense its scores are others"
-    return stays + scored * (temperature > 0)
+    if not temperature:
+        return stays
+    return f"{stays} {temperature:.4g}, at which this model was scored; dense its scores are others"

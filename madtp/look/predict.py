@@ -21,16 +21,20 @@ from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import BadPicture, Sample, batch_of, clean_text, find_pictures, samples_of
 from madtp.method.errors import UserError
 from madtp.method.rules import setting
+from madtp.shared.files import prepare_output, whole_file
 from transform.pictures import evaluation_transform
 
 Batch = tuple[list[Sample], dict]
 LeaveOut = Callable[[BadPicture], None]
 
+MODELS = "other", "dense", "compressed"  # the first is what --compare names where the model itself is dense
 CALIBRATED = 32  # samples that a temperature is found for
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers what the command line asks; the exit status, 1 if something could not be read."""
+    if args.visualize:
+        prepare_drawing(args.visualize)
     predictor = load_from(args)
     pictures, left_out = find_pictures(args.image)
     samples = samples_of(predictor.task.name, pictures, args.text)
@@ -84,10 +88,7 @@ def answer(
         note(company)
     if args.visualize and temperature == 0:
         raise UserError("--visualize shows what is dropped, and at T 0 nothing is; give --temperature or --p")
-    models = {"compressed" if temperature else "dense": (predictor, temperature)}
-    if args.compare is not None:
-        other = load_from(args, args.compare) if args.compare else predictor
-        models = {"dense": (other, 0.0), **models}
+    models = answering(predictor, temperature, args)
     for model, at in models.values():
         model.run(first[0][1], at)  # the first forward pass also sets things up, and would look slow
     number = 0
@@ -100,6 +101,23 @@ def answer(
                 path = args.visualize if len(samples) == 1 else numbered(args.visualize, number)
                 visualize(path, predictor, sample, own["compressed"], temperature)
             yield {"images": [str(path) for path in sample.pictures], "text": list(sample.texts), **own}
+
+
+def answering(predictor: Predictor, temperature: float, args: argparse.Namespace) -> dict[str, tuple[Predictor, float]]:
+    """The models that answer, by the names of `MODELS`, and at what temperature each does.
+
+    Raises:
+        UserError: --compare names a model that cannot be asked the same.
+    """
+    own = {"compressed" if temperature else "dense": (predictor, temperature)}
+    if not args.compare:
+        return own if args.compare is None else {"dense": (predictor, 0.0), **own}
+    other = load_from(args, args.compare)
+    one, two = ((model.task.name, model.task.config["image_size"]) for model in (predictor, other))
+    if one != two:
+        says = "{} at {} pixels".format
+        raise UserError(f"--compare {args.compare} is a model of {says(*two)}, not of {says(*one)}; name another")
+    return {"dense" if temperature else "other": (other, 0.0), **own}
 
 
 def batched(
@@ -141,7 +159,11 @@ def chosen_temperature(
         raise UserError(f"--p is {p}, expected a share of the GFLOPs to remove, at least 0 and below 1")
     if p is not None:
         return predictor.temperature_for(batches, p)
-    return predictor.stored.temperature if temperature is None else temperature
+    temperature = predictor.stored.temperature if temperature is None else temperature
+    if temperature is None:
+        keep = predictor.rule["keep"]
+        raise UserError(f"how much this model prunes says nothing by keep={keep}, its own rule is another; give --p")
+    return temperature
 
 
 def described(predictor: Predictor, batch: dict, forward: Forward, temperature: float) -> list[dict]:
@@ -172,7 +194,7 @@ def spoken(predictor: Predictor, batch: dict, result: object) -> dict:
 
 def readable(record: dict) -> str:
     """A record as people read it."""
-    models = {name: record[name] for name in ("dense", "compressed") if name in record}
+    models = {name: record[name] for name in MODELS if name in record}
     lines = [" ".join(record["images"]), *(f'"{text}"' for text in record["text"])]
     for name, row in models.items():
         lines.append(f"  {name:10s}  {row['answer']}")
@@ -226,7 +248,19 @@ def visualize(path: str, predictor: Predictor, sample: Sample, row: dict, temper
     said = [] if predictor.retrieves else ["->", row["answer"]]
     title = f"{' '.join([*sample.texts, *said])}   ({row['percent']:.0f} % of dense)"
     (closeup,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
-    draw(path, closeup)
+    with whole_file(path) as file:
+        draw(file, closeup)
+
+
+def prepare_drawing(path: str) -> None:
+    """Makes the folder of a drawing where it is missing.
+
+    Raises:
+        UserError: its name is not that of a PNG, or the folder cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"--visualize {path}: expected the name of a PNG, like kept.png")
+    prepare_output(Path(path).parent)
 
 
 def numbered(path: str, number: int) -> str:

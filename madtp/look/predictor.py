@@ -209,12 +209,21 @@ def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
     chosen.config["pretrained"] = checkpoint
-    chosen_size = config or any(key.startswith("image_size=") for key in assignments)
-    stored = chosen.adopt(evaluate=True, own_size=not chosen_size)
-    own = None if stored.temperature else chosen.config["keep"]  # a dense model prunes as the configuration says
-    chosen.config |= stored.rule(own, chosen.config["shape"], None)
-    stored = stored._replace(keep=chosen.config["keep"])
+    named = configuration.named(assignments)
+    stored = chosen.adopt(evaluate=True, own_size=not config and "image_size" not in named)
+    stored = asked_by_rule(stored, chosen.config, named)
     return chosen, chosen.build_model(chosen.config, evaluate=True), stored
+
+
+def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:
+    """How a model prunes here: as it was trained to, unless it is dense or the user named another rule or shape.
+
+    The configuration gets the rule. The temperature is None where it is that of a rule which has another kind of it.
+    """
+    keep = config["keep"] if "keep" in named or not stored.temperature else stored.keep
+    another = stored.temperature > 0 and (keep == COVERAGE) != (stored.keep == COVERAGE)
+    config |= stored.rule(keep, config["shape"], 0.0, "shape" in named or another)
+    return stored._replace(keep=keep, temperature=None if another else stored.temperature)
 
 
 def beside(checkpoint: str) -> str:

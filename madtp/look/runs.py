@@ -17,6 +17,7 @@ SCORES = {
     "caption": ("CIDEr", "SPICE", "Bleu_4", "METEOR", "ROUGE_L", "exact_match"),
     "retrieval": ("txt_r1", "img_r1", "txt_r5", "img_r5", "r_mean"),
 }
+NEEDED = {"percent", "temperature"}  # in every line of a log or an evaluation
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,20 @@ def _age(folder: Path) -> float:
 def _read(folder: Path) -> Run:
     task = configuration.task_of(str(folder / "config.yaml"))
     config = configuration.resolve(str(folder / "config.yaml"), task)
-    records, evaluations = (_json_lines(folder / name) for name in ("log.txt", "evaluate.txt"))
+    records, evaluations = (_records(folder / name) for name in ("log.txt", "evaluate.txt"))
     if not records and not evaluations:
         raise UserError(f"{folder}: its log is empty; wait for the first epoch to end")
     return Run(folder, config, records, evaluations[-1] if evaluations else None)
 
 
-def _json_lines(path: Path) -> list[dict]:
+def _records(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; remove it or name another folder") from error
+    if not all(isinstance(record, dict) and record.keys() >= NEEDED for record in records):
+        needed = " and ".join(sorted(NEEDED))
+        raise UserError(f"{path} is not from this project, whose lines have {needed}; remove it or name another folder")
+    return records

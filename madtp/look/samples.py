@@ -86,6 +86,8 @@ def read_picture(path: Path, wanted: int = 0) -> Image.Image:
     Raises:
         BadPicture: it cannot be decoded.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BadPicture(f"{path} is no picture that can be read: it is no file")
     try:
         return decode_image(path, wanted)
     except (ValueError, OSError) as error:

@@ -24,6 +24,8 @@ ACROSS = 6  # layers in the overview
 
 def run(args: argparse.Namespace) -> None:
     """Draws what the command line asks for."""
+    if args.number < 1:
+        raise UserError(f"--number is {args.number}, expected at least 1")
     for path in draw_split(load_from(args), args.split, args.number, args.out, args.temperature, args.p):
         print(path)
 

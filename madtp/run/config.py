@@ -37,6 +37,11 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
     return config
 
 
+def named(assignments: Iterable[str]) -> set[str]:
+    """The keys that assignments set."""
+    return {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}
+
+
 def defaults(task: str) -> dict:
     """The configuration of a task where nobody says anything."""
     return {name: deepcopy(key.default) for name, key in keys_of(task).items()}

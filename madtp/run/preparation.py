@@ -19,6 +19,7 @@ from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladde
 from madtp.method.distillation import Teacher
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE, setting
+from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.folder import begin_anew, goes_on_here
 from madtp.run.interruption import Interruption
@@ -118,8 +119,10 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
             loaders[split] = create_loader(
                 dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
             )
-    if args.evaluate:  # a model is scored by the rule that it was trained with, unless --keep says otherwise
-        config |= stored.rule(args.keep, config["shape"], args.temperature)
+    if args.evaluate:  # a model is scored by the rule that it was trained with, unless the command line says otherwise
+        named = configuration.named(args.set)
+        keep = config["keep"] if args.keep or "keep" in named else None
+        config |= stored.rule(keep, config["shape"], args.temperature, "shape" in named)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():
         look_through(task, model, split, loader.dataset.dataset)

@@ -259,6 +259,8 @@ def test_the_command_keeps_what_is_there(tmp_path, capsys):
     assert "kept" in capsys.readouterr().out
     assert main([*command, "--seed", "1"]) == 2
     assert str(out) in capsys.readouterr().err
+    (out / "demo.json").write_text("{")
+    assert main(command) == 2 and "demo.json: not JSON" in capsys.readouterr().err
     (out / "demo.json").unlink()  # as after an interruption
     assert main(command) == 0 and image.stat().st_mtime_ns > written
 

@@ -112,6 +112,8 @@ def test_samples_of_a_data_set_are_drawn(keep, temperature, checkpoint, data, ca
     assert sorted(path.name for path in folder.iterdir()) == ["test-1.png", "test-2.png", "test.png"]
     assert main(["visualize", *flags, "--temperature", "0"]) == 2
     assert "drops nothing" in capsys.readouterr().err
+    assert main(["visualize", *flags, "--number", "0"]) == 2
+    assert "--number is 0" in capsys.readouterr().err
 
 
 # The page about runs.
@@ -152,6 +154,14 @@ def test_runs_are_read(run_folder):
     assert run_folder in [run.folder for run in runs.read([run_folder.parent])]
     with pytest.raises(UserError, match="no run"):
         runs.read([run_folder / "pictures"])
+
+
+@pytest.mark.parametrize("line, says", [("5", "not from this"), ('{"a": 1}', "not from this"), ("{", "damaged")])
+def test_a_log_of_others_is_named(line, says, run_folder, tmp_path, capsys):
+    shutil.copy(run_folder / "config.yaml", tmp_path)
+    (tmp_path / "log.txt").write_text(line)
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path}/log.txt is {says}" in capsys.readouterr().err
 
 
 def test_the_page_says_what_the_log_says_and_needs_no_network(run_folder, tmp_path):

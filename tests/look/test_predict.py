@@ -1,6 +1,7 @@
 """Predictions on own pictures: alone as in company, in any number, whatever else is in their folder."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,8 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
         ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
         ("caption", ["--image", "{0}", "--batch_size", "0", "--p", "0.5"], "--batch_size is 0"),
         ("caption", ["--image", "{0}", "--temperature", "0", "--visualize", "x.png"], "--visualize shows what is"),
+        ("caption", ["--image", "{0}", "--visualize", "x.bmp"], "--visualize x.bmp: expected the name of a PNG"),
+        ("caption", ["--image", "{0}", "--visualize", "/proc/x/y.png"], "cannot write to /proc/x"),
     ],
 )
 def test_mistakes_are_one_line(name, flags, message, checkpoint, pictures, capsys):
@@ -152,6 +155,44 @@ def test_a_picture_is_read_when_its_turn_comes(checkpoint, folder):
     pictures[2].unlink()
     assert [record["images"] for record in records] == [[str(picture)] for picture in pictures[1:2] + pictures[3:]]
     assert str(pictures[2]) in str(bad[0]) and len(bad) == 1
+
+
+def test_a_dense_model_is_compared_with_another_one(checkpoint, pictures, capsys):
+    dense, other = checkpoint("caption", temperature=0.0), checkpoint("caption")
+    image = ["--image", pictures[0]]
+    (record,) = asked(capsys, "--checkpoint", dense, *image, "--compare", other)
+    (alone,) = asked(capsys, "--checkpoint", other, *image, "--temperature", "0")
+    assert record["other"]["answer"] == alone["dense"]["answer"] and record["other"]["temperature"] == 0
+    assert main(["predict", "--checkpoint", dense, *image, "--compare", other]) == 0
+    said = capsys.readouterr().out
+    assert "  other  " in said and "  dense  " in said
+    assert main(["predict", "--checkpoint", dense, *image, "--compare", checkpoint("vqa")]) == 2
+    assert "is a model of vqa at 72 pixels, not of caption at 72 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained, asked_by", [("sample", "coverage"), ("coverage", "batch")])
+def test_another_rule_is_not_passed_over(trained, asked_by, checkpoint, pictures, capsys):
+    flags = ["--checkpoint", checkpoint("caption", trained), "--image", *pictures[:2], "--set", f"keep={asked_by}"]
+    assert main(["predict", *flags]) == 2
+    assert f"says nothing by keep={asked_by}" in capsys.readouterr().err
+    for record in asked(capsys, *flags, "--p", "0.2"):
+        assert record["compressed"]["keep"] == asked_by
+    (record, _) = asked(capsys, *flags, "--temperature", "0.5")
+    assert (record["compressed"]["keep"], record["compressed"]["temperature"]) == (asked_by, 0.5)
+
+
+def test_the_rules_of_the_paper_share_their_temperature_and_a_shape_may_be_chosen(checkpoint, pictures, capsys):
+    (record,) = asked(capsys, "--checkpoint", checkpoint("caption"), "--image", pictures[0], "--set", "keep=batch")
+    assert (record["compressed"]["keep"], record["compressed"]["temperature"]) == ("batch", TEMPERATURE)
+    flags = ["--checkpoint", checkpoint("caption", "coverage", 1.0), "--image", pictures[0]]
+    own, chosen = (asked(capsys, *flags, *shape)[0]["compressed"] for shape in ([], ["--set", "shape=2"]))
+    assert (own["shape"], chosen["shape"]) == (0.7, 2.0) and own["tokens"] != chosen["tokens"]
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(checkpoint, folder, capsys):
+    os.mkfifo(folder / "pipe.png")
+    assert main(["predict", "--checkpoint", checkpoint("caption"), "--image", str(folder)]) == 1
+    assert f"note: left out, {folder}/pipe.png is no picture that can be read: it is no file" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):

@@ -213,6 +213,15 @@ class TestLoad:
         with pytest.raises(UserError, match="cls_head.weight is torch.int8 in the file and torch.float32 in the model"):
             checkpoint.load(Tower(), path)
 
+    @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+    def test_weights_that_are_no_numbers_are_not_run(self, path, value):
+        state, model = Tower().state_dict(), Tower()
+        state["query_model.bias"][3], before = value, {key: one.clone() for key, one in model.state_dict().items()}
+        torch.save(state, path)
+        with pytest.raises(UserError, match=r"model.pth has weights that .* no numbers, 1 \(query_model.bias\)"):
+            checkpoint.load(model, path)
+        assert same(model.state_dict(), before)
+
     def test_an_adapter_that_is_not_merged(self, path):
         torch.save({**Tower().state_dict(), "cls_head.lora_A.default.weight": torch.ones(2, 8)}, path)
         with pytest.raises(

@@ -70,15 +70,24 @@ class Stored(NamedTuple):
         """Whether this model prunes, by this rule."""
         return self.temperature > 0 and self.keep == keep
 
-    def rule(self, keep: str | None, shape: float | None, temperature: float | None) -> dict:
+    def rule(self, keep: str | None, shape: float | None, temperature: float | None, shape_named: bool = False) -> dict:
         """The rule to ask the model by, `keep` and `shape` of a configuration: its own unless another is named.
+
+        Args:
+            keep: the rule that is named, or None.
+            shape: of the configuration.
+            temperature: that is named, or None.
+            shape_named: whether somebody asked for this shape, and it does not just stand in a file.
 
         Raises:
             UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named.
         """
         if keep not in (None, COVERAGE) and self.prunes_by(COVERAGE) and temperature is None:
             raise UserError(f"this model prunes by coverage; --keep {keep} needs a temperature: --temperature or --p 0")
-        return {"keep": keep or self.keep, "shape": self.shape if self.prunes_by(COVERAGE) else shape}
+        return {
+            "keep": keep or self.keep,
+            "shape": self.shape if self.prunes_by(COVERAGE) and not shape_named else shape,
+        }
 
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.
@@ -210,7 +219,7 @@ def fit(
         convert: functions `(state, model) -> state`, applied in turn before the fit.
 
     Raises:
-        UserError: nothing matches, a shape differs, or keys are missing; names the first of them.
+        UserError: nothing matches, a shape differs, keys are missing, or weights are not finite; names the first.
     """
     state = content["model"]
     for function in convert:
@@ -234,6 +243,9 @@ def fit(
         theirs, ours = task_of(state), task_of(own)
         which = f"it is of {theirs} and the model of {ours}, " if theirs and theirs != ours else ""
         raise UserError(f"{path} does not fit this model: {which}check --config and --pretrained: {faults}")
+    if broken := [key for key in loaded if not _is_finite(state[key])]:
+        way_out = "the training that made it went astray, take an earlier checkpoint"
+        raise UserError(f"{path} has weights that are infinite or no numbers, {_first(broken)}: {way_out}")
     model.load_state_dict({key: state[key] for key in loaded}, strict=False)
     others = {key: value for key, value in content.items() if key not in ("model", "notes", "absent")}
     report = LoadReport(loaded, missing, unexpected, others)
@@ -247,6 +259,11 @@ def fit(
 def _fits(value: Tensor, own: Tensor) -> bool:
     """Whether a value may become a weight: of its shape, and no integer (a quantized one, say) for a real number."""
     return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are, looked at once and without a copy: NaN is both the smallest and the largest."""
+    return not value.is_floating_point() or all(extreme.isfinite() for extreme in value.aminmax())
 
 
 def _fault(key: str, own: StateDict, state: StateDict) -> str:
