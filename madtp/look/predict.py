@@ -21,6 +21,7 @@ from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import BadPicture, Sample, batch_of, clean_text, find_pictures, samples_of
 from madtp.method.errors import UserError
 from madtp.method.rules import setting
+from madtp.run import config as configuration
 from madtp.shared.files import prepare_output, whole_file
 from transform.pictures import evaluation_transform
 
@@ -157,6 +158,7 @@ def chosen_temperature(
         raise UserError(f"--temperature is {temperature}, expected at least 0")
     if p is not None and not 0 <= p < 1:
         raise UserError(f"--p is {p}, expected a share of the GFLOPs to remove, at least 0 and below 1")
+    configuration.refuse_unsaid_shape(predictor.task.config, temperature)
     if p is not None:
         return predictor.temperature_for(batches, p)
     temperature = predictor.stored.temperature if temperature is None else temperature

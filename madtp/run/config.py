@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madtp.method.errors import UserError, excerpt
+from madtp.method.rules import COVERAGE
 from madtp.run.clone import own_file
 from madtp.run.keys import COMMON_KEYS, TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
@@ -30,11 +31,18 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
         if not equals:
             raise UserError(f"--set {assignment}: expected KEY=VALUE")
         name, *inner = keypath.split(".")
-        value = _put(config.get(name, {}), name, inner, _yaml(text, f"--set {assignment}"))
+        value = "" if not text and isinstance(config.get(name), str) else _yaml(text, f"--set {assignment}")
+        value = _put(config.get(name, {}), name, inner, value)
         config |= checked(_split_batch_size({name: value}), keys, "--set")
     if isinstance(config["med_config"], str):
         config["med_config"] = own_file(config["med_config"])
     return config
+
+
+def refuse_unsaid_shape(config: dict, temperature: float | None) -> None:
+    """Raises a UserError where the amount of coverage is given, and nobody says when tokens go."""
+    if config["keep"] == COVERAGE and temperature and config["shape"] is None:
+        raise UserError(f"--temperature {temperature:g} is an amount by coverage and needs a shape: --set shape=1")
 
 
 def named(assignments: Iterable[str]) -> set[str]:

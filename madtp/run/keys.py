@@ -1,6 +1,7 @@
 """The keys of a configuration: their defaults, types and ranges."""
 
 import difflib
+import math
 import sys
 import types
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Key:
             return not self.choices or value in self.choices
         if isinstance(value, list):
             return self.length is None or len(value) == self.length
-        above = self.least is None or value >= self.least
+        above = (self.least is None or value >= self.least) and value != math.inf
         return above and (self.most is None or value <= self.most)
 
     def _expected(self, kind: type | types.UnionType) -> str:

@@ -123,6 +123,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         named = configuration.named(args.set)
         keep = config["keep"] if args.keep or "keep" in named else None
         config |= stored.rule(keep, config["shape"], args.temperature, "shape" in named)
+    configuration.refuse_unsaid_shape(config, args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():
         look_through(task, model, split, loader.dataset.dataset)
@@ -171,8 +172,6 @@ def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
     Raises:
         UserError: a rule without a temperature is to be steered by one.
     """
-    if config["keep"] == COVERAGE and args.temperature and config["shape"] is None:
-        raise UserError(f"--temperature {args.temperature:g} is an amount by coverage and needs a shape: --set shape=1")
     if config["keep"] == COVERAGE and args.controller == "ladder":
         raise UserError("--controller ladder moves MADTP's temperature, which --keep coverage has not; leave one out")
     if args.temperature is not None:

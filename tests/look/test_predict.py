@@ -177,6 +177,10 @@ def test_another_rule_is_not_passed_over(trained, asked_by, checkpoint, pictures
     assert f"says nothing by keep={asked_by}" in capsys.readouterr().err
     for record in asked(capsys, *flags, "--p", "0.2"):
         assert record["compressed"]["keep"] == asked_by
+    if asked_by == "coverage":
+        assert main(["predict", *flags, "--temperature", "0.5"]) == 2
+        assert "needs a shape" in capsys.readouterr().err
+        flags.append("shape=1")
     (record, _) = asked(capsys, *flags, "--temperature", "0.5")
     assert (record["compressed"]["keep"], record["compressed"]["temperature"]) == (asked_by, 0.5)
 

@@ -145,6 +145,11 @@ def test_bert_sizes():
 
 
 class TestOrder:
+    def test_nothing_behind_the_sign_is_an_empty_text(self, parse):
+        assert parse("pretrained: a", "--set", "pretrained=")[1]["pretrained"] == ""
+        with pytest.raises(UserError, match="sd_num is None, expected an integer"):
+            parse("", "--set", "sd_num=")
+
     def test_defaults_file_set_flags(self, parse):
         _, config = parse("sd_num: 5\nsd_dim: 6\nmax_epoch: 7\npretrained: a", "--set", "sd_dim=8", "--epoch", "9")
         assert (config["sd_num"], config["sd_dim"], config["max_epoch"], config["pretrained"]) == (5, 8, 9, "a")
@@ -216,6 +221,7 @@ class TestMistakes:
             ("image_size: 0", "image_size is 0, expected an integer, at least 1"),
             ("init_lr: fast", "init_lr is 'fast', expected a number, at least 0"),
             ("init_lr: .nan", "init_lr is nan, expected a number, at least 0"),
+            ("init_lr: .inf", "init_lr is inf, expected a number, at least 0"),
             ("ramp: 2", "ramp is 2.0, expected a number, at least 0, at most 1"),
             ("augment: 1", "augment is 1, expected true or false"),
             ("pretrained: 3", "pretrained is 3, expected text"),

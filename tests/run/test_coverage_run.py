@@ -92,6 +92,8 @@ def test_a_dense_checkpoint_is_pruned_untrained(folder, tmp_path):
     [
         ("dense", ("--keep", "coverage", "--p", "0.99"), "p 0.99 is out of reach"),
         ("half", ("--keep", "batch"), "prunes by coverage"),
+        ("half", ("--set", "keep=batch"), "prunes by coverage"),
+        ("dense", ("--keep", "coverage", "--temperature", "2"), "needs a shape"),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, checkpoint, flags, says):
@@ -99,6 +101,14 @@ def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, 
     arguments = [*common(folder / "nlvr.yaml", tmp_path), "--evaluate", "--pretrained", best, *flags]
     assert main(NLVR(), arguments) == 2
     assert says in capsys.readouterr().err
+
+
+def test_rule_and_shape_that_are_set_go_before_the_checkpoint_s(folder, tmp_path):
+    half, dense = "half/checkpoint_best.pth", "dense/checkpoint_best.pth"
+    own, other = (evaluate(folder, half, tmp_path, *flags) for flags in ([], ["--set", "shape=7"]))
+    assert own["shape"] != other["shape"] == 7 and own["temperature"] == other["temperature"]
+    assert own["percent"] != other["percent"]
+    assert abs(evaluate(folder, dense, tmp_path, "--p", "0.3", "--set", "keep=coverage")["percent"] - 70) <= 0.6
 
 
 @pytest.mark.parametrize(
