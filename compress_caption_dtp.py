@@ -47,6 +47,9 @@ class Caption(Task):
         if config["max_length"] > model.most_tokens:
             allowed = f"the position embeddings allow {model.most_tokens} (max_position_embeddings of med_config)"
             raise UserError(f"max_length is {config['max_length']}, but {allowed}; lower it")
+        if config["max_length"] <= model.prompt_length:
+            taken = f"[DEC] and the prompt take {model.prompt_length} tokens"
+            raise UserError(f"max_length is {config['max_length']}, but {taken}; raise it, or shorten the prompt")
         return model
 
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from madtp.cost.measure import SPREAD
 from madtp.cost.processes import is_main
+from madtp.method.errors import UserError
 from madtp.run.folder import LOG
-from madtp.shared.files import write_atomic
+from madtp.shared.files import prepare_output, write_atomic
 
 COST = (
     "gflops",
@@ -105,10 +106,17 @@ def readable(scores: dict) -> str:
 
 
 def start_log(folder: Path, epoch: int) -> None:
-    """Makes `log.txt` end before `epoch`: empty for a new run, the finished epochs for a resumed one."""
+    """Makes `log.txt` end before `epoch`: empty for a new run, the finished epochs for a resumed one.
+
+    Raises:
+        UserError: there is one that cannot be read.
+    """
     path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+    try:
+        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is no log of a run here, or damaged: {error}; move it out of the way") from error
     write_atomic(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -120,5 +128,4 @@ def log_epoch(folder: Path, record: dict) -> None:
 
 def write_results(folder: Path, name: str, results: list) -> None:
     """Writes the predictions of a split to `result/NAME.json`."""
-    (folder / "result").mkdir(exist_ok=True)
-    write_atomic(folder / "result" / f"{name}.json", json.dumps(results))
+    write_atomic(prepare_output(folder / "result") / f"{name}.json", json.dumps(results))

@@ -56,6 +56,7 @@ CASES = {
     "an endless answer": ("vqa", "vqa_train", [{"answer": [ENDLESS]}], {}, False),
     "an endless statement": ("nlvr", "nlvr_test", [{"sentence": ENDLESS}], {}, False),
     "captions to be too long": ("caption", "coco_karpathy_val", [], {"max_length": 70}, False),
+    "a prompt that leaves no room": ("caption", "coco_karpathy_val", [], {"max_length": 2, "min_length": 0}, False),
     "few positions": ("retrieval", "flickr30k_val", [], {"med_config": BERT | {"max_position_embeddings": 20}}, False),
 }
 

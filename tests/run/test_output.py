@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
+from madtp.method.errors import UserError
 from madtp.run.engine import main
+from madtp.run.output import start_log, write_results
 from madtp.shared.weights import checkpoint
 from tests.processes import run
 from tests.toy import Points, Toy
@@ -71,6 +73,20 @@ def log(folder):
     """The log without what a stopwatch says."""
     records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     return [{name: value for name, value in record.items() if "second" not in name} for record in records]
+
+
+@pytest.mark.parametrize("line", ["5", '{"a": 1}', '{"epoch"'])
+def test_a_log_that_is_none_is_named_and_left(tmp_path, line):
+    (tmp_path / "log.txt").write_text(line)
+    with pytest.raises(UserError, match=f"{tmp_path}/log.txt is no log of a run here, or damaged"):
+        start_log(tmp_path, 1)
+    assert (tmp_path / "log.txt").read_text() == line
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "result").touch()
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}/result"):
+        write_results(tmp_path, "test", [])
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,6 +1,5 @@
 """Amount and shape from some inputs, against searches by hand; what is refused, and by what name; cost and picture."""
 
-import copy
 import math
 
 import numpy as np
@@ -31,7 +30,6 @@ from tests.shared.library.theirs import (
     PATCH,
     PATCHES,
     SHORT,
-    TOWER,
     WIDTH,
     WORDS,
     make,
@@ -357,75 +355,6 @@ def test_packed_weights_cost_what_they_did():
         packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
         packed(noise().float())
     assert madtp.cost(packed) == whole
-
-
-def exchanged(layers):
-    layers[1] = copy.deepcopy(layers[1])
-
-
-def without_the_first(layers):
-    del layers[0]
-
-
-@pytest.mark.parametrize("name", ["timm", "timm-eva", "open_clip", "ViTModel"])
-@pytest.mark.parametrize("change", [exchanged, without_the_first])
-def test_layers_that_are_exchanged_afterwards_are_not_passed_over(name, change):
-    model = madtp.prune(make(name), 0.3, noise())
-    change(pruned_of(model).of.blocks)
-    with pytest.raises(UserError, match="madtp.prune it anew"):
-        CASES[name].ask(model, noise())
-    assert abs(madtp.cost(madtp.prune(model, 0.3, noise()))["percent"] - 70) < 100 / PATCHES
-
-
-def test_a_search_that_is_broken_off_leaves_the_model_dense():
-    """Be it by Ctrl-C."""
-    model, dense, asked = make("timm"), make("timm"), []
-
-    def interrupt(*given):
-        asked.append(1)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-
-    hook = model.blocks[1].mlp.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        madtp.prune(model, 0.3, noise())
-    hook.remove()
-    with torch.no_grad():
-        assert torch.equal(model(noise()), dense(noise()))
-
-
-@pytest.mark.parametrize("name", ["timm", "timm-average-no-class"])
-def test_no_image_gets_no_answer(name):
-    model = make(name)
-    dense = CASES[name].ask(model, noise()[:0])
-    madtp.prune(model, 0.3, noise())
-    assert CASES[name].ask(model, noise()[:0]).shape == dense.shape
-
-
-def test_what_cannot_be_drawn_is_said():
-    model = madtp.prune(make("timm"), 0.3, noise())
-    for images, count in ((noise()[:0], 0), ([noise(), noise()], 2)):
-        with pytest.raises(UserError, match=f"{count} batches"):
-            madtp.picture(model, images)
-
-
-def test_what_reads_words_too_is_pruned_by_its_tower():
-    vision, words = (
-        transformers.ViTConfig(**TOWER),
-        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=9),
-    )
-    both = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, words)
-    model = transformers.VisionEncoderDecoderModel(both).double()
-    with pytest.raises(UserError, match=r"madtp.prune\(model.encoder, ...\)"):
-        madtp.prune(model, 0.3, noise())
-    madtp.prune(model.encoder, 0.3, noise())
-    assert model(noise(), WORDS).logits.shape[:2] == WORDS.shape and abs(madtp.cost(model)["percent"] - 70) < 3
-
-
-def test_a_head_that_paints_is_left_aside():
-    model = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**TOWER, encoder_stride=PATCH)).double()
-    madtp.prune(model, 0.3, noise())
-    assert model(noise()).reconstruction.shape == noise().shape
 
 
 def test_inference_is_left_as_it_was_found_when_something_fails():
