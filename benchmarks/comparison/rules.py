@@ -67,10 +67,9 @@ class Pruning(Rectangle):
         if not self.merged:
             shortened, kept = keep_only(x, ranked, keep + 1)
             return shortened, self, kept
-        kept = select(behind_class_token(ranked), keep + 1)
-        rows = kept.rows[:, :-1]
-        merged = merge(x, merge_weights(behind_class_token(significance).scatter(1, rows, 0)))
-        return torch.cat([take(x, rows), merged], dim=1), self, kept
+        kept, gone = select(behind_class_token(ranked), keep + 1)
+        merged = merge(take(x, gone), merge_weights(behind_class_token(significance).gather(1, gone)))
+        return torch.cat([take(x, kept.rows[:, :-1]), merged], dim=1), self, kept
 
 
 class Static(Scheduled):
@@ -86,7 +85,8 @@ class Static(Scheduled):
 
 def keep_only(x: Tensor, ranked: Tensor, keep: int) -> tuple[Tensor, Kept]:
     """The class token and the `keep` tokens ranked highest by [B, N], in their order; nothing stands for the others."""
-    rows = select(behind_class_token(ranked), keep + 1).rows[:, : keep + 1]
+    kept, _ = select(behind_class_token(ranked), keep + 1)
+    rows = kept.rows[:, : keep + 1]
     return take(x, rows), Kept(rows, merges=torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
 

@@ -145,13 +145,13 @@ def cross_attention(length: int, states: int, width: int, states_width: int) -> 
 def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapped: bool) -> Cost:
     """A rule's own cost in a layer.
 
-    MADTP's is alignment, threshold and, where tokens go, the merged token.
+    MADTP's is alignment, threshold and, where tokens go, the merged token, made of those that go.
     """
     if layer.rule == "coverage":
         return covering(layer, width) * layer.scored
     tokens = layer.entered - 1
     alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped
-    merged = tokens * width * (layer.left < layer.entered)
+    merged = (1 + layer.entered - layer.left) * width * (layer.left < layer.entered)
     return (alignment + tokens * num_learnable + merged) * layer.scored
 
 

@@ -87,10 +87,9 @@ def prune_tokens(
         if keep < min_keep or significance.shape[1] - keep <= 1:
             return x, None
         ranked = behind_class_token(significance)
-        kept = select(ranked if protected is None else ranked.scatter(1, protected + 1, float("inf")), keep + 1)
-        rows = kept.rows[:, :-1]
-        dropped = ranked.scatter(1, rows, 0)[:, 1:]
-        return torch.cat([take(x, rows), merge(x[:, 1:], merge_weights(dropped))], dim=1), kept
+        kept, gone = select(ranked if protected is None else ranked.scatter(1, protected + 1, float("inf")), keep + 1)
+        merged = merge(take(x, gone), merge_weights(ranked.gather(1, gone)))  # of these alone: training keeps them
+        return torch.cat([take(x, kept.rows[:, :-1]), merged], dim=1), kept
 
 
 def assess(
@@ -144,15 +143,19 @@ def behind_class_token(significance: Tensor) -> Tensor:
     return F.pad(significance, (1, 0), value=float("inf"))
 
 
-def select(ranked: Tensor, keep: int) -> Kept:
+def select(ranked: Tensor, keep: int) -> tuple[Kept, Tensor]:
     """Every sample keeps its `keep` most important tokens, in their original order.
 
     Args:
         ranked: [B, L], the importance, infinite of what must stay.
         keep: the class token included.
+
+    Returns:
+        What is kept; and the rows [B, L - keep] of what is not, the most important first.
     """
     order = ranked.detach().argsort(dim=1, descending=True, stable=True)
-    return Kept(torch.cat([order[:, :keep].sort(dim=1).values, order[:, keep : keep + 1]], dim=1))
+    kept, gone = order[:, :keep].sort(dim=1).values, order[:, keep:]
+    return Kept(torch.cat([kept, gone[:, :1]], dim=1)), gone
 
 
 def select_own(

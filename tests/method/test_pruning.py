@@ -10,6 +10,7 @@ import torch
 
 from madtp.method.attention import AttentionScores
 from madtp.method.pruning import importance, prune_tokens, threshold
+from tests.kept import keeping
 
 INFINITY = float("inf")
 
@@ -208,6 +209,15 @@ def test_gradients_flow_through_the_merged_token():
     gradients = torch.autograd.grad(shortened[:, -1].square().sum(), guides)
     assert all(gradient[sample].any() for gradient in gradients for sample in range(2))
     assert torch.autograd.gradcheck(pruned, (x.requires_grad_(), *guides))
+
+
+def test_training_keeps_of_the_tokens_those_that_are_dropped():
+    x, scores, alignment = inputs(1, tokens=40, width=100)
+    x.requires_grad_(), scores.self_attention.requires_grad_()
+    with keeping(x) as kept:
+        _, pruned = prune_tokens(x, scores, alignment, 8.0)
+    dropped = 40 - pruned.indices.shape[1]
+    assert [tensor.shape for tensor in kept() if tensor.shape[-1] == 100] == [(3, dropped, 100)]
 
 
 def test_autocast_does_not_move_the_threshold():
