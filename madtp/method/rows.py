@@ -7,6 +7,7 @@ Shapes: B batch, L rows of width D, k rows taken, n sums.
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -17,7 +18,9 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
     """Sums of the rows that have one owner: [B, L, D] and owners [B, L], each below n, to [B, n, D]."""
     batch, _, width = x.shape
-    return x.new_zeros(batch * sums, width).index_add(0, _flat(owner, sums), x.flatten(0, 1)).view(batch, sums, width)
+    trains = torch.is_grad_enabled() and not torch.jit.is_tracing()  # which knows no backward pass but PyTorch's own
+    added = (_Added.apply if trains else _Added.forward)(x.flatten(0, 1), _flat(owner, sums), batch * sums)
+    return added.view(batch, sums, width)
 
 
 def followed(places: Tensor | None, owner: Tensor) -> Tensor:
@@ -34,3 +37,20 @@ def _flat(places: Tensor, length: int) -> Tensor:
     """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
     starts = length * torch.arange(places.shape[0], device=places.device)
     return (places + starts.unsqueeze(1)).flatten()
+
+
+class _Added(torch.autograd.Function):
+    """Rows [R, D] added up where they go, [R], of so many places; PyTorch's own would keep the rows for their shape."""
+
+    @staticmethod
+    def forward(rows: Tensor, places: Tensor, sums: int) -> Tensor:
+        return rows.new_zeros(sums, rows.shape[1]).index_add_(0, places, rows)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None

@@ -5,6 +5,7 @@ import torch
 
 from madtp.method.rows import add_up, take
 from tests.golden.fill import seeded
+from tests.kept import keeping
 
 
 def places(batch, rows, length):
@@ -28,6 +29,13 @@ def test_rows_are_added_up_by_owner():
             expected[b, owner[b, row]] += x[b, row]
     torch.testing.assert_close(add_up(x, owner, 5), expected)
     assert torch.autograd.gradcheck(lambda x: add_up(x, owner, 5), [x.requires_grad_()])
+
+
+def test_neither_keeps_what_it_reads():
+    x, owner = seeded(0, 3, 9, 4).requires_grad_(), places(3, 9, 5)
+    with keeping() as kept:
+        results = take(x, owner), add_up(x, owner, 5)
+    assert [tensor.dtype for tensor in kept()] == [torch.int64] * 2 and all(result.requires_grad for result in results)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
