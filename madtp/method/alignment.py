@@ -3,8 +3,10 @@
 Shapes: B batch, N prunable tokens, D width of the tower, K learnable tokens, C their width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from madtp.method.layout import Rectangle
 from madtp.method.precision import at_least_single
@@ -43,7 +45,9 @@ class QueryModel(nn.Module):
             return None, None
         query = self.q_map(layout.prunable(x))
         learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
-        alignment = query @ learnable  # batched, since one flat product would copy the tokens, and keep them to train
+        alignment = _product(
+            query, learnable
+        )  # batched, since a flat one would copy the tokens, and keep them to train
         if not align:
             return alignment, None
         own, log_sizes = (None if values is None else values[:, 1:] for values in (layout.own, layout.log_sizes))
@@ -70,10 +74,38 @@ def aligned_feature(
     if own is not None:
         logits = logits.masked_fill(~own.unsqueeze(1), float("-inf"))
     weights = logits.softmax(dim=-1)
-    return weights.to(query.dtype) @ query
+    return _product(weights, query)
 
 
 def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
     """L_sim: mean over B and K of 1 - cos(image, text) of the aligned features, each [B, K, C]."""
     image, text = (F.normalize(at_least_single(feature), dim=-1, eps=1e-10) for feature in (image, text))
     return (1 - (image * text).sum(dim=-1)).mean()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """[B, N, C] by [B, C, K] in the type of the right one, or in that of mixed precision."""
+    device = left.device.type
+    if torch.is_grad_enabled() and torch.is_autocast_enabled(device):
+        return _CastProduct.apply(left, right, torch.get_autocast_dtype(device))
+    return left.to(right.dtype) @ right
+
+
+class _CastProduct(torch.autograd.Function):
+    """A product in another type, to which the backward pass casts again: training keeps both sides as they came."""
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+        return left.to(dtype) @ right.to(dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple:
+        left, right = ctx.saved_tensors
+        grad_left = grad @ right.to(grad.dtype).transpose(1, 2)
+        grad_right = left.to(grad.dtype).transpose(1, 2) @ grad
+        return grad_left.to(left.dtype), grad_right.to(right.dtype), None

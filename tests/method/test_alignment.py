@@ -11,6 +11,7 @@ import torch
 from madtp.method.alignment import QueryModel, aligned_feature, similarity_loss
 from madtp.method.layout import RECTANGLE
 from tests.golden.fill import seeded
+from tests.kept import keeping
 
 
 def aligned_by_loops(query, alignment):
@@ -82,3 +83,28 @@ def test_only_what_is_used_is_computed(temperature, align):
     assert (alignment is not None) == (align or temperature > 0)
     assert (aligned is not None) == align
     assert QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, None, temperature, align) == (None, None)
+
+
+def aligned_plainly(query, space_dict):
+    """Alignment and aligned feature as PyTorch's own operators have them."""
+    alignment = query @ space_dict.T.expand(len(query), -1, -1)
+    weights = (alignment.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    return alignment, weights.to(query.dtype) @ query
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_keeps_no_copy_of_the_tokens_and_has_the_same_gradients(amp):
+    inputs = x, space_dict = seeded(1, 3, 8, 16).requires_grad_(), seeded(2, 2, 16).requires_grad_()
+    results = []
+    for way in (
+        lambda: aligned_plainly(x[:, 1:], space_dict),
+        lambda: QueryModel(16, 16)(x, RECTANGLE, space_dict, 1.0, True),
+    ):
+        with keeping(*inputs) as kept, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            outputs = way()
+        wide = [tensor for tensor in kept() if tensor.shape[-1] == 16]
+        gradients = torch.autograd.grad(sum(output.float().square().sum() for output in outputs), inputs)
+        results.append((outputs, gradients, len(wide)))
+    plain, ours = results
+    torch.testing.assert_close(ours[:2], plain[:2], rtol=0, atol=0)
+    assert (plain[2], ours[2]) == (2 * amp, 0)
