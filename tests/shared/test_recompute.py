@@ -1,5 +1,7 @@
 """Steps whose results are made anew: the same gradients, less kept, and no product repeated."""
 
+from weakref import WeakSet
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +65,26 @@ def test_without_gradients_nothing_is_recorded():
         output = through(x, *steps)
     assert output.grad_fn is None and not output.requires_grad and not kept
     torch.testing.assert_close(output, plainly(x, *steps))
+
+
+class Casts(TorchDispatchMode):
+    """Which copies in another type are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default:
+            self.left.add(result.untyped_storage())
+        return result
+
+
+@pytest.mark.parametrize("way, copies", [(plainly, 2), (through, 0)])
+def test_mixed_precision_leaves_no_copies_of_weights_to_the_rest_of_the_forward_pass(way, copies):
+    x, linear = torch.linspace(-1, 1, 30, dtype=torch.bfloat16).view(3, 10).requires_grad_(), nn.Linear(10, 4)
+    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        output = way(x, nn.GELU(), linear)
+        assert output.dtype == torch.bfloat16 and len(casts.left) == copies
+        assert torch.is_autocast_cache_enabled()
