@@ -285,6 +285,7 @@ class BertModel(nn.Module):
         trace: Trace | None = None,
         keep: Keep = keep_batch,
         fixed_length: bool = False,
+        embedded: Tensor | None = None,
     ) -> TextOutput:
         """Runs the layers.
 
@@ -303,9 +304,11 @@ class BertModel(nn.Module):
             keep: the rule by which tokens are kept.
             fixed_length: texts are padded to one length whatever their company, so that padding is a text's own. By the
                 rule `sample` other padding is left out; the rule `batch` treats it as tokens.
+            embedded: [B * G, L, D], `embeddings(input_ids)` where they were made before.
         """
         start = 0 if past is None else past[0].key.shape[2]
-        hidden, mask = self.embeddings(input_ids, start), mask.bool()
+        hidden = self.embeddings(input_ids, start) if embedded is None else embedded
+        mask = mask.bool()
         keep, temperature = for_texts(keep, temperature)
         guidance = Guidance.by(space_dict, 0.0 if causal else temperature, align)
         keep = keep if guidance.prunes or align else keep_batch

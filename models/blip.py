@@ -83,19 +83,30 @@ class BlipBase(nn.Module):
         guidance = Guidance.by(self.space_dict, temperature, align)
         return self.visual_encoder.encode(image, guidance, trace, self.keep, together)
 
+    def embed(self, text: BatchEncoding) -> Tensor:
+        """What the text encoder starts from, [B, L, D], to be made before the images are encoded.
+
+        Gradients come the other way round: that of the embeddings, as large as the vocabulary, is then the last, when
+        nothing is left of what the images' layers kept for theirs.
+        """
+        return self.text_encoder.embeddings(text.input_ids)
+
     def read(
         self,
         text: BatchEncoding,
+        embedded: Tensor,
         states: Any,
         temperature: float,
         align: bool = False,
         trace: Trace | None = None,
     ) -> TextOutput:
-        """What the text encoder makes of a text [B, L] over the tokens of its images; see `BertModel.forward`."""
-        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align}
-        return self.text_encoder(
-            text.input_ids, text.attention_mask, states=states, **guidance, trace=trace, keep=self.keep
-        )
+        """What the text encoder makes of a text [B, L], embedded [B, L, D], over the tokens of its images.
+
+        See `embed` and `BertModel.forward`.
+        """
+        guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align, "trace": trace}
+        sides = {"states": states, "embedded": embedded, "keep": self.keep}
+        return self.text_encoder(text.input_ids, text.attention_mask, **sides, **guidance)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
         """BERT sizes that fit this model's tokenizer and what the text attends to."""

@@ -51,8 +51,10 @@ class BlipNLVR(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
+        text = self.tokenize(text, "[ENC]")
+        embedded = self.embed(text)
         states, image_aligned = self.encode(image, temperature, align, trace, together=2)
-        output = self.read(self.tokenize(text, "[ENC]"), states.chunk(2), temperature, align, trace)
+        output = self.read(text, embedded, states.chunk(2), temperature, align, trace)
         logits = self.cls_head(output.first)
         if not train:
             return logits

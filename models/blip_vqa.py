@@ -63,8 +63,10 @@ class BlipVQA(BlipBase):
             trace: where to write down what each layer did to its tokens.
         """
         align = train and temperature > 0
+        text = self.tokenize_questions(question)
+        embedded = self.embed(text)
         states, image_aligned = self.encode(image, temperature, align, trace)
-        output = self.read(self.tokenize_questions(question), states, temperature, align, trace)
+        output = self.read(text, embedded, states, temperature, align, trace)
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
             losses |= lesson(self.teacher, image, states)
@@ -77,8 +79,10 @@ class BlipVQA(BlipBase):
 
     def first_word(self, image: Tensor, question: list[str], temperature: float = 0.0) -> Tensor:
         """Probabilities [B, V] of the first token of the answer."""
+        text = self.tokenize_questions(question)
+        embedded = self.embed(text)
         states, _ = self.encode(image, temperature)
-        output = self.read(self.tokenize_questions(question), states, temperature)
+        output = self.read(text, embedded, states, temperature)
         start = self.tokenize([""] * len(question), "[DEC]").input_ids[:, :1]
         logits, _ = self.text_decoder(start, torch.ones_like(start), states=output.sequences, states_mask=output.mask)
         return at_least_single(logits[:, 0]).softmax(dim=-1)

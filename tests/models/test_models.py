@@ -143,6 +143,27 @@ def test_every_loss_teaches_the_learnable_tokens(restored):
         assert gradient.isfinite().all() and gradient.any(), name
 
 
+@pytest.mark.parametrize("name", ["nlvr", "vqa"])
+def test_the_gradient_as_large_as_the_vocabulary_comes_when_the_images_are_done(name):
+    miniature, order = Miniature(name), []
+    model, words = miniature.model, "text_encoder.embeddings.word_embeddings.weight"
+    for part, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, part=part: order.append(part))
+
+    def gradients():
+        model.zero_grad()
+        order.clear()
+        miniature.losses(PRUNED)["loss_task"].backward()
+        return {part: parameter.grad for part, parameter in model.named_parameters() if parameter.grad is not None}
+
+    found = gradients()
+    assert order.index(words) > max(order.index(part) for part in found if part.startswith("visual_encoder."))
+    model.embed = lambda text: None  # the text encoder does it when its turn comes
+    torch.testing.assert_close(gradients(), found)
+    assert order.index(words) < order.index("visual_encoder.cls_token")
+
+
 @pytest.mark.parametrize("temperature", [0.0, PRUNED])
 @torch.no_grad()
 def test_permuting_the_batch_permutes_the_outputs(miniature, temperature):
