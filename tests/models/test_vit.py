@@ -5,8 +5,11 @@ import timm.models.vision_transformer as theirs
 import torch
 
 from madtp.cost.trace import Trace
-from models.vit import VisionTransformer
+from madtp.method.keep import Coverage, keep_batch
+from madtp.shared.layers import Guidance
+from models.vit import Block, VisionTransformer
 from tests.golden.fill import fill, seeded
+from tests.kept import keeping, size
 from tests.tiny import VIT, images
 
 
@@ -102,3 +105,23 @@ def test_stochastic_depth_grows_from_zero_and_rests_in_evaluation():
     assert not torch.allclose(model.train()(image)[0], model(image)[0])
     still = build(drop_path_rate=0.0).train()
     assert still(image)[0].equal(build()(image)[0])
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("rule, amount", [("dense", 0.0), ("batch", float("inf")), ("coverage", 2.0)])
+def test_a_layer_keeps_of_all_tokens_what_attention_needs_and_of_those_left_what_the_mlp_needs(rule, amount, amp):
+    """Memory in training falls as cost does: nothing as wide as a token is kept twice, or only since tokens went."""
+    batch, length, width, single, other = 2, 145, 64, 4, 2 if amp else 4  # bytes of a number, and where autocast rounds
+    block = fill(Block(width, 2, 4.0, 1e-6, sd_dim=width, drop_path=0.0)).train()
+    x, space_dict = seeded(1, batch, length, width).requires_grad_(), seeded(2, 2, width).requires_grad_()
+    x, layout = (Coverage(3) if rule == "coverage" else keep_batch)(x)
+    with keeping(space_dict, *block.parameters()) as kept, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        output, *_, pruned = block(x, layout, Guidance(space_dict, amount, align=amount > 0))
+    left = output.shape[1]
+    assert (pruned is not None and 10 < left < length - 10) or rule == "dense"
+    gone = {"batch": length - left + 1}.get(rule, 0)  # the gradient of their weights in the merged token takes them all
+    attention, mlp = length * (single + 3 * other + other), left * (single + 4 * other)
+    cast = [tensor for tensor in kept() if tensor.shape in ((width, width), (width,))]  # the output layer's own weights
+    narrow = batch * length * 4 * single
+    wide = sum(size(tensor) for tensor in kept() if size(tensor) > narrow) - sum(map(size, cast)) * amp
+    assert wide == batch * width * (attention + mlp + gone * single)
