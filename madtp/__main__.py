@@ -13,7 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, of_the_user
 from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
@@ -103,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = perform(name, words)
         sys.stdout.flush()
         return status
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (UserError, RuntimeError, MemoryError) as error:
+        if (fault := of_the_user(error)) is None:
+            raise
+        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -193,7 +193,7 @@ def load(
     chosen, model, stored = built(checkpoint, task, config, assignments)
     if chosen.name == "vqa":
         ranks = chosen.config["inference"] == "rank"
-        chosen.answer_list = read_answer_list(chosen.config["ann_root"]) if ranks else []
+        chosen.answer_list = read_answer_list(own_file(chosen.config["ann_root"])) if ranks else []
         chosen.encoded_answers = model.to(device).encode_answers(chosen.answer_list) if ranks else None
     amp = "off" if chosen.config["amp"] == "off" else "auto"  # else what the run was trained in may be slow here
     return Predictor(chosen, model.to(device), stored, precision(amp, device))

@@ -1,10 +1,24 @@
 """The error that users see, and how it quotes what they wrote."""
 
+import re
 import reprlib
 
 
 class UserError(ValueError):
     """A mistake the user can mend. Its message is one line: the value, the file and the way out."""
+
+
+def of_the_user(error: Exception) -> UserError | None:
+    """The error if it is the user's to mend, also where memory ran out; None for any other."""
+    if isinstance(error, UserError):
+        return error
+    on_gpu, text = type(error).__name__ == "OutOfMemoryError", str(error)  # of torch, which is not loaded for this
+    if not (on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text):
+        return None
+    asked = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+    size = f" ({asked[0]})" if asked else ""
+    way_out = "smaller batches need less, docs/running.md#memory has more ways out"
+    return UserError(f"the memory of {'the GPU' if on_gpu else 'this machine'} ran out{size}; {way_out}")
 
 
 _EXCERPT = reprlib.Repr()

@@ -34,8 +34,8 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
         value = "" if not text and isinstance(config.get(name), str) else _yaml(text, f"--set {assignment}")
         value = _put(config.get(name, {}), name, inner, value)
         config |= checked(_split_batch_size({name: value}), keys, "--set")
-    if isinstance(config["med_config"], str):
-        config["med_config"] = own_file(config["med_config"])
+    for name in ("med_config", "tokenizer"):
+        config[name] = own_file(config[name]) if isinstance(config[name], str) else config[name]
     return config
 
 

@@ -21,7 +21,7 @@ from madtp.cost.processes import (
     world_size,
 )
 from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, of_the_user
 from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
@@ -48,7 +48,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     """Runs a task from the command line.
 
     Returns:
-        The exit status: 0, 2 after one line that says what the user has to mend, 130 or 143 after a signal.
+        The exit status: 0, 2 after one line that says what the user has to mend, 129, 130 or 143 after a signal.
     """
     print_any_text()
     status = 0
@@ -60,13 +60,15 @@ def main(task: Task, argv: list[str] | None = None) -> int:
             execute(task, args, config, interruption)
     except Interrupted as signal:
         status = signal.status
-    except UserError as error:
-        if isinstance(error, RatioOutOfReach):
+    except (UserError, RuntimeError, MemoryError) as error:
+        if (fault := of_the_user(error)) is None:
+            raise
+        if isinstance(fault, RatioOutOfReach):
             company = "smaller batches help (the sample that needs most decides for its batch)"
             ways_out = [company] * (config["keep"] == BATCH) + [task.floor] * bool(task.floor)
-            error = UserError("; ".join([str(error), *ways_out]))
+            fault = UserError("; ".join([str(fault), *ways_out]))
         who = f"error (process {rank()})" if rank() else "error"
-        print(f"{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{who}: {' '.join(str(fault).split())}", file=sys.stderr)
         status = 2
     leave_distributed(together=status == 0)
     return status

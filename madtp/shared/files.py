@@ -33,9 +33,7 @@ def whole_file(path: str | Path, size: int = 0):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        cause = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch.save hides a write that failed midway
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what failed midway
         if not isinstance(cause, OSError):
             raise
         needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 import pytest
@@ -110,11 +111,14 @@ def test_names_are_lent_when_they_are_asked_for():
 
 def test_files_of_the_project_are_found_from_anywhere(monkeypatch, tmp_path):
     from madtp.run.clone import own_file
+    from madtp.run.config import resolve
 
     assert own_file("configs/nlvr.yaml") == "configs/nlvr.yaml"
     monkeypatch.chdir(tmp_path)
     assert own_file("configs/nlvr.yaml") == str(command.CLONE / "configs/nlvr.yaml")
     assert own_file("nowhere.yaml") == "nowhere.yaml"
+    config = resolve(own_file("configs/nlvr.yaml"), "nlvr", ["tokenizer=tests/golden/tokenizer"])
+    assert Path(config["tokenizer"]).is_dir() and Path(config["med_config"]).is_file()
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/nlvr.yaml").touch()
     assert own_file("configs/nlvr.yaml") == "configs/nlvr.yaml"

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, of_the_user
 from madtp.run.engine import main
 from madtp.run.output import start_log, write_results
 from madtp.shared.weights import checkpoint
@@ -52,6 +52,30 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, flags, capfd, na
         assert checkpoint.read(path)["epoch"] == (1 if "last" in name else 0)
     assert run(Toy(), flags=flags("out", "--set", "ramp=0", "--resume")) == [0]
     assert len((path.parent / "log.txt").read_text().splitlines()) == 2
+
+
+class Greedy(Toy):
+    """A toy task that takes more memory than there is anywhere."""
+
+    def losses(self, model, batch, temperature, progress):
+        return torch.empty(2**50)
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path, flags, capfd):
+    assert run(Greedy(), flags=flags("out")) == [2]
+    error = capfd.readouterr().err
+    size = 2**52
+    assert error.startswith(
+        f"error: the memory of this machine ran out (tried to allocate {size} bytes); smaller batches"
+    )
+    assert error.count("\n") == 1
+
+
+def test_errors_of_the_user_are_told_from_others():
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3.00 MiB free.")
+    assert str(of_the_user(cuda)).startswith("the memory of the GPU ran out (Tried to allocate 2.00 GiB); smaller ")
+    assert str(of_the_user(MemoryError())).startswith("the memory of this machine ran out; smaller ")
+    assert of_the_user(RuntimeError("shapes differ")) is None and of_the_user(UserError("a")).args == ("a",)
 
 
 class NoisyPoints(Points):
