@@ -73,13 +73,11 @@ COMPARED = {
     "static_image": Method("static in the image alone", by_tower(STATIC, WHOLE), guided=(), similarity=False),
     "random": Method("random", everywhere(Pruning(merged=False, random=True)), similarity=False),
     "random_image": Method("random in the image alone", by_tower(always(Pruning(random=True)), MADTP)),
-    "tome": Method(
-        "merging alike image tokens", by_tower(Merging.by(even, TOME_WITHIN), WHOLE), guided=(), similarity=False
-    ),
-    "tome_even": merging("merging, even, sizes known to the text", TOME, even),
-    "tome_geometric": merging("merging, geometric, sizes known to the text", TOME, geometric),
-    "tome_front": merging("merging, front-loaded, sizes known to the text", TOME, front),
-    "tome_shaped": Method("ToMe by coverage's schedule", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
+    "tome": Method("ToMe as published", by_tower(Merging.by(even, TOME_WITHIN), WHOLE), guided=(), similarity=False),
+    "tome_even": merging("ToMe, even", TOME, even),
+    "tome_geometric": merging("ToMe, geometric", TOME, geometric),
+    "tome_front": merging("ToMe, front", TOME, front),
+    "tome_shaped": Method("ToMe, searched", Shaped(TOME, DEPTH), guided=(), similarity=False, merger=TOME),
     "coverage": Method("coverage", Coverage(DEPTH)),
 }
 ABLATED = {

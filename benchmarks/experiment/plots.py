@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparison.methods import COMPARED, TOWERS
-from benchmarks.experiment.results import final
+from benchmarks.experiment.results import NAMES, final, share
 from madtp.look.paper import POINTS
 
 LOOKS = {
@@ -18,13 +18,15 @@ LOOKS = {
     for number, ((name, method), marker) in enumerate(zip(COMPARED.items(), "osD^vP<X*ph>Hd", strict=True))
 }
 LOOKS["coverage"] |= {"color": "black", "linewidth": 2}
+LOOKS["madtp"] |= {"linewidth": 2}
 DENSE = {"color": "gray", "linestyle": ":", "label": "dense"}
 SHOWN_AT = 0.5
+SIZE = (14, 5)  # inches, as wide as the legend
 
 
 def accuracy(results, path: Path, task: str) -> str:
     """Score against cost, fine-tuned and not, and what share of the dense score we and the paper keep."""
-    figure, (tuned, untuned, kept) = plt.subplots(1, 3, figsize=(14, 5))
+    figure, (tuned, untuned, kept) = plt.subplots(1, 3, figsize=SIZE)
     dense = {seed: final(record)["score"] for seed, record in results.of(task, "dense", 0.0).items()}
     for axis, title, pick in (
         (tuned, "fine-tuned", final),
@@ -34,7 +36,7 @@ def accuracy(results, path: Path, task: str) -> str:
             found = [results.of(task, name, p) for p in results.ratios(task)]
             draw(axis, [[pick(record) for record in records.values()] for records in found], **LOOKS[name])
         axis.axhline(mean(dense.values()), **DENSE)
-        axis.set(title=f"{task}, {title}", ylabel="score, %")
+        axis.set(title=f"{NAMES[task]}, {title}", ylabel="score, %")
     for name in ("madtp", "sample"):
         found = [results.of(task, name, p) for p in results.ratios(task)]
         shares = [
@@ -46,7 +48,7 @@ def accuracy(results, path: Path, task: str) -> str:
     kept.set(title="beside the paper", ylabel="% of the dense score")
     for axis in (tuned, untuned, kept):
         axis.set(xlabel="% of the dense GFLOPs", xlim=(15, 105))
-    return finish(figure, path, f"{task}: score against cost")
+    return finish(figure, path, f"{NAMES[task]}: score against cost")
 
 
 def draw_paper(axis, task: str) -> None:
@@ -64,17 +66,17 @@ def tokens(results, path: Path, task: str) -> str:
     """Tokens left after each layer at one cost."""
     dense = next(iter(results.of(task, "dense", 0.0).values()))
     towers = [tower for tower in TOWERS if tower in final(dense)["tokens"]]
-    figure, axes = plt.subplots(1, len(towers), figsize=(11, 4.8), squeeze=False)
+    figure, axes = plt.subplots(1, len(towers), figsize=SIZE, squeeze=False)
     for axis, tower in zip(axes[0], towers, strict=True):
         for name, p, look in [("dense", 0.0, DENSE), *((name, SHOWN_AT, LOOKS[name]) for name in COMPARED)]:
             found = [final(record)["tokens"].get(tower) for record in results.of(task, name, p).values()]
             if any(found):
                 left = [mean(layer) for layer in zip(*found, strict=True)]
                 axis.plot(range(1, len(left) + 1), left, **look)
-        axis.set(title=f"{task}, {tower} tokens left at p {SHOWN_AT}", xlabel="after layer")
+        axis.set(title=f"{NAMES[task]}, {tower} tokens left at {share(SHOWN_AT)} of the cost", xlabel="after layer")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    return finish(figure, path, f"{task}: tokens left after each layer")
+    return finish(figure, path, f"{NAMES[task]}: tokens left after each layer, at {share(SHOWN_AT)} of the cost")
 
 
 def draw(axis, points: list[list[dict]], **look) -> None:

@@ -13,7 +13,7 @@ from benchmarks.comparison.reporting import NONE, named, table, write_page
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
-from benchmarks.experiment.results import Results, costs, final, scores, speed, spread
+from benchmarks.experiment.results import NAMES, Results, column, costs, final, scores, share, speed, spread
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from madtp.look.paper import POINTS
 
@@ -44,17 +44,18 @@ def compared(results: Results, task: str, p: str) -> str:
 
 
 def overview(results: Results, *ratios: str) -> str:
-    """MADTP's score, and the difference of the others to it, for every task and cost."""
+    """MADTP's score, and the difference to it of the others that were run, for every task and cost."""
     columns = list(product(TASKS, ratios))
     rows = [[METHODS[REFERENCE].title, *(score(results, task, REFERENCE, p) for task, p in columns)]]
-    rows += differences(results, [method for method in COMPARED if method != REFERENCE], columns)
-    return table(["", *(f"{task}, p {p}" for task, p in columns)], rows)
+    others = differences(results, [method for method in COMPARED if method != REFERENCE], columns)
+    rows += [row for row in others if {*row[1:]} != {NONE}]
+    return table(["", *(column(task, float(p)) for task, p in columns)], rows)
 
 
 def ablations(results: Results, *tasks: str) -> str:
     """MADTP with parts replaced: the difference to it, for every task, at one cost."""
     columns = [(task, str(ABLATED_AT)) for task in tasks]
-    return table(["", *tasks], differences(results, ABLATED, columns))
+    return table(["", *(NAMES[task] for task in tasks)], differences(results, ABLATED, columns))
 
 
 def differences(results: Results, methods: Iterable[str], columns: list[tuple[str, str]]) -> list[list[str]]:
@@ -101,7 +102,7 @@ def tuned_gaps(results: Results, method: str, p: str) -> str:
         both = results.of(task, method, float(p)).keys() & results.of(task, REFERENCE, float(p)).keys()
         if both:
             seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
-            found.append(f"{gap(results, task, method, p)} points on {task} ({seeds})")
+            found.append(f"{gap(results, task, method, p)} points on {NAMES[task]} ({seeds})")
     return ", ".join(found) or "not run"
 
 
@@ -134,7 +135,7 @@ def without_training(records: Sequence[dict], columns: Sequence[str]) -> str:
         [METHODS[method].title, *(as_it_is(list(cells(found, task, p, method)), task, found) for task, p in asked)]
         for method in dict.fromkeys(method for _, p, method, _ in found if p)
     ]
-    return table(["", *(f"{task}, p {p:g}" for task, p in asked)], rows)
+    return table(["", *(column(task, p) for task, p in asked)], rows)
 
 
 def cells(found: dict[tuple, dict], task: str, p: float, method: str) -> Iterable[dict]:
@@ -175,8 +176,8 @@ def keep(results: Results, *tasks: str) -> str:
                 found.append([record["crossed"] for record in records.values() if "score" in record["crossed"]])
                 towers, rule = KEPT[method]
                 pruned = " and ".join(tower for tower in towers if tower in found[0][0]["tokens"])
-                rows.append([task, f"{p:g}", pruned, rule, *map(score_at_cost, found)])
-    head = ["task", "p", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
+                rows.append([NAMES[task], share(p), pruned, rule, *map(score_at_cost, found)])
+    head = ["task", "cost", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
     return table(head, rows)
 
 
@@ -212,7 +213,7 @@ def changed(results: Results, title: str, what: str, names: list[str], tasks: It
     """The trained MADTP of some tasks when something is changed afterwards, or, by any other name, is not."""
     head, rows = [title], [[name] for name in names]
     for task in tasks:
-        head += [f"{task}: {METRIC[task]}", "% of dense GFLOPs"]
+        head += [f"{NAMES[task]}: {METRIC[task]}", "% of dense GFLOPs"]
         records = results.of(task, REFERENCE, ABLATED_AT).values()
         for name, row in zip(names, rows, strict=True):
             picked = [record[what].get(name, final(record)) for record in records]
@@ -228,7 +229,7 @@ def unequal(results: Results) -> str:
             percents = [final(record)["percent"] for record in results.of(task, method, p).values()]
             if any(abs(percent / 100 - (1 - p)) > ALLOWED * (1 - p) for percent in percents):
                 found = ", ".join(f"{percent:.1f}" for percent in percents)
-                lines.append(f"- {task}, p {p:g}, {METHODS[method].title}: {found}")
+                lines.append(f"- {column(task, p)}, {METHODS[method].title}: {found}")
     return "\n".join(lines) or "None."
 
 
@@ -248,9 +249,14 @@ def missing(results: Results) -> str:
             left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
     lines = []
     for (task, p), methods in sorted(left.items()):
-        names = [method + seeds_in_brackets(seeds) for method, seeds in methods.items()]
-        lines.append(f"- {task}, p {p:g}: {', '.join(names)}")
+        names = [title(method) + seeds_in_brackets(seeds) for method, seeds in methods.items()]
+        lines.append(f"- {column(task, p)}: {'; '.join(names)}")
     return "\n".join(lines) or "Nothing: the plan is complete."
+
+
+def title(method: str) -> str:
+    """A method, or the dense model, for readers."""
+    return METHODS[method].title if method in METHODS else method
 
 
 def seeds_in_brackets(seeds: set[int]) -> str:

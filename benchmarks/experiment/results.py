@@ -8,6 +8,7 @@ from benchmarks.experiment.cells import BATCH
 from benchmarks.experiment.ledger import finished
 
 WORTH_A_WORD = 1.0  # percent of dense
+NAMES = {"nlvr": "NLVR2", "vqa": "VQA", "caption": "captions"}  # of the tasks, for readers
 
 
 class Results:
@@ -42,6 +43,16 @@ class Results:
     def ratios(self, task: str) -> list[float]:
         """The p of which there is anything."""
         return sorted({record["p"] for record in self.known.values() if record["task"] == task and record["p"]})
+
+
+def column(task: str, p: float) -> str:
+    """A task and a cost, for readers."""
+    return f"{NAMES[task]}, {share(p)}"
+
+
+def share(p: float) -> str:
+    """What is left of the dense cost."""
+    return f"{100 - 100 * p:.0f} %"
 
 
 def final(record: dict) -> dict:

@@ -11,7 +11,7 @@ from benchmarks.comparison import reporting
 from benchmarks.comparison.methods import METHODS
 from benchmarks.comparison.rules import Whole, by_tower
 from benchmarks.experiment import __main__ as driver
-from benchmarks.experiment import cells, report, results, running
+from benchmarks.experiment import cells, plots, report, results, running
 from madtp.cost.schedule import SHAPES
 from madtp.cost.trace import Trace
 from madtp.method.layout import RECTANGLE
@@ -146,10 +146,28 @@ def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, caps
     records = {record["name"]: record for record in lines(small)}
     wanted = records["caption-1-madtp-0.2"]["scores"]["32"]
     assert text.startswith(f"{wanted['score']:.1f} of ") and f"| MADTP | {wanted['percent']:.1f} |" in text
-    assert "| MADTP | out of reach |" in text and "| random |" not in text and "- caption, p 0.3: madtp, sample" in text
+    assert (
+        "| MADTP | out of reach |" in text
+        and "| random |" not in text
+        and "- captions, 70 %: MADTP; MADTP, kept" in text
+    )
     assert (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
     words.write_text("{nonsense caption}")
     assert small.run("--report", str(tmp_path)) == 2 and "{nonsense caption} is none of" in capsys.readouterr().err
+
+
+def test_the_legend_lies_within_the_picture(tmp_path, monkeypatch):
+    """With every method and both towers, which is as wide as it gets."""
+    tokens = {"scores": {str(cells.BATCH): {"tokens": {"image": [5.0, 4.0], "text": [3.0, 3.0]}}}}
+    every = SimpleNamespace(of=lambda task, method, p: {1: tokens})
+    drawn = []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)
+    plots.tokens(every, tmp_path / "tokens.png", "nlvr")
+    (figure,) = drawn
+    (legend,) = figure.legends
+    edges = legend.get_window_extent()
+    assert figure.bbox.x0 <= edges.x0 and edges.x1 <= figure.bbox.x1
+    assert len(legend.get_texts()) == 1 + len(plots.LOOKS)
 
 
 def test_what_is_pruned_as_it_is_stands_beside_dense():
@@ -163,7 +181,7 @@ def test_what_is_pruned_as_it_is_stands_beside_dense():
         record("madtp", 0.7, out_of_reach="T"),
     ]
     assert report.as_they_are(SimpleNamespace(as_they_are=known), "vqa:0.5", "vqa:0.7").splitlines() == [
-        "|  | vqa, p 0.5 | vqa, p 0.7 |",
+        "|  | VQA, 50 % | VQA, 30 % |",
         "| --- | --- | --- |",
         "| coverage | 89.5 of 90.0 (shape 0.25) | not run |",
         "| MADTP | 60.0 of 90.0 | out of reach |",
@@ -212,16 +230,16 @@ def test_every_method_is_held_against_madtp_on_the_seeds_that_both_reach(found):
         [cell.strip() for cell in row.split("|")[1:-1]] for row in report.overview(found, "0.5").split("\n")
     ]
     rows = {row[0]: row[1:] for row in rows}
-    assert head == ["", "nlvr, p 0.5", "vqa, p 0.5", "caption, p 0.5"]
+    assert head == ["", "NLVR2, 50 %", "VQA, 50 %", "captions, 50 %"]
     assert rows["MADTP"] == ["80.0 ± 10.0", "not run", "not run"]
     assert rows["static, by class attention"] == ["−2.0 ± 1.0", "—", "—"]
-    assert rows["merging alike image tokens"] == ["out of reach", "—", "—"] and rows["random"] == ["—"] * 3
+    assert rows["ToMe as published"] == ["out of reach", "—", "—"] and "random" not in rows  # which was not run
     assert "| alignment score alone | −30.0 (1 of 3) |" in report.ablations(found, "nlvr")
     assert "| text | 75.0 ± 10.0 | 60.0 ± 0.0 |" in report.towers(found, "nlvr")
 
 
 def test_costs_that_miss_are_listed(found):
-    assert report.unequal(found) == "- nlvr, p 0.5, static, by class attention: 48.0, 48.0, 48.0"
+    assert report.unequal(found) == "- NLVR2, 50 %, static, by class attention: 48.0, 48.0, 48.0"
 
 
 @pytest.mark.parametrize("task", cells.TASKS)
