@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from benchmarks.photos.cells import Cell, Tuned
 from benchmarks.photos.dense import is_guidance
 from benchmarks.photos.losses import Losses, losses_of
-from benchmarks.photos.running import MAIN, Bench, alike
+from benchmarks.photos.results import SCORE
+from benchmarks.photos.running import Bench, alike, summary
 from benchmarks.photos.training import Batch, Recipe, batches_of, optimizer_of, short, take_step
 from benchmarks.photos.world import Photo, read_split
 from madtp.cost.temperature import RatioOutOfReach
@@ -220,7 +221,7 @@ class Tuning:
         readings = []
         for image, amount, some in self.bench.parts(photos, subject.images(photos), self.amount):
             readings += subject.read(subject.encode(image, amount), some)
-        return float(subject.scores(readings)[MAIN[subject.task]].mean())
+        return summary(subject.scores(readings))[SCORE[subject.task]]
 
     def _save(self) -> None:
         done = self.step == self.course.steps

@@ -14,7 +14,7 @@ from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
 from benchmarks.photos import cells, dense, losses, pictures, prepare, reranking, running, training, tuning
 from benchmarks.photos.machine import Machine
-from benchmarks.photos.results import best_schedule
+from benchmarks.photos.results import SCORE, best_schedule
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Places, read_split
 from madtp.__main__ import main as command
@@ -192,6 +192,7 @@ def test_models_are_fine_tuned_under_every_rule_at_the_cost_asked_for(small, tas
         assert cell["seed"] == 1 and [one["step"] for one in cell["curve"]] == [0, 2, 3]
         assert all(np.isfinite(one["loss"]) for one in cell["curve"][1:]) and len(cell["photos"]) == 6
         assert cell["percent"] == pytest.approx(90 if cell["p"] else 100, abs=3)
+        assert cell["curve"][-1]["score"] == pytest.approx(cell["scores"][SCORE[task]]), "of the same few photos"
 
 
 @needs_5
