@@ -7,9 +7,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.photos.cells import LESSONS, TUNED, title_of
+from benchmarks.photos.cells import COUNTED, LESSONS, RULES, TAUGHT, TUNED, title_of
 from benchmarks.photos.results import Results, cell_of, lesson, score, score_name
 
+MOST_SHOWN = ("dense", "image", "coverage", "tome")  # have the plainest colours
+OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, COUNTED) and not rule.startswith(TAUGHT))
+COLORS = dict(zip((*MOST_SHOWN, *OTHERS), ("black", *(f"C{number}" for number in range(10))), strict=False))
 MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
 
 
@@ -28,6 +31,7 @@ def scores(results: Results, path: Path, task: str) -> str:
             [score(one) for one in best],
             label=title_of(rule),
             linewidth=3 if rule == "coverage" else 1.2,
+            **look_of(rule),
         )
         for one in own:
             axis.plot(
@@ -45,7 +49,8 @@ def tokens(results: Results, path: Path, task: str, p: str) -> str:
     for one in sorted((one for one in results.at(task, float(p)) if "scores" in one), key=score, reverse=True):
         if one["rule"] not in drawn:
             name = cell_of(one).title
-            axis.plot(range(1, len(one["tokens"]) + 1), one["tokens"], marker=".", label=name, alpha=0.8)
+            layers = range(1, len(one["tokens"]) + 1)
+            axis.plot(layers, one["tokens"], marker=".", label=name, alpha=0.8, **look_of(one["rule"]))
             drawn.add(one["rule"])
     axis.set_xlabel("layer")
     axis.set_ylabel("tokens left")
@@ -61,13 +66,20 @@ def learning(results: Results, path: Path, task: str) -> str:
     for one in (one for one in own if lesson(one) == LESSONS[0] and one["rule"] in rules):
         name = ", ".join([cell_of(one).title, *([f"{100 - 100 * one['p']:.0f} %"] if one["p"] else [])])
         name += f", seed {one['seed']}" if one["seed"] > 1 else ""
-        style = {"color": f"C{rules.index(one['rule'])}", "linestyle": costs.get(one["p"], ":"), "label": name}
+        style = {"color": COLORS[one["rule"]], "linestyle": costs.get(one["p"], ":"), "label": name}
+        style["alpha"] = 1 / one["seed"]
         for axis, shown in zip(axes, ("loss", "score"), strict=True):
             points = [(point["step"], point[shown]) for point in one["curve"] if shown in point]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, **style)
     for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
         axis.set(xlabel="step", ylabel=shown)
     return finish(figure, path, f"{task}: fine-tuning under the rules")
+
+
+def look_of(rule: str) -> dict[str, str]:
+    """One colour for a rule on every picture; variants of it are dashed."""
+    own = "coverage" if rule == COUNTED else rule.removeprefix(TAUGHT)
+    return {"color": COLORS[own], "linestyle": "-" if own == rule else "--"}
 
 
 def finish(figure, path: Path, title: str) -> str:
