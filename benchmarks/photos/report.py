@@ -155,8 +155,8 @@ def split(results: Results) -> str:
 
 
 def comparisons(results: Results) -> str:
-    """How many differences have an interval."""
-    return str(results.comparisons + finetuned.comparisons(results))
+    """How many differences have an interval, on both splits."""
+    return str(sum(found.comparisons + finetuned.comparisons(found) for found in (results, tested(results))))
 
 
 def missing(results: Results) -> str:
@@ -170,19 +170,31 @@ def missing(results: Results) -> str:
     return table(["task", "cost", "configurations run", "of these methods"], rows)
 
 
+def tested(results: Results) -> Results:
+    """The same on the test split."""
+    return Results(results.folder, results.pictures, final=True)
+
+
 def final(results: Results) -> str:
     """The test split's scores, if there are any."""
-    found = Results(results.folder, results.pictures, final=True)
+    found = tested(results)
     blocks = []
     for task in ALL_TASKS:
         for p in found.ratios(task):
             blocks.append(f"{task}, p {p:g}:\n\n{compared(found, task, str(p))}")
+        if any(one["task"] == task for one in found.tuned.values()):
+            blocks.append(f"{task}, fine-tuned:\n\n{finetuned.finetuned(found, task)}")
     return "\n\n".join(blocks) or "Not scored yet: `python -m benchmarks.photos --task retrieval --final`."
 
 
 def final_gap(results: Results, *cells: str) -> str:
     """As `gap`, on the test split."""
-    return gap(Results(results.folder, results.pictures, final=True), *cells)
+    return gap(tested(results), *cells)
+
+
+def final_tuned_gap(results: Results, *cells: str) -> str:
+    """As `finetuned.tuned_gap`, on the test split."""
+    return finetuned.tuned_gap(tested(results), *cells)
 
 
 def machines(results: Results) -> str:
@@ -204,5 +216,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
     *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
-    *(finetuned.lesson_gap, against_the_best),
+    *(finetuned.lesson_gap, final_tuned_gap, against_the_best),
 )

@@ -51,6 +51,12 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
     assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image").startswith("+0.0 ["), "by the seed of both"
     assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 3
     assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
+    assert report.final_tuned_gap(found, "retrieval", "0.5", "tome", "dense") == "not run"
+    tested = [one | {"name": one["name"].replace("val", "test"), "split": "test"} for one in written]
+    (tmp_path / "photos_retrieval_tuned_final.jsonl").write_text("".join(json.dumps(one) + "\n" for one in tested))
+    assert report.final_tuned_gap(found, "retrieval", "0.5", "tome", "dense").startswith("−8.0 [")
+    assert report.final(found) == f"retrieval, fine-tuned:\n\n{finetuned.finetuned(found, 'retrieval')}"
+    assert report.comparisons(found) == "6", "on both splits"
 
 
 @pytest.mark.parametrize(
