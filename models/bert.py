@@ -313,7 +313,7 @@ class BertModel(nn.Module):
         guidance = Guidance.by(space_dict, 0.0 if causal else temperature, align)
         keep = keep if guidance.prunes or align else keep_batch
         sequences = keep(hidden, None if fixed_length else mask, align)
-        if isinstance(sequences.layout, Packed) and not fixed_length:
+        if sequences.layout.ragged and not fixed_length:
             mask = None  # no padding is left
         (hidden, layout), aligned, (mask,), presents = run_layers(
             self.encoder.layer,

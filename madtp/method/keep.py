@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from madtp.method.layout import RECTANGLE, Masked, Sequences
+from madtp.method.layout import ALONE, RECTANGLE, Masked, Sequences
 from madtp.method.merged import Merged, Schedule
 from madtp.method.packed import Packed
 from madtp.method.rules import BATCH, COVERAGE, SAMPLE
@@ -32,6 +32,8 @@ def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False, togeth
 def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
     """The rule `sample`: x [B, L, D] with a mask where gradients or aligned features are wanted, packed otherwise.
 
+    One sample alone needs no packing: the rule `batch` keeps the same of it, and takes fewer steps.
+
     Args:
         x: class token first.
         own: [B, L], True where there is a token, on the left of each row; None is everywhere.
@@ -40,6 +42,8 @@ def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False, toget
     """
     if align or torch.is_grad_enabled():
         return Sequences(x, Masked(torch.ones_like(x[..., 0], dtype=torch.bool) if own is None else own, together))
+    if len(x) == together and (own is None or own.all()):
+        return Sequences(x, ALONE)
     return Packed.of(x, own, together)
 
 

@@ -57,12 +57,13 @@ class Rectangle:
         places: [B, N of the first layer], which of the tokens left every patch is part of, where that is known.
         rule: whose cost a layer has.
         guided: whether pruning needs the alignment with the learnable tokens.
+        ragged: whether every sample has a length of its own, and padding was left out.
     """
 
     own: Tensor | None = None
     log_sizes: Tensor | None = None
     places: Tensor | None = None
-    rule, guided = "madtp", True
+    rule, guided, ragged = "madtp", True, False
 
     def lengths(self, x: Tensor) -> int | np.ndarray:
         """Tokens of each sample, class token included; one number where all have the same."""
@@ -152,6 +153,15 @@ class Rectangle:
         return self
 
 
+class Alone(Rectangle):
+    """[B, L, D], the sequences of one sample without padding. Both rules then choose the same tokens of it."""
+
+    ragged = True
+
+    def lengths(self, x: Tensor) -> np.ndarray:
+        return np.full(len(x), x.shape[1])
+
+
 class Masked(Rectangle):
     """[B, L, D], each sample's own tokens to the left. Prunes by the rule `sample`, with exact gradients.
 
@@ -199,7 +209,7 @@ class Masked(Rectangle):
         return Masked(self.own.to(device))
 
 
-RECTANGLE = Rectangle()
+RECTANGLE, ALONE = Rectangle(), Alone()
 
 
 def attention_mask(mask: Tensor | None, causal: bool, queries: int, key: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from madtp.method.attention import AttentionScores, attend
-from madtp.method.layout import RECTANGLE, Masked, Sequences, attention_mask
+from madtp.method.layout import Masked, Sequences, attention_mask
 from madtp.method.precision import exact
 from madtp.method.pruning import assess, merge, merge_weights, own_tokens
 
@@ -29,6 +29,8 @@ class Packed(Masked):
         together: how many sequences belong to one sample; see `Masked`.
         readers: how many other sequences attend to each sample; equally many unless given.
     """
+
+    ragged = True
 
     def __init__(self, counts: list[int], device: torch.device, together: int = 1, readers: list[int] | None = None):
         self.counts, self.starts, self.device = counts, [0, *accumulate(counts)], device
@@ -141,8 +143,6 @@ class Packed(Masked):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         if temperature <= 0:
             return x, self, None
-        if len(self.counts) == self.together:
-            return self._prune_alone(x, scores, alignment, temperature, min_keep, protected)
         with exact(x.device.type):
             own = self.inside[:, 1:]
             alignment = self.rectangle(alignment[0], own)  # [B, N, K]
@@ -160,15 +160,6 @@ class Packed(Masked):
             last = after.offsets + kept.lengths - 1
             shortened[0, last[kept.merges]] = torch.stack(merged)[kept.merges]
             return shortened, after, kept
-
-    def _prune_alone(self, x, scores, alignment, temperature, min_keep, protected):
-        """Of one sample alone, whose sequences keep equally many tokens: what the rule `batch` keeps, in its steps."""
-        sequences, alignment = (values.unflatten(1, (self.together, -1))[0] for values in (x, alignment))
-        shortened, _, kept = RECTANGLE.prune(sequences, scores, alignment, temperature, int(min_keep), protected)
-        if kept is None:
-            return x, self, None
-        counts = [shortened.shape[1]] * self.together
-        return shortened.flatten(0, 1).unsqueeze(0), Packed(counts, self.device, self.together), kept
 
     def chunk(self, x: Tensor, parts: int) -> list["Sequences"]:
         size = len(self.counts) // parts
@@ -188,8 +179,8 @@ class Packed(Masked):
 
     @staticmethod
     def join(parts: Iterable["Sequences"]) -> "Sequences":
-        """The samples of several batches in one."""
-        parts = list(parts)
+        """The samples of several batches in one; a batch of one sample may be a rectangle."""
+        parts = [part if isinstance(part.layout, Packed) else Packed.of(part.tokens, None) for part in parts]
         counts = list(chain.from_iterable(layout.counts for _, layout in parts))
         return Sequences(torch.cat([x for x, _ in parts], dim=1), Packed(counts, parts[0].tokens.device))
 

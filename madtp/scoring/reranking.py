@@ -115,7 +115,7 @@ def judge(
         For each image the logits of its wanted texts, in the order of the texts.
     """
     device = device_of(model)
-    ragged = bool(batches) and isinstance(batches[0].states.layout, Packed)
+    ragged = bool(batches) and batches[0].states.layout.ragged
     texts, logits, work = {}, {}, []
     for batch in [join(batches)] if ragged else batches:
         own = {image: wanted[image].nonzero().squeeze(1) for image in batch.index}

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.bench_single import Steps
 from clip.model import Sizes
 from clip.retrieval import ClipRetrieval
 from compress_caption_dtp import Caption
@@ -20,7 +21,7 @@ from compress_retrieval_dtp import RetrievalCOCO
 from compress_vqa_dtp import VQA
 from madtp.cost.trace import Trace
 from madtp.method.keep import KEEP, keep_batch, keep_sample
-from madtp.method.layout import RECTANGLE, Masked
+from madtp.method.layout import ALONE, RECTANGLE, Masked
 from madtp.method.packed import Packed
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
@@ -220,7 +221,7 @@ def test_momentum_towers_keep_each_sample_s_own_too(models, name):
 
 
 def test_what_is_prepared_for_and_when():
-    """Gradients or aligned features: a mask. Neither: packed. The rule `batch`: as it is."""
+    """Gradients or aligned features: a mask. Neither: packed. The rule `batch`, and one sample alone: as it is."""
     x, own = torch.randn(2, 4, 3), torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
     assert isinstance(keep_sample(x, own).layout, Masked) and not isinstance(keep_sample(x, own).layout, Packed)
     assert keep_batch(x, own).layout is RECTANGLE and keep_batch(x, own).tokens is x
@@ -228,6 +229,20 @@ def test_what_is_prepared_for_and_when():
         packed = keep_sample(x, own)
         assert packed.layout.counts == [4, 2] and packed.tokens.equal(torch.cat([x[0], x[1, :2]]).unsqueeze(0))
         assert type(keep_sample(x, own, align=True).layout) is Masked
+        for alone in (keep_sample(x[:1], own[:1]), keep_sample(x[:1]), keep_sample(x, together=2)):
+            assert alone.layout is ALONE and alone.tokens.data_ptr() == x.data_ptr()
+        padded = keep_sample(x[1:], own[1:])
+        assert padded.layout.counts == [2] and padded.tokens.equal(x[1:, :2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 8.0])
+def test_a_sample_alone_takes_no_more_steps_than_by_the_rule_batch(task, temperature):
+    def steps(keep):
+        with Steps() as launched:
+            infer(task, [0], keep, temperature)
+        return launched.count
+
+    assert 0 < steps("sample") <= steps("batch")
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 
 from madtp.method import small
 from madtp.method.attention import AttentionScores, attend
-from madtp.method.keep import keep_sample
 from madtp.method.layout import RECTANGLE
 from madtp.method.pruning import prune_tokens
 from tests.golden.fill import seeded
@@ -151,18 +150,6 @@ def test_equally_important_tokens_keep_their_order():
     scores = AttentionScores(alike, torch.tensor([[0.3, 0.3, 0.1, 0.3, 0.1, 0.1, 0.3, 0.1]]))
     _, _, kept = RECTANGLE.prune(x, scores, alignment, 1.0)
     assert kept.rows.tolist() == [[0, 1, 2, 4, 7, 3]]
-
-
-@torch.inference_mode()
-def test_a_sample_alone_is_pruned_alike_by_both_rules():
-    x, learnable = seeded(1, 2, 12, 6).float(), seeded(2, 5, 6).float()
-    scores = AttentionScores(*seeded(3, 2, 2, 11).float().abs())
-    alignment = x[:, 1:] @ learnable.T
-    packed, layout = keep_sample(x, together=2)
-    shortened, after, kept = layout.prune(packed, scores, alignment.view(1, 22, 5), 2.0)
-    expected, expected_kept = prune_tokens(x, scores, alignment, 2.0)
-    torch.testing.assert_close(shortened.view_as(expected), expected)
-    assert kept.rows.equal(expected_kept.rows) and after.counts == [expected.shape[1]] * 2
 
 
 def test_serves_what_is_small_in_single_precision_and_without_gradients():

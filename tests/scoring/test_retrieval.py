@@ -176,14 +176,17 @@ def slow_evaluation(model, pictures, k, temperature=0.0):
 
 
 @pytest.mark.parametrize("temperature", [0.0, PRUNING])
-@pytest.mark.parametrize("k, pairs", [(3, 256), (3, 2), (4, 5), (100, 7)])
-def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, temperature):
-    """Dense, and where every sample keeps its own tokens: then too pairs may go together as they like."""
+@pytest.mark.parametrize("k, pairs, size", [(3, 256, 4), (3, 2, 4), (4, 5, 3), (100, 7, 1)])
+def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, size, temperature):
+    """Dense, and where every sample keeps its own tokens: then too pairs may go together as they like.
+
+    Of seven images in batches of three the last is alone.
+    """
     monkeypatch.setattr(reranking, "PAIRS", pairs)
     monkeypatch.setattr(model, "keep", keep_sample)
     pictures, task = Pictures(), Recorded(k)
     with torch.no_grad():
-        metrics = task.evaluate(model, create_loader(pictures, 4, train=False), temperature)
+        metrics = task.evaluate(model, create_loader(pictures, size, train=False), temperature)
     monkeypatch.setattr(model, "keep", keep_batch)
     image_to_text, text_to_image = slow_evaluation(model, pictures, k, temperature)
     wanted = (image_to_text > -math.inf) | (text_to_image.T > -math.inf)
