@@ -118,7 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def listing() -> str:
     """Every command with its line."""
     rows = [f"  {name:10s} {command.about}" for name, command in COMMANDS.items()]
-    return "\n".join(["python -m madtp COMMAND ..., one of", *rows, "COMMAND --help lists the flags of each"])
+    return "\n".join(
+        [
+            "python -m madtp COMMAND ..., one of",
+            *rows,
+            "COMMAND --help lists the flags of each; compress_*_dtp.py --help those of training and evaluation",
+        ]
+    )
 
 
 def perform(name: str, words: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def work(cells: list[Cell], places: Places, results: Path, minutes: float, untun
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the cells of a task that are not finished, or writes the report; 1 where some are left."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiment", description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--task", choices=TASKS, help="run its configurations")
     flag("--methods", nargs="+", choices=["dense", *METHODS], default=[], help="some alone; dense is always there")

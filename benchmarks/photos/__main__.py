@@ -70,7 +70,7 @@ def work(cells: list[Cell], bench: Bench, files: list[Path], minutes: float, tol
 
 def command_line() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.photos", description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--prepare", action="store_true", help="write the annotation files")
     flag("--captions", nargs="+", type=Path, default=[], help="with --prepare: Karpathy's file, or Flickr8k's own")

@@ -8,6 +8,7 @@ from madtp.look.stages import DEMOS
 from madtp.run.clone import own_file
 from madtp.run.keys import TASK_KEYS
 
+WEIGHTS = "file of weights, folder of a run or of transformers, or name of a published CLIP"
 # What `towers` writes anew: BLIP's tasks.
 CONFIGS = [own_file(f"configs/{name}.yaml") for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split()]
 # What `convert` reads, and what the files are called.
@@ -40,19 +41,25 @@ def predict(parser: ArgumentParser) -> None:
     flag(
         "--compare", nargs="?", const="", metavar="CHECKPOINT", help="answer densely too, by the same model or another"
     )
-    flag("--visualize", metavar="PNG", help="draw what every layer kept; several samples: PNG-1.png, PNG-2.png, ...")
+    flag(
+        "--visualize",
+        metavar="PNG",
+        help="file to draw what every layer kept; of several samples X-1.png, X-2.png, ... for X.png",
+    )
     flag("--json", action="store_true", help="print a JSON list instead")
 
 
 def which_model(parser: ArgumentParser) -> None:
     """Which model is asked, and how it prunes."""
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="file of the model")
+    flag("--checkpoint", required=True, help=WEIGHTS)
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
-    how.add_argument("--p", type=float, help="share of the GFLOPs to remove, by a T found for the first samples")
+    how.add_argument(
+        "--p", type=float, help="share of the GFLOPs to remove; the temperature is found for the first samples"
+    )
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
     flag(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
@@ -79,7 +86,7 @@ def report(parser: ArgumentParser) -> None:
 def app(parser: ArgumentParser) -> None:
     """Which models, and where the page is."""
     flag = parser.add_argument
-    flag("--checkpoint", nargs="+", required=True, help="files of models")
+    flag("--checkpoint", nargs="+", required=True, help=f"{WEIGHTS}; one or several")
     flag("--config", default="", help="YAML file of all; the one beside each checkpoint if not given")
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
     flag("--port", type=int, default=7860, help="of the page on this machine")
@@ -140,7 +147,7 @@ def towers(parser: ArgumentParser) -> None:
 def export(parser: ArgumentParser) -> None:
     """Which model, and where it goes."""
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="file of the model, or a run's folder")
+    flag("--checkpoint", required=True, help=WEIGHTS)
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     flag(

@@ -1,6 +1,7 @@
 """The command line of the six scripts, the same for every task."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +47,9 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
 
 
 def command_line(task) -> argparse.ArgumentParser:
-    """The flags, the same for every task but for two defaults."""
-    parser = _Parser(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """The flags, the same for every task but for two defaults; help begins as the task's script does."""
+    about = sys.modules[type(task).__module__].__doc__
+    parser = _Parser(description=about, allow_abbrev=False, formatter_class=_Help)
     flag = parser.add_argument
     flag("--config", default=task.default_config, help="YAML file")
     flag("--output_dir", default=f"output/{task.name}", help="folder for checkpoints, logs and results")
@@ -55,9 +57,9 @@ def command_line(task) -> argparse.ArgumentParser:
     flag(
         "--download",
         action="store_true",
-        help="fetch the CLIP or the repository of the hub that --pretrained names",
+        help="fetch the CLIP or the repository of the Hugging Face hub that --pretrained names",
     )
-    flag("--evaluate", action="store_true", help="evaluate only")
+    flag("--evaluate", action="store_true", help="score the model, train nothing")
     flag("--p", type=float, default=0.5, help="share of the GFLOPs to remove; 0 is the dense model")
     flag("--epoch", type=int, help="number of epochs, instead of the config's max_epoch")
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:NUMBER")
@@ -67,7 +69,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
     flag("--bad_images", choices=("stop", "skip"), default="stop", help="what training does at an unreadable image")
     flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
-    flag("--keep", choices=RULES, help="the rule of keeping tokens, instead of the config's or the model's")
+    flag("--keep", choices=RULES, help="the rule of which tokens stay, instead of the config's or the model's")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
     flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs")
@@ -84,6 +86,14 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # of old launchers, whose variables say it
     flag("--distributed", nargs="?", const=True, default=True, help="accepted for old scripts; the launcher decides")
     return parser
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Names the defaults that are values; None, False and nothing go without saying."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default is not None and action.default is not False and action.default != []
+        return super()._get_help_string(action) if told else action.help
 
 
 class _Parser(argparse.ArgumentParser):

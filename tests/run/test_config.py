@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compress_nlvr_dtp
 from madtp.run import config as configuration
 from madtp.run import flags as command
 from madtp.run.keys import COMMON_KEYS
@@ -76,6 +77,13 @@ def test_flags_and_defaults_are_frozen():
         "--local-rank": None,
         "--distributed": True,
     }
+
+
+def test_help_says_what_the_script_does_and_which_defaults_there_are():
+    said = command.command_line(compress_nlvr_dtp.NLVR()).format_help()
+    assert compress_nlvr_dtp.__doc__.strip() in said
+    assert "0 is the dense model (default: 0.5)" in " ".join(said.split())
+    assert not {"None", "False", "[]"} & set(re.findall(r"default: ([^)]*)", said))
 
 
 def test_keys_and_defaults_are_frozen():
