@@ -13,7 +13,8 @@ from benchmarks.photos.results import Results, cell_of, lesson, score, score_nam
 MOST_SHOWN = ("dense", "image", "coverage", "tome")  # have the plainest colours
 OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, COUNTED) and not rule.startswith(TAUGHT))
 COLORS = dict(zip((*MOST_SHOWN, *OTHERS), ("black", *(f"C{number}" for number in range(10))), strict=False))
-MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}
+MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}  # of schedules
+STEPS = 100  # that go without saying
 
 
 def scores(results: Results, path: Path, task: str) -> str:
@@ -37,6 +38,8 @@ def scores(results: Results, path: Path, task: str) -> str:
             axis.plot(
                 one["percent"], score(one), MARKS[one["schedule"]], color=line.get_color(), markersize=5, alpha=0.6
             )
+    for schedule in (schedule for schedule in MARKS if schedule in {one["schedule"] for one in records}):
+        axis.plot([], [], MARKS[schedule], color="gray", markersize=5, label=schedule or "a schedule of its own")
     axis.set_xlabel("% of the sample's dense GFLOPs")
     axis.set_ylabel(score_name(task))
     return finish(figure, path, f"{task}: score against cost, not fine-tuned; lines join each rule's best schedules")
@@ -66,11 +69,12 @@ def learning(results: Results, path: Path, task: str) -> str:
     for one in (one for one in own if lesson(one) == LESSONS[0] and one["rule"] in rules):
         name = ", ".join([cell_of(one).title, *([f"{100 - 100 * one['p']:.0f} %"] if one["p"] else [])])
         name += f", seed {one['seed']}" if one["seed"] > 1 else ""
+        name += f", {one['steps']} steps" if one["steps"] != STEPS else ""
         style = {"color": COLORS[one["rule"]], "linestyle": costs.get(one["p"], ":"), "label": name}
-        style["alpha"] = 1 / one["seed"]
+        style |= {"alpha": 1 / one["seed"], "fillstyle": "full" if one["steps"] == STEPS else "none"}
         for axis, shown in zip(axes, ("loss", "score"), strict=True):
             points = [(point["step"], point[shown]) for point in one["curve"] if shown in point]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, **style)
+            axis.plot(*zip(*points, strict=True), marker=MARKS[one["schedule"]], markersize=5, **style)
     for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
         axis.set(xlabel="step", ylabel=shown)
     return finish(figure, path, f"{task}: fine-tuning under the rules")

@@ -1,14 +1,16 @@
 """What is made of the photos' results: scores, differences, tables. No model is run here."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.comparison import reporting
 from benchmarks.comparison.statistics import Difference
-from benchmarks.photos import cells, finetuned, report, reranking, verdicts
+from benchmarks.photos import cells, finetuned, plots, report, reranking, verdicts
 from benchmarks.photos.results import Results, chance
 from benchmarks.photos.results import lesson as learned_by
 from benchmarks.photos.scoring import accuracy_of_photos, recall_of_photos
@@ -113,6 +115,18 @@ def test_a_test_split_that_was_looked_at_is_not_scored(tmp_path):
         else:
             with pytest.raises(UserError, match="no photos to score besides the first 512, which --final leaves out"):
                 read_split(places, "retrieval", "test", final=True)
+
+
+@pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
+def test_every_line_of_learning_has_a_look_and_a_name_of_its_own(task, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plots.learning(Results(Path(__file__).parents[2] / "benchmarks/results", tmp_path), tmp_path, task)
+    lines = drawn[0].axes[-1].lines
+    names = {line.get_label() for line in lines}
+    what = ("color", "linestyle", "marker", "alpha", "fillstyle")
+    looks = {tuple(getattr(line, f"get_{one}")() for one in what) for line in lines}
+    assert len(names) == len(looks) == len(lines)
 
 
 def test_the_template_asks_for_nothing_unknown():
