@@ -115,13 +115,13 @@ class Embeddings(nn.Module):
         # Fidelity: released checkpoints carry the positions 0, 1, 2, ... as an entry of their own.
         self.register_buffer("position_ids", torch.arange(config.max_position_embeddings).unsqueeze(0))
 
-    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
+    def forward(self, input_ids: Tensor, start: int = 0, words: Tensor | None = None) -> Tensor:
         end, most = start + input_ids.shape[1], self.position_ids.shape[1]
         if end > most:
             raise UserError(f"a text has {end} tokens, max_position_embeddings of med_config allows {most}; raise it")
         positions = self.position_ids[:, start:end]
-        embedded = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-        return self.dropout(self.LayerNorm(embedded))
+        words = self.word_embeddings(input_ids) if words is None else words
+        return self.dropout(self.LayerNorm(words + self.position_embeddings(positions)))
 
 
 class Attention(nn.Module):
@@ -285,7 +285,7 @@ class BertModel(nn.Module):
         trace: Trace | None = None,
         keep: Keep = keep_batch,
         fixed_length: bool = False,
-        embedded: Tensor | None = None,
+        words: Tensor | None = None,
     ) -> TextOutput:
         """Runs the layers.
 
@@ -304,11 +304,10 @@ class BertModel(nn.Module):
             keep: the rule by which tokens are kept.
             fixed_length: texts are padded to one length whatever their company, so that padding is a text's own. By the
                 rule `sample` other padding is left out; the rule `batch` treats it as tokens.
-            embedded: [B * G, L, D], `embeddings(input_ids)` where they were made before.
+            words: [B * G, L, D], the word embeddings of the texts where they were looked up before.
         """
         start = 0 if past is None else past[0].key.shape[2]
-        hidden = self.embeddings(input_ids, start) if embedded is None else embedded
-        mask = mask.bool()
+        hidden, mask = self.embeddings(input_ids, start, words), mask.bool()
         keep, temperature = for_texts(keep, temperature)
         guidance = Guidance.by(space_dict, 0.0 if causal else temperature, align)
         keep = keep if guidance.prunes or align else keep_batch

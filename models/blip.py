@@ -83,29 +83,29 @@ class BlipBase(nn.Module):
         guidance = Guidance.by(self.space_dict, temperature, align)
         return self.visual_encoder.encode(image, guidance, trace, self.keep, together)
 
-    def embed(self, text: BatchEncoding) -> Tensor:
-        """What the text encoder starts from, [B, L, D], to be made before the images are encoded.
+    def look_up(self, text: BatchEncoding) -> Tensor:
+        """The word embeddings [B, L, D] of a text, to be looked up before the images are encoded.
 
         Gradients come the other way round: that of the embeddings, as large as the vocabulary, is then the last, when
         nothing is left of what the images' layers kept for theirs.
         """
-        return self.text_encoder.embeddings(text.input_ids)
+        return self.text_encoder.embeddings.word_embeddings(text.input_ids)
 
     def read(
         self,
         text: BatchEncoding,
-        embedded: Tensor,
+        words: Tensor,
         states: Any,
         temperature: float,
         align: bool = False,
         trace: Trace | None = None,
     ) -> TextOutput:
-        """What the text encoder makes of a text [B, L], embedded [B, L, D], over the tokens of its images.
+        """What the text encoder makes of a text [B, L] and its word embeddings over the tokens of its images.
 
-        See `embed` and `BertModel.forward`.
+        See `look_up` and `BertModel.forward`.
         """
         guidance = {"space_dict": self.space_dict, "temperature": temperature, "align": align, "trace": trace}
-        sides = {"states": states, "embedded": embedded, "keep": self.keep}
+        sides = {"states": states, "words": words, "keep": self.keep}
         return self.text_encoder(text.input_ids, text.attention_mask, **sides, **guidance)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):

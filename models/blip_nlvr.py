@@ -52,9 +52,9 @@ class BlipNLVR(BlipBase):
         """
         align = train and temperature > 0
         text = self.tokenize(text, "[ENC]")
-        embedded = self.embed(text)
+        words = self.look_up(text)
         states, image_aligned = self.encode(image, temperature, align, trace, together=2)
-        output = self.read(text, embedded, states.chunk(2), temperature, align, trace)
+        output = self.read(text, words, states.chunk(2), temperature, align, trace)
         logits = self.cls_head(output.first)
         if not train:
             return logits

@@ -64,9 +64,9 @@ class BlipVQA(BlipBase):
         """
         align = train and temperature > 0
         text = self.tokenize_questions(question)
-        embedded = self.embed(text)
+        words = self.look_up(text)
         states, image_aligned = self.encode(image, temperature, align, trace)
-        output = self.read(text, embedded, states, temperature, align, trace)
+        output = self.read(text, words, states, temperature, align, trace)
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
             losses |= lesson(self.teacher, image, states)
@@ -80,9 +80,9 @@ class BlipVQA(BlipBase):
     def first_word(self, image: Tensor, question: list[str], temperature: float = 0.0) -> Tensor:
         """Probabilities [B, V] of the first token of the answer."""
         text = self.tokenize_questions(question)
-        embedded = self.embed(text)
+        words = self.look_up(text)
         states, _ = self.encode(image, temperature)
-        output = self.read(text, embedded, states, temperature)
+        output = self.read(text, words, states, temperature)
         start = self.tokenize([""] * len(question), "[DEC]").input_ids[:, :1]
         logits, _ = self.text_decoder(start, torch.ones_like(start), states=output.sequences, states_mask=output.mask)
         return at_least_single(logits[:, 0]).softmax(dim=-1)

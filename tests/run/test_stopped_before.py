@@ -23,7 +23,7 @@ from tests.processes import run
 from tests.run.test_resume import equal, without_times
 
 STOPPED = Path(__file__).parent / "stopped"
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}  # between processors, whose sums are rounded in other orders
+CLOSE = 0.03  # of the way, between processors: AdamW makes whole steps of gradients that are rounding alone
 
 
 def machine():
@@ -33,6 +33,11 @@ def machine():
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
     versions = (str(module.__version__) for module in (torch, torchvision, numpy, PIL))
     return [processor, torch.backends.cpu.get_cpu_capability(), *versions]
+
+
+def distance(one, other):
+    """Between the weights of two models."""
+    return sum((one[name] - other[name]).double().square().sum() for name in other).sqrt()
 
 
 def test_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -47,7 +52,9 @@ def test_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
     assert "amp: off" in Path("run/config.yaml").read_text().splitlines()
     weights = checkpoint.read(Path("run/checkpoint_last.pth"))["model"]
     (record,) = without_times([json.loads(Path("run/log.txt").read_text().splitlines()[-1])])
-    torch.testing.assert_close(weights, end["weights"], **CLOSE)
+    start = checkpoint.read(STOPPED / "checkpoint_last.pth")["model"]
+    assert weights.keys() == end["weights"].keys()
+    assert distance(weights, end["weights"]) < CLOSE * distance(start, end["weights"])
     assert record.keys() == end["record"].keys()
     for name in ("train_loss_task", "train_loss_sim"):
         assert record[name] == pytest.approx(end["record"][name], rel=1e-3)
