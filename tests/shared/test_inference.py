@@ -16,8 +16,10 @@ from tests.clip.test_clip import words
 from tests.tiny import STATEMENTS, build, images
 
 CPU = torch.device("cpu")
-DTYPES = [torch.float32, torch.bfloat16]
-needs_library = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without its CPU library")
+LIBRARY = torch.backends.mkldnn.is_available()
+TAKES = {torch.float32: LIBRARY, torch.bfloat16: LIBRARY and torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+UNTAKEN = "PyTorch's library for CPUs does not take it here"
+DTYPES = [pytest.param(dtype, marks=pytest.mark.skipif(not taken, reason=UNTAKEN)) for dtype, taken in TAKES.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,6 @@ def plainly(dtype, answer, temperature=0.0):
         return answer(temperature)
 
 
-@needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("task", [nlvr, caption, clip])
 def test_answers_are_those_of_the_layers_as_they_are(task, dtype):
