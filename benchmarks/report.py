@@ -28,12 +28,12 @@ def summary(lines: Lines) -> str:
     rows = []
     for what, file in (("inference", "inference"), ("training step", "training")):
         dense = {
-            (row["amp"], row["batch"]): row["peak_mib"] for row in lines.of(f"speed_{file}", **NLVR2, name="dense")
+            (row["amp"], row["batch"]): peak(lines, row) for row in lines.of(f"speed_{file}", **NLVR2, name="dense")
         }
         for row in pruned(lines, file):
             name = f"NLVR2, {what}, {AMP[row['amp']]}, batch {row['batch']}"
-            peak = f"{row['peak_mib']:.0f} of {dense[row['amp'], row['batch']]:.0f}"
-            rows.append([name, side(row), f"{row['percent']:.1f}", f"{row['speedup']:.2f} x", peak])
+            peaks = f"{peak(lines, row):.0f} of {dense[row['amp'], row['batch']]:.0f}"
+            rows.append([name, side(row), f"{row['percent']:.1f}", f"{row['speedup']:.2f} x", peaks])
     for row in lines.of("speed_single", **DEMO):
         rule = f"MADTP, `{row['rule']}`" if row["rule"] != "coverage" else row["rule"]
         cost, faster = f"{row['percent']:.1f}", f"{row['speedup']:.2f} x"
@@ -64,7 +64,7 @@ def models(lines: Lines, file: str, task: str) -> str:
             f"{row['speedup']:.2f}",
             f"{row['efficiency']:.2f}",
             f"{row['percent_of_bound']:.0f}" if "percent_of_bound" in row else NOT_MEASURED,
-            f"{row['peak_mib']:.0f}",
+            f"{peak(lines, row):.0f}",
         ]
         for row in lines.of(f"speed_{file}", plain="amax", task=task)
     ]
@@ -75,6 +75,12 @@ def models(lines: Lines, file: str, task: str) -> str:
 def side(row: dict) -> str:
     """The name of a row, for readers."""
     return SIDES.get(row["name"], row["name"])
+
+
+def peak(lines: Lines, row: dict) -> float:
+    """A row's peak of memory in MiB; what `bench_model --memory` found last counts where it has been run."""
+    same = {key: row.get(key) for key in ("task", "train", "amp", "batch", "plain", "name", "p")}
+    return (lines.of("speed_memory", **same) or [row])[-1]["peak_mib"]
 
 
 def over_plain(lines: Lines, file: str) -> str:
@@ -88,7 +94,7 @@ def over_plain(lines: Lines, file: str) -> str:
 
 def memory(lines: Lines, file: str, name: str, other: str) -> str:
     """How much of the memory that another side peaks at a side does, by precision."""
-    peaks = {(row["amp"], row["name"]): row["peak_mib"] for row in lines.of(f"speed_{file}", plain="amax", task="nlvr")}
+    peaks = {(row["amp"], row["name"]): peak(lines, row) for row in lines.of(f"speed_{file}", **NLVR2)}
     shares = [f"{peaks[amp, name] / peaks[amp, other]:.2f} ({AMP[amp]})" for amp, side in peaks if side == name]
     return " and ".join(shares)
 

@@ -84,11 +84,22 @@ def test_its_products_are_made_as_often_as_they_were_heard(small, monkeypatch):
     assert other.seconds([1.0])[0] - 1 == pytest.approx(3 * (bound.seconds([1.0])[0] - 1))
 
 
+def printed(monkeypatch, capsys, *words) -> list[dict]:
+    """The rows of a small model."""
+    small = "bench_model --task nlvr --small --p 0.15 --keep batch coverage --batch 2 --rounds 1 --threads 1".split()
+    monkeypatch.setattr(sys, "argv", [*small, *words])
+    bench_model.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
 @pytest.mark.parametrize("train", [[], ["--train"]])
 def test_it_prints_the_share_of_the_bound_for_both_rules(train, monkeypatch, capsys):
-    words = "bench_model --task nlvr --small --p 0.15 --keep batch coverage --batch 2 --rounds 1 --threads 1".split()
-    monkeypatch.setattr(sys, "argv", [*words, *train])
-    bench_model.main()
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    rows = printed(monkeypatch, capsys, *train)
     assert [row["name"] for row in rows] == ["dense", "pruned", "plain", "coverage"]
     assert all(row["percent_of_bound"] > 0 and row["samples_per_second"] > 0 for row in rows)
+
+
+def test_memory_alone_is_the_same_without_a_clock(monkeypatch, capsys):
+    timed, alone = (printed(monkeypatch, capsys, "--train", *flag) for flag in ([], ["--memory"]))
+    assert [row["peak_mib"] for row in alone] == pytest.approx([row["peak_mib"] for row in timed], rel=0.01)
+    assert not any("speedup" in row for row in alone)

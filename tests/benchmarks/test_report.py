@@ -70,6 +70,9 @@ def test_memory_is_a_share_of_the_other_sides_by_precision(tmp_path):
     rows = [row | {"amp": amp, "name": name, "peak_mib": peak} for (amp, name), peak in peaks.items()]
     (tmp_path / "speed_training.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     assert memory(Lines(tmp_path), "training", "pruned", "plain") == "0.75 (float32) and 0.90 (bf16)"
+    alone = [row | {"amp": "off", "name": "pruned", "peak_mib": peak} for peak in (1, 44)]
+    (tmp_path / "speed_memory.jsonl").write_text("".join(json.dumps(one) + "\n" for one in alone))
+    assert memory(Lines(tmp_path), "training", "pruned", "plain").startswith("0.55"), "what was found last"
 
 
 def test_the_summary_has_every_rule_at_half_the_cost_beside_its_own_dense_model(tmp_path):
