@@ -207,10 +207,18 @@ class TestLoad:
         with pytest.raises(UserError, match=r"model.pth does not fit .*: 1 \(cls_head.bias is missing\)"):
             checkpoint.load(Tower(), path)
 
-    def test_quantized_weights_do_not_become_real_numbers(self, path):
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+    def test_quantized_weights_do_not_become_real_numbers(self, path, dtype):
         state = Tower().state_dict()
-        torch.save({**state, "cls_head.weight": torch.ones(2, 8, dtype=torch.int8)}, path)
-        with pytest.raises(UserError, match="cls_head.weight is torch.int8 in the file and torch.float32 in the model"):
+        torch.save({**state, "cls_head.weight": torch.ones(2, 8).to(dtype)}, path)
+        with pytest.raises(UserError, match=f"cls_head.weight is {dtype} in the file and torch.float32 in the model"):
+            checkpoint.load(Tower(), path)
+
+    @pytest.mark.parametrize("emptied", [lambda weight: weight.to("meta"), lambda weight: weight[:0]])
+    def test_weights_that_are_elsewhere_are_missed(self, path, emptied):
+        state = Tower().state_dict()
+        torch.save({**state, "cls_head.weight": emptied(state["cls_head.weight"])}, path)
+        with pytest.raises(UserError, match="cls_head.weight is empty, its weights are in pieces elsewhere"):
             checkpoint.load(Tower(), path)
 
     @pytest.mark.parametrize("value", [float("nan"), float("-inf")])

@@ -145,7 +145,7 @@ def read(path: str | Path) -> dict:
 
 def _check(path: Path, entries: dict) -> None:
     """Refuses what no model can be or be pruned by, and makes the temperature a plain number."""
-    if empty := next((name for name, value in entries["model"].items() if not value.numel()), None):
+    if empty := next((name for name, value in entries["model"].items() if value.is_meta or not value.numel()), None):
         elsewhere = "its weights are in pieces elsewhere, as with DeepSpeed's ZeRO-3: zero_to_fp32.py joins them"
         raise UserError(f"{path}: {empty} is empty, {elsewhere}")
     entries[ENTRY] = checked(entries.get(ENTRY, {}), path)
@@ -257,13 +257,18 @@ def fit(
 
 
 def _fits(value: Tensor, own: Tensor) -> bool:
-    """Whether a value may become a weight: of its shape, and no integer (a quantized one, say) for a real number."""
-    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+    """Whether a value may become a weight: of its shape, and no quantized one for a real number."""
+    return value.shape == own.shape and _is_real(value) == _is_real(own)
+
+
+def _is_real(value: Tensor) -> bool:
+    """Whether a number means what it says; in eight bits, also floating ones, it waits for a scale."""
+    return value.is_floating_point() and value.element_size() > 1
 
 
 def _is_finite(value: Tensor) -> bool:
     """Whether all numbers are, looked at once and without a copy: NaN is both the smallest and the largest."""
-    return not value.is_floating_point() or all(extreme.isfinite() for extreme in value.aminmax())
+    return not _is_real(value) or all(extreme.isfinite() for extreme in value.aminmax())
 
 
 def _fault(key: str, own: StateDict, state: StateDict) -> str:
