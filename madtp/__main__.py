@@ -4,7 +4,6 @@ Flags are read before anything slow is imported, so that help and mistakes are a
 """
 
 import os
-import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # other names may stand for folders, or be those of published models
+PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
 INSTALLED = ("madtp.method.", "madtp.cost.", "madtp.shared.")  # what does without the rest
 
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as of `| head`: who read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would try once more
-        return 128 + signal.SIGPIPE
+        return PIPE_CLOSED
 
 
 def listing() -> str:

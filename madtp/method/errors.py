@@ -8,13 +8,18 @@ class UserError(ValueError):
     """A mistake the user can mend. Its message is one line: the value, the file and the way out."""
 
 
+# How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows.
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
 def of_the_user(error: Exception) -> UserError | None:
     """The error if it is the user's to mend, also where memory ran out; None for any other."""
     if isinstance(error, UserError):
         return error
-    on_gpu, text = type(error).__name__ == "OutOfMemoryError", str(error)  # of torch, which is not loaded for this
-    if not (on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text):
+    text = str(error)
+    if not (isinstance(error, MemoryError) or NO_MEMORY.search(text)):
         return None
+    on_gpu = "CUDA" in text or type(error).__name__ == "OutOfMemoryError"  # of torch, which is not loaded for this
     asked = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
     size = f" ({asked[0]})" if asked else ""
     way_out = "smaller batches need less, docs/running.md#memory has more ways out"

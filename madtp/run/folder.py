@@ -52,8 +52,8 @@ def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> Non
 
 
 def begin_anew(folder: Path) -> None:
-    """Removes the checkpoints of an earlier run, which a new one would not replace before it has its own."""
-    for name in (BEST, LAST):
+    """Removes what is left of an earlier run, which a new one would not replace before it has its own."""
+    for name in (LOG, BEST, LAST):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -131,4 +131,5 @@ class Optimization:
     def load_state_dict(self, state: dict) -> None:
         """Goes on from `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # nothing of a run without float16
+            self.scaler.load_state_dict(state["scaler"])

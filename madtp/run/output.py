@@ -112,8 +112,8 @@ def start_log(folder: Path, epoch: int) -> None:
         UserError: there is one that cannot be read.
     """
     path = folder / LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
     except (ValueError, TypeError, LookupError) as error:
         raise UserError(f"{path} is no log of a run here, or damaged: {error}; move it out of the way") from error

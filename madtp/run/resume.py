@@ -98,7 +98,7 @@ class State:
             if different and not anyway:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
             checkpoint.fit(self.model, content, path, evaluate=True)
-            self.optimization.load_state_dict(content)
+            self._resume_optimization(content, path, different)
             content.setdefault("shape", None)  # a run from before there was one
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
             if different:
@@ -111,6 +111,13 @@ class State:
                 self.bad_images = Counter(processes[rank()]["bad_images"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} does not hold a whole run ({error!r}); name a {LAST}") from error
+
+    def _resume_optimization(self, content: dict, path: Path, different: str) -> None:
+        try:
+            self.optimization.load_state_dict(content)
+        except ValueError as error:  # what only pruning needs is not trained in a dense run
+            way_out = f"begin anew with its weights: --pretrained {path}, without --resume"
+            raise UserError(f"{path} trained other parameters, being a run with {different}; {way_out}") from error
 
 
 def settings(task: str, args: Namespace, config: dict) -> dict:

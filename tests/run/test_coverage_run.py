@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -140,6 +141,19 @@ def test_the_checkpoint_teaches_what_it_is_pruned_to_before_and_after_a_stop(fol
     assert whole.keys() == parts.keys() and all(torch.equal(value, parts[name]) for name, value in whole.items())
     records = [json.loads(line) for line in (tmp_path / "whole" / "log.txt").read_text().splitlines()]
     assert all(record["train_loss_distil"] > 0 for record in records)
+
+
+def test_a_dense_run_goes_on_dense_or_lends_its_weights(folder, tmp_path, capfd):
+    """It trained no learnable tokens, so that there is no state of the optimizer to go on with for them."""
+    shutil.copytree(folder / "dense", tmp_path / "out")
+    arguments = [*common(folder / "nlvr.yaml", tmp_path / "out"), "--p", "0.3", "--resume", "--resume_anyway"]
+    assert main(NLVR(), [*arguments, "--epoch", "2"]) == 2
+    last = tmp_path / "out" / "checkpoint_last.pth"
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {last} trained other parameters, being a run with --p 0.0 instead of 0.3")
+    assert error.count("\n") == 1 and error.endswith(
+        f"begin anew with its weights: --pretrained {last}, without --resume\n"
+    )
 
 
 def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):

@@ -74,6 +74,10 @@ def test_memory_that_runs_out_is_one_line(tmp_path, flags, capfd):
 def test_errors_of_the_user_are_told_from_others():
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3.00 MiB free.")
     assert str(of_the_user(cuda)).startswith("the memory of the GPU ran out (Tried to allocate 2.00 GiB); smaller ")
+    taken = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+    assert str(of_the_user(taken)).startswith("the memory of the GPU ran out; smaller ")
+    windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes.")
+    assert str(of_the_user(windows)).startswith("the memory of this machine ran out (tried to allocate 4096 bytes); ")
     assert str(of_the_user(MemoryError())).startswith("the memory of this machine ran out; smaller ")
     assert of_the_user(RuntimeError("shapes differ")) is None and of_the_user(UserError("a")).args == ("a",)
 
@@ -99,12 +103,22 @@ def log(folder):
     return [{name: value for name, value in record.items() if "second" not in name} for record in records]
 
 
-@pytest.mark.parametrize("line", ["5", '{"a": 1}', '{"epoch"'])
+@pytest.mark.parametrize("line", [b"5", b'{"a": 1}', b'{"epoch"', b"\xff\xfe\x00"])
 def test_a_log_that_is_none_is_named_and_left(tmp_path, line):
-    (tmp_path / "log.txt").write_text(line)
+    (tmp_path / "log.txt").write_bytes(line)
     with pytest.raises(UserError, match=f"{tmp_path}/log.txt is no log of a run here, or damaged"):
         start_log(tmp_path, 1)
-    assert (tmp_path / "log.txt").read_text() == line
+    assert (tmp_path / "log.txt").read_bytes() == line
+
+
+def test_an_earlier_log_that_was_given_up_is_not_read(tmp_path, flags):
+    """Neither by a run that begins anew nor by one that goes on from elsewhere, whose epochs it has not."""
+    assert run(Toy(), flags=flags("first")) == [0]
+    for out, more in {"anew": [], "elsewhere": ["--resume", tmp_path / "first" / "checkpoint_last.pth"]}.items():
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "log.txt").write_text('{"epoch": 0, "of": "another run"}\nnot JSON\n')
+        assert run(Toy(), flags=flags(out, *more, "--overwrite")) == [0]
+        assert not any("of" in record for record in log(tmp_path / out))
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):

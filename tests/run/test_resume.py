@@ -201,6 +201,7 @@ def test_processes_agree_on_the_step_to_stop_at(flags):
         (["--p", 0.3], "--p 0.4 instead of 0.3"),
         (["--seed", 1], "--seed 42 instead of 1"),
         (["--set", "init_lr=0.1", "weight_decay=0"], "weight_decay 0.05 instead of 0.0, init_lr"),
+        (["--amp", "fp16"], "amp 'off' instead of 'fp16'"),
     ],
 )
 def test_another_setting_is_named_and_stops(flags, capfd, change, complaint):
