@@ -1,13 +1,10 @@
 """The models that OpenAI published, by name; fetched only when asked, and only if the bytes are the published ones."""
 
 import hashlib
-import os
-import shutil
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 from madtp.method.errors import UserError
+from madtp.shared.weights.fetching import CHUNK, fetch
 
 FOLDER = "pretrained"
 ADDRESS = "https://openaipublic.azureedge.net/clip/models/{digest}/{file}"
@@ -17,7 +14,6 @@ MODELS = {  # name: file, its SHA-256
     "ViT-L/14": ("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
     "ViT-L/14@336px": ("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
 }
-CHUNK = 2**20
 
 
 def available_models() -> list[str]:
@@ -40,19 +36,7 @@ def download(name: str, folder: str | Path = FOLDER) -> Path:
         if sha_256(path) != digest:
             raise UserError(f"{path} is not the published {name}, its SHA-256 differs; move it out of the way")
         return path
-    partial = path.with_name(f"{file}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(address) as response, open(partial, "wb") as output:
-            shutil.copyfileobj(response, output, CHUNK)
-        if (found := sha_256(partial)) != digest:
-            raise UserError(f"{address}: its SHA-256 is {found}, not the published one; nothing was kept")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot fetch {address} into {folder}: {error}; fetch it by other means") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    fetch(address, path, digest)
     return path
 
 

@@ -259,7 +259,7 @@ def test_a_download_is_fetched_once(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, message", [(b"weight", "not the published one"), (OSError("no route"), "no route"), (b"", "SHA-256")]
+    "content, message", [(b"weight", "6 bytes with other"), (OSError("no route"), "no route"), (b"", "0 bytes")]
 )
 def test_a_download_that_fails_leaves_nothing(published, tmp_path, content, message):
     published(content)

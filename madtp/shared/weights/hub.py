@@ -3,19 +3,18 @@
 The environment's HF_ENDPOINT names another server that answers as the hub does.
 """
 
-import hashlib
 import json
 import logging
 import os
 import re
-import urllib.request
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import quote
 
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import whole_file
+from madtp.shared.weights.fetching import fetch as fetch_file
+from madtp.shared.weights.fetching import opened
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,6 @@ FOLDER = "pretrained"
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 INDEX = "model.safetensors.index.json"
 FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".json")  # endings of files, which no repository's name has
-CHUNK = 2**20
 
 
 def is_name(name: str) -> bool:
@@ -82,36 +80,19 @@ def _weights(files: Iterable[str], folder: Path, name: str) -> list[str]:
 
 
 def _keep(address: str, path: Path, said: dict) -> None:
-    """Fetches a file unless it is there; a part of one is never left."""
+    """Fetches a file unless it is there."""
     size, digest = said.get("size"), (said.get("lfs") or {}).get("sha256")
     if path.is_file() and size in (None, path.stat().st_size):
         return
     logger.info("fetching %s", address)
-    sha, length = hashlib.sha256(), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _opened(address, path) as response, whole_file(path, size or 0) as output:
-        while piece := response.read(CHUNK):
-            sha.update(piece)
-            length += len(piece)
-            output.write(piece)
-        if size not in (None, length) or digest not in (None, sha.hexdigest()):
-            raise UserError(f"{address}: {length} bytes with other contents than the hub says; try again")
+    fetch_file(address, path, digest, size)
 
 
 def _json(address: str, name: str) -> dict:
-    with _opened(address, name) as response:
-        content = json.loads(response.read())
+    with opened(address, f"repository {name}") as response:
+        content = response.read()
+    with suppress(ValueError):
+        content = json.loads(content)
     if not isinstance(content, dict):
         raise UserError(f"{address} answers {excerpt(content)}; is HF_ENDPOINT a hub?")
     return content
-
-
-def _opened(address: str, what: object):
-    try:
-        return urllib.request.urlopen(address)
-    except HTTPError as error:
-        absent = error.code in (401, 403, 404)
-        reason = "there is no such repository, or it wants a login" if absent else error.reason
-        raise UserError(f"cannot fetch {what} from {address}: {reason}; fetch it by other means") from error
-    except OSError as error:
-        raise UserError(f"cannot fetch {what} from {address}: {error}; fetch it by other means") from error

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import threading
+from contextlib import nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,7 @@ from compress_caption_dtp import Caption
 from compress_retrieval_clip_dtp import RetrievalClip
 from madtp.method.errors import UserError
 from madtp.run.engine import main
-from madtp.shared.weights import checkpoint, folders, hub
+from madtp.shared.weights import checkpoint, fetching, folders, hub
 from tests.shared.weights.theirs import blip, needs_5, saved
 
 REVISION = "0123abcd"
@@ -112,7 +114,7 @@ def test_no_safetensors(serve):
 
 def test_other_bytes_are_not_kept(serve, tmp_path):
     serve(FILES | {"as said of model.safetensors": b"WEIGHTS"})
-    with pytest.raises(UserError, match="7 bytes with other contents than the hub says; try again"):
+    with pytest.raises(UserError, match="7 bytes with other contents than published; try again"):
         hub.fetch("owner/name")
     assert sorted(path.name for path in (tmp_path / "pretrained/owner/name").iterdir()) == [
         "config.json",
@@ -123,7 +125,7 @@ def test_other_bytes_are_not_kept(serve, tmp_path):
 def test_no_such_repository(serve):
     serve(FILES)
     with pytest.raises(
-        UserError, match="cannot fetch owner/other .*: there is no such repository, or it wants a login"
+        UserError, match="cannot fetch repository owner/other from .*: there is no such thing, or it wants a login"
     ):
         hub.fetch("owner/other")
 
@@ -131,9 +133,29 @@ def test_no_such_repository(serve):
 def test_no_connection(serve, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        UserError, match="cannot fetch owner/name from http://127.0.0.1:9.*: .*; fetch it by other means"
+        UserError, match="cannot fetch repository owner/name from http://127.0.0.1:9.*: .*; fetch it by other means"
     ):
         hub.fetch("owner/name")
+
+
+def test_what_is_no_address_and_what_is_no_hub(serve, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+    with pytest.raises(UserError, match="cannot fetch repository owner/name from hub.example/api.*: unknown url type"):
+        hub.fetch("owner/name")
+    serve(FILES)
+    monkeypatch.setattr(Server, "found", lambda server, path: b"<html>welcome</html>")
+    with pytest.raises(UserError, match="answers b'<html>welcome</html>'; is HF_ENDPOINT a hub?"):
+        hub.fetch("owner/name")
+
+
+def test_a_connection_that_breaks_is_not_taken_for_a_full_disk(monkeypatch, tmp_path):
+    def read(count):
+        raise ConnectionResetError("the other side hung up")
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda address: nullcontext(SimpleNamespace(read=read)))
+    with pytest.raises(UserError, match="cannot fetch .*/a.json from hub:a: the other side hung up; fetch it by other"):
+        fetching.fetch("hub:a", tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names():
