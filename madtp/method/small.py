@@ -146,7 +146,7 @@ def choose(cosine: Tensor, significance: Tensor, keep: int) -> tuple[Tensor, Ten
         addresses = [_address(one) for one in part]
         return library().madtp_choose(*addresses[:2], len(part[0]), cosine.shape[1], keep, *addresses[2:])
 
-    threads = min(torch.get_num_threads(), len(cosine))
+    threads = max(1, min(torch.get_num_threads(), len(cosine)))
     parts = zip(*(one.chunk(threads) for one in (cosine, significance, kept, owner)), strict=True)
     with ThreadPoolExecutor(threads) as pool:
         failed = any(list(pool.map(work, parts)))
@@ -196,13 +196,14 @@ def _compiled() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madtp"
     file = folder / f"small-{made_of}.so"
     if not file.exists():
-        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        found = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
+        compiler = os.environ.get("CC", "").split() or found[:1]  # whose path may have spaces in it
         if not compiler:
             raise FileNotFoundError("there is none on the path")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             made = Path(draft) / file.name
-            command = [*compiler.split(), *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
+            command = [*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
             made.replace(file)  # at once, whoever else does the same
     return file

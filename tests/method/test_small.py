@@ -4,6 +4,8 @@ Shapes: B batch, H heads, N prunable tokens, L = N + 1, E width of a head, K lea
 """
 
 import multiprocessing
+import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -179,6 +181,17 @@ def test_compiled_functions_are_kept(monkeypatch, tmp_path):
     first = small._compiled()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert small._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
+
+
+@needs_compiler
+def test_a_compiler_may_be_in_a_folder_with_a_space(monkeypatch, tmp_path):
+    folder = tmp_path / "some tools"
+    folder.mkdir()
+    (folder / "cc").symlink_to(next(filter(None, map(shutil.which, ("cc", "gcc", "clang")))))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.delenv("CC", raising=False)
+    assert small._compiled().is_file()
 
 
 @needs_compiler

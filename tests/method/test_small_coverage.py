@@ -204,6 +204,13 @@ def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, m
     assert all(map(torch.equal, small.choose(turned, significance, keep), (kept, owner)))
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_no_sample_is_a_batch_as_well(trains):
+    x, attention, sizes = (one[:0] for one in example(20))
+    with torch.set_grad_enabled(trains):
+        assert [len(one) for one in shortened(x, attention, sizes, 1, 5)] == [0] * 4
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_pairs_that_are_not_finite_are_left_to_the_steps_which_find_a_place_for_all(value):
     cosine, significance = pairs(40)
