@@ -214,8 +214,8 @@ def _end(passes: Iterable[Iterator], others: Iterable[multiprocessing.Process] =
     processes = [*_workers(passes), *others]
     if not processes:
         return
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None  # it would raise over who is killed
+    told = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()  # not on Windows
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if told else None  # it would raise over who is killed
     killer = threading.Timer(GRACE, lambda: [process.kill() for process in processes])
     killer.start()
     for process in others:

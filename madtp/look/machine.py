@@ -23,7 +23,7 @@ def free_cores(seconds: float = WATCHED) -> int:
     are slowed down to where a single one would have been many times faster.
     """
     cores, before = usable_cores(), _idle_times()
-    if before is None:
+    if before is None or not before.keys() >= {*cores}:  # a container may number them anew
         return len(cores)
     time.sleep(seconds)
     after = _idle_times()

@@ -47,6 +47,12 @@ def test_a_system_that_does_not_tell_has_all_its_cores_free(monkeypatch, tmp_pat
     assert machine.free_cores() == len(machine.usable_cores()) == len(os.sched_getaffinity(0))
 
 
+def test_cores_by_other_numbers_than_the_system_s_are_taken_for_free(monkeypatch, tmp_path):
+    """As in a container, which may count its cores from 0 and be bound to those of its machine."""
+    still = [50] * 4, [1000] * 4
+    assert watched(monkeypatch, tmp_path / "stat", still, still, [2, 17]) == 2
+
+
 def test_what_the_user_says_counts(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(machine, "free_cores", None)

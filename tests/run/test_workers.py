@@ -140,6 +140,18 @@ def test_a_worker_that_ends_by_itself(train):
     one_line(*train(Troubled(sample=lambda split, index: os._exit(3))), "ended with status 3")
 
 
+class ElsewhereToy(Toy):
+    """A toy task on a system that has no signal for the end of a child, as Windows."""
+
+    def score(self, metrics):
+        vars(signal).pop("SIGCHLD", None)
+        return super().score(metrics)
+
+
+def test_workers_end_where_no_signal_tells_of_it(train):
+    assert train(ElsewhereToy()) == (0, "")
+
+
 def test_what_a_data_set_raises_keeps_its_traceback(train):
     def fail(split, index):
         raise RuntimeError("of the data set's own")
