@@ -62,15 +62,10 @@ class VQA(Task):
         return super().evaluate(model, loader, temperature)
 
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[dict]:
-        inference = self.config["inference"]
-        answers = model(
-            *(batch["image"], batch["question"], self.encoded_answers, temperature),
-            train=False,
-            inference=inference,
-            k_test=self.config["k_test"],
-            trace=trace,
-        )
-        if inference == "rank":
+        how = {name: self.config[name] for name in ("inference", "k_test")}
+        asked = batch["image"], batch["question"], self.encoded_answers
+        answers = model(*asked, temperature, train=False, trace=trace, **how)
+        if how["inference"] == "rank":
             answers = [self.answer_list[index] for index in answers.tolist()]
         given = batch["answers"] or [None] * len(answers)
         columns = zip(batch["question_id"], answers, given, strict=True)

@@ -219,7 +219,7 @@ class BlipDecoder(BlipBase):
     def next_words(self, image: Tensor, caption: list[str], temperature: float = 0.0) -> Tensor:
         """Probabilities [B, L, V] of the token behind each of a caption, the prompt included; 0 behind its end."""
         states, _ = self.encode(image, temperature)
-        text = self.tokenize(caption, "[DEC]", max_length=40)
+        text = self.tokenize(caption, "[DEC]", max_length=self.text_limits["caption"])
         logits, _ = self.text_decoder(text.input_ids, text.attention_mask, states=states)
         return at_least_single(logits).softmax(dim=-1) * text.attention_mask.unsqueeze(-1)
 
@@ -272,6 +272,5 @@ def blip_decoder(
     config: dict | None = None,
 ) -> BlipDecoder:
     """Builds the captioner and loads a checkpoint of BLIP, of MADTP or of ours."""
-
     construct = partial(BlipDecoder, image_size=image_size, prompt=prompt)
     return built(construct, {"vit": vit, "med_config": med_config}, config, pretrained, evaluate, ("text_decoder.",))

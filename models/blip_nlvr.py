@@ -74,7 +74,6 @@ def blip_nlvr(
     config: dict | None = None,
 ) -> BlipNLVR:
     """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours."""
-
     if evaluate and (kind := class_of(pretrained)):
         raise UserError(
             f"{pretrained} is a {kind}: transformers has no class with NLVR2's twin encoder; let it start training, or "

@@ -130,7 +130,6 @@ def blip_vqa(
     config: dict | None = None,
 ) -> BlipVQA:
     """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
-
     sizes = {"vit": vit, "med_config": med_config}
     construct = partial(BlipVQA, image_size=image_size)
     return built(construct, sizes, config, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))

@@ -83,10 +83,8 @@ def calibrate(
             target = _reachable(ceiling, target, tolerance, slack)
         temperature, factor = _next(low, high, factor), 4.0
     closest = min(seen, key=lambda t: (seen[t] > target, abs(seen[t] - target)))
-    logger.warning(
-        "no temperature found that costs %.1f %% of dense; T %.4g costs %.1f %%%s",
-        *(100 * target, closest, 100 * seen[closest], "" if low else ", and a lower one hardly more"),
-    )
+    found = 100 * target, closest, 100 * seen[closest], "" if low else ", and a lower one hardly more"
+    logger.warning("no temperature found that costs %.1f %% of dense; T %.4g costs %.1f %%%s", *found)
     return closest
 
 

@@ -60,10 +60,9 @@ def page(found: Sequence[Run], folders: Sequence[Path]) -> str:
     for name, run in zip(names, found, strict=True):
         body += about_run(name, run)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    title = f"<title>{escape(', '.join(names))}</title>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}{title}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(body) + "\n</body></html>\n"
-    )
+    head += f"<title>{escape(', '.join(names))}</title><style>{STYLE}</style>"
+    lines = ["<!doctype html>", f'<html lang="en"><head>{head}</head>', "<body>", *body, "</body></html>"]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def names_of(found: Sequence[Run]) -> list[str]:

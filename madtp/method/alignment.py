@@ -45,9 +45,7 @@ class QueryModel(nn.Module):
             return None, None
         query = self.q_map(layout.prunable(x))
         learnable = space_dict.to(query.dtype).transpose(0, 1).expand(len(query), -1, -1)
-        alignment = _product(
-            query, learnable
-        )  # batched, since a flat one would copy the tokens, and keep them to train
+        alignment = _product(query, learnable)  # batched: a flat one would copy the tokens, and keep them to train
         if not align:
             return alignment, None
         own, log_sizes = (None if values is None else values[:, 1:] for values in (layout.own, layout.log_sizes))
@@ -84,7 +82,7 @@ def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """[B, N, C] by [B, C, K] in the type of the right one, or in that of mixed precision."""
+    """Of batches of matrices, in the type of the right ones or, in mixed precision, in that."""
     device = left.device.type
     if torch.is_grad_enabled() and torch.is_autocast_enabled(device):
         return _CastProduct.apply(left, right, torch.get_autocast_dtype(device))

@@ -8,8 +8,6 @@ PRUNED = (
     "timm's plain vision transformers, open_clip's CLIP with such a tower, and transformers' CLIP, SigLIP, ViT, DINOv2 "
     "and BLIP"
 )
-
-
 WRAPPERS = {  # what they keep a model in
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",

@@ -32,8 +32,6 @@ NAMES = {
         **ATTENTION,
     ),
 }
-
-
 INTERMEDIATE = ("forward_intermediates", "get_intermediate_layers")
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.weights.fetching import fetch as fetch_file
-from madtp.shared.weights.fetching import opened
+from madtp.shared.weights import fetching
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +84,11 @@ def _keep(address: str, path: Path, said: dict) -> None:
     if path.is_file() and size in (None, path.stat().st_size):
         return
     logger.info("fetching %s", address)
-    fetch_file(address, path, digest, size)
+    fetching.fetch(address, path, digest, size)
 
 
 def _json(address: str, name: str) -> dict:
-    with opened(address, f"repository {name}") as response:
+    with fetching.opened(address, f"repository {name}") as response:
         content = response.read()
     with suppress(ValueError):
         content = json.loads(content)
