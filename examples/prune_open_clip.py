@@ -1,4 +1,7 @@
-"""Half of the cost of open_clip's image tower, in one line: `python examples/prune_open_clip.py [PRETRAINED]`.
+"""Half of the cost of open_clip's image tower, in one line.
+
+    python -m pip install .   # in the clone, once
+    python examples/prune_open_clip.py [PRETRAINED]
 
 Without a name of published weights, as `laion2b_s34b_b79k`, the model is a random one, and nothing is downloaded.
 """

@@ -1,4 +1,8 @@
-"""Half of a timm vision transformer's cost, in one line: `python examples/prune_timm.py [--pretrained]`."""
+"""Half of a timm vision transformer's cost, in one line.
+
+python -m pip install .   # in the clone, once
+python examples/prune_timm.py [--pretrained]
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""BLIP of transformers captions from merged tokens: `python examples/prune_transformers.py [FOLDER OR NAME]`.
+"""BLIP of transformers captions from merged tokens.
+
+    python -m pip install .   # in the clone, once
+    python examples/prune_transformers.py [FOLDER OR NAME]
 
 Without a folder or name of published weights, as `Salesforce/blip-image-captioning-base`, the model is a small random
 one, and nothing is downloaded.

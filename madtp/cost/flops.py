@@ -338,4 +338,4 @@ def paper_clip(queue: int = 57600) -> float:
 def run(args: Namespace) -> None:
     """Prints the table."""
     for task, gflops in paper_table().items():
-        print(f"{task} {gflops:.6f}")
+        print(f"{task} {gflops:.6f} GFLOPs")

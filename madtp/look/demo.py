@@ -93,7 +93,7 @@ def report(demo: Demo, folder: Path, quick: bool) -> None:
             f"{temperature:8.1f} {speed:10.0f}"
         )
     note = ["(--quick: these numbers mean nothing)"] if quick else []
-    table = "\n".join([*rows, f"measured on the same batches: {speeds[1] / speeds[0]:.2f} x faster", *note])
+    table = "\n".join([*rows, f"on the same batches {speeds[1] / speeds[0]:.2f} times as fast as dense", *note])
     print(f"\n{table}")
     write_atomic(folder / "table.txt", table + "\n")
     logs = [read_log(folder / stage.name) for stage in demo.stages[-2:]]

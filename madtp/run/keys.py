@@ -72,10 +72,14 @@ class Key:
 
 
 def checked(values: dict, keys: dict[str, Key], source: str, prefix: str = "") -> dict:
-    """Checks names, types and ranges; a UserError names the source, the key and the closest known one."""
+    """Checks names, types and ranges; a UserError names the source, the key, and whose key it is or the closest one."""
     for name in values:
         if name not in keys:
             unknown = excerpt(name).strip("'")
+            owners = [task for task, own in TASK_KEYS.items() if name in own and not prefix]
+            if owners:
+                whose = f"'{unknown}', which is one of {', '.join(owners)}"
+                raise UserError(f"{source}: unknown key {whose}; take a file of this task, or that task")
             closest = difflib.get_close_matches(unknown, keys, n=1, cutoff=0.0)[0]
             raise UserError(f"{source}: unknown key '{prefix}{unknown}', the closest known key is '{prefix}{closest}'")
     return {name: keys[name].checked(value, f"{prefix}{name}", source) for name, value in values.items()}

@@ -220,7 +220,14 @@ class TestMistakes:
         "text, message",
         [
             ("image_sise: 96", "unknown key 'image_sise', the closest known key is 'image_size'"),
-            ("k_test: 5", "unknown key 'k_test'"),
+            (
+                "k_test: 5",
+                "unknown key 'k_test', which is one of vqa, retrieval, retrieval_flickr, retrieval_clip; take",
+            ),
+            (
+                "coco_gt_root: x",
+                "unknown key 'coco_gt_root', which is one of caption; take a file of this task, or that",
+            ),
             ("7: 5", "unknown key '7'"),
             ("image_size: large", "image_size is 'large', expected an integer, at least 1"),
             ("image_size: 96.5", "image_size is 96.5, expected an integer"),
