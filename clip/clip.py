@@ -82,7 +82,7 @@ def locate(name: str) -> Path:
         return located(name)
     path = Path(FOLDER) / MODELS[name][0]
     if not path.is_file():
-        raise UserError(f"{name} is not in {FOLDER}/: copy {path.name} there, or fetch it with --download")
+        raise UserError(f"{name} is not in {FOLDER}/: copy {path.name} there, or let a script fetch it by --download")
     return path
 
 

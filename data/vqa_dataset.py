@@ -129,7 +129,9 @@ def read_answer_list(ann_root: str | Path) -> list[str]:
         UserError: no such file, or no list of answers in it.
     """
     path = Path(ann_root) / "answer_list.json"
-    answers = read_json(path, f"put it there, set ann_root in the config, or make it: {MAKE_LIST}")
+    answers = read_json(
+        path, f"put it there, set ann_root, make it: {MAKE_LIST}, or rank none: --set inference=generate"
+    )
     if not isinstance(answers, list) or not is_text(answers):
         raise UserError(f"{path}: expected a list of answers, not {excerpt(answers)}; make it: {MAKE_LIST}")
     return answers

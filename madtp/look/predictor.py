@@ -202,8 +202,10 @@ def load(
 def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -> tuple[Task, nn.Module, Stored]:
     """The task of a checkpoint, its model and how it prunes; see `load`."""
     set_seed(0)  # guidance that a dense checkpoint lacks is drawn, and drawn alike every time
-    checkpoint = checkpoint if checkpoint in available_models() else str(located(checkpoint))
-    config, task = config or beside(checkpoint), task or task_of(checkpoint)
+    published = checkpoint in available_models()
+    checkpoint = checkpoint if published else str(located(checkpoint))
+    config = config or beside(checkpoint)
+    task = task or ("retrieval_clip" if published else task_of(checkpoint))
     if not (task or config):
         raise UserError(f"{checkpoint}: no config.yaml beside it; say what it is with --task or --config")
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))

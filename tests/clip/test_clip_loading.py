@@ -213,7 +213,7 @@ def test_a_damaged_archive(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, message", [("absent.pt", "no such checkpoint"), ("ViT-B/16", "fetch it with --download")]
+    "name, message", [("absent.pt", "no such checkpoint"), ("ViT-B/16", "let a script fetch it by --download")]
 )
 def test_no_file(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from compress_caption_dtp import Caption
 from madtp.__main__ import main
@@ -60,6 +60,23 @@ def test_a_class_of_another_task_is_nothing_to_evaluate(tmp_path, picture, capsy
     assert main(["predict", "--task", "caption", "--checkpoint", str(folder), "--image", picture]) == 2
     error = capsys.readouterr().err
     assert "is a BlipForImageTextRetrieval, a model of task retrieval, and cannot be evaluated at caption" in error
+
+
+def test_a_published_clip_is_known_by_its_name(picture, capsys, tmp_path, monkeypatch):
+    """What is missing is its file, not a word on what it is for."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--checkpoint", "ViT-B/16", "--image", picture, "--text", "a dog"]) == 2
+    assert "let a script fetch it by --download" in capsys.readouterr().err
+
+
+@needs_5
+def test_questions_without_a_list_of_answers_may_be_answered_freely(tmp_path, picture, capsys, monkeypatch):
+    """As the error says; whoever brings a model alone has no list."""
+    folder = saved(blip(BlipForQuestionAnswering), tmp_path / "vqa", vocabulary=True)
+    monkeypatch.chdir(tmp_path)
+    asked = ["predict", "--checkpoint", str(folder), "--image", picture, "--text", "what is it?"]
+    assert main(asked) == 2 and "--set inference=generate" in capsys.readouterr().err
+    assert main([*asked, "--set", "inference=generate"]) == 0
 
 
 class TestImageSize:

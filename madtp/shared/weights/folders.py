@@ -41,7 +41,7 @@ def _fetched(name: Path) -> Path:
     """The folder of a repository of the hub."""
     folder = hub.place_of(name)
     if not folder.is_dir():
-        missing = f"nor is it at {folder}, where --download puts the hub's repository of this name"
+        missing = f"nor is it at {folder}, where a script's --download puts the hub's repository of this name"
         raise UserError(f"{name}: no such checkpoint, {missing}; docs/tasks.md has other downloads")
     return folder
 

@@ -172,7 +172,7 @@ def test_paths_are_no_names(path):
 def test_a_name_that_was_not_fetched(serve):
     asked = serve(FILES)
     with pytest.raises(
-        UserError, match="owner/name: no such checkpoint, nor is it at pretrained/owner/name, where --down"
+        UserError, match="owner/name: no such checkpoint, nor is it at pretrained/owner/name, where a script's --down"
     ):
         folders.located("owner/name")
     assert asked == []
