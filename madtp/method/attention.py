@@ -68,7 +68,8 @@ def attend(
         if dropout > 0:
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
-            if counted is None and small.serves(query):
+            plain = counted is None and (mask is None or mask.dtype is torch.bool)
+            if plain and small.serves(query, key, value):
                 output, *found = small.attend(query, key, value, mask)
                 return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()
@@ -83,7 +84,7 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, pref
     Args:
         query: [B, H, L, E], the class token's first.
         key: [B, H, L, E].
-        bias: added to the logits, or boolean, broadcastable to [B, H, 1, L].
+        bias: added to the logits, or boolean, broadcastable to [B, 1, 1, L].
         prefix: how many tokens in front are never pruned, the class token the first of them.
     """
     with exact(query.device.type):

@@ -42,7 +42,7 @@ def keep_sample(x: Tensor, own: Tensor | None = None, align: bool = False, toget
     """
     if align or torch.is_grad_enabled():
         return Sequences(x, Masked(torch.ones_like(x[..., 0], dtype=torch.bool) if own is None else own, together))
-    if len(x) == together and (own is None or own.all()):
+    if len(x) <= together and (own is None or own.all()):
         return Sequences(x, ALONE)
     return Packed.of(x, own, together)
 

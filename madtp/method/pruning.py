@@ -79,7 +79,7 @@ def prune_tokens(
         [class token, kept tokens in their order, merged token], that is [B, k + 2, D], and what was kept;
         or `x` itself and None where the layer prunes nothing.
     """
-    if temperature <= 0:
+    if temperature <= 0 or not len(x):
         return x, None
     with exact(x.device.type):  # a threshold rounded to half precision misplaces tokens
         significance, passing = assess(scores, alignment, temperature, protected)

@@ -35,7 +35,7 @@ static void read(Sequence own, const float *key, const float *value, const int64
  * of them [count], weighted by heads; keeps the class token's weights [H, P] in `first`.
  */
 static void attend_block(
-    Sequence own, const float *query, const int64_t strides[3], const uint8_t *mask, const int64_t steps[3],
+    Sequence own, const float *query, const int64_t strides[3], const uint8_t *mask, const int64_t steps[4],
     int64_t token, int64_t count, float *first, float *output, float *largest, float *paid)
 {
     float asked[TOGETHER * own.width], weights[TOGETHER * own.padded], mixed[TOGETHER * own.wide];
@@ -48,8 +48,8 @@ static void attend_block(
                    own.width * sizeof(float));
         products(asked, own.width, 1, own.keys + head * own.width * own.padded, own.width, own.padded, weights);
         for (int64_t one = 0; one < count; one++)
-            softmax(weights + one * own.padded, 1 / sqrtf(own.width), mask ? mask + (token + one) * steps[1] : NULL,
-                    steps[2], own.length);
+            softmax(weights + one * own.padded, 1 / sqrtf(own.width),
+                    mask ? mask + head * steps[1] + (token + one) * steps[2] : NULL, steps[3], own.length);
         if (token == 0)
             memcpy(first + head * own.padded, weights, own.padded * sizeof(float));
         products(weights, own.padded, 1, own.values + head * own.length * own.wide, own.length, own.wide, mixed);
@@ -71,13 +71,13 @@ static void attend_block(
 /* Self-attention with its scores.
  *
  * query, key and value [B, H, L, E], their samples, heads and tokens `strides` numbers apart; `mask` NULL or booleans
- * whose samples, queries and keys are `steps` apart. Fills output [B, L, H, E] and the scores of the prunable tokens,
- * [B, N] each: the sum over the prunable queries of the largest weight of any head, and what the class token pays, each
- * head weighted by its share in the token's output norm. Returns 0, or 1 where there is no memory.
+ * whose samples, heads, queries and keys are `steps` apart. Fills output [B, L, H, E] and the scores of the prunable
+ * tokens, [B, N] each: the sum over the prunable queries of the largest weight of any head, and what the class token
+ * pays, each head weighted by its share in the token's output norm. Returns 0, or 1 where there is no memory.
  */
 int madtp_attend(
     const float *query, const float *key, const float *value, const int64_t strides[3], const uint8_t *mask,
-    const int64_t steps[3], int64_t batch, int64_t heads, int64_t length, int64_t width, float *output,
+    const int64_t steps[4], int64_t batch, int64_t heads, int64_t length, int64_t width, float *output,
     float *self_attention, float *cls_attention)
 {
     int64_t tokens = length - 1, padded = in_tiles(length), wide = in_tiles(width);
@@ -205,6 +205,8 @@ int64_t madtp_prune(
     const int64_t *protected, double temperature, int64_t min_keep, int64_t batch, int64_t tokens, int64_t width,
     int64_t learnable, int64_t *rows, float *shortened)
 {
+    if (batch < 1 || tokens < 2)
+        return NOTHING_PRUNED;
     float significance[batch][tokens], ranked[batch][tokens];
     int64_t keep = 0;
     for (int64_t sample = 0; sample < batch; sample++) {

@@ -35,7 +35,7 @@ VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mpref
 ATTENTION, COVERAGE = 2**20, 2**25  # multiplications of all pairs of tokens, up to which this is the faster way
 PATIENCE = 60  # seconds that a compiler has
 NOTHING_PRUNED = -1
-_THREE = ctypes.c_int64 * 3
+_THREE, _FOUR = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
 
 def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
@@ -64,13 +64,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tu
         query, key, value = (x.contiguous() for x in (query, key, value))
     output = query.new_empty(batch, length, heads, width)
     sums, cls_attention = query.new_empty(batch, length - 1), query.new_empty(batch, length - 1)
-    strides, steps = query.stride()[:3], (0, 0, 0)
-    if mask is not None:
-        mask = mask.expand(batch, 1, length, length)
-        steps = (mask.stride(0), mask.stride(2), mask.stride(3))
+    mask = None if mask is None else mask.expand(batch, heads, length, length)
+    strides, steps = query.stride()[:3], (0, 0, 0, 0) if mask is None else mask.stride()
     short_of_memory = library().madtp_attend(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), _THREE(*strides),
-        _address(mask), _THREE(*steps),
+        _address(mask), _FOUR(*steps),
         batch, heads, length, width, output.data_ptr(), sums.data_ptr(), cls_attention.data_ptr(),
     )  # fmt: skip
     if short_of_memory:
@@ -178,7 +176,7 @@ def library() -> ctypes.CDLL | None:
         logger.info("pruning takes its small steps one by one, for want of a C compiler: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _THREE, *[number] * 4, *[pointer] * 3]
+    found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, *[number] * 4, *[pointer] * 3]
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
     found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]

@@ -235,6 +235,15 @@ def test_what_is_prepared_for_and_when():
         assert padded.layout.counts == [2] and padded.tokens.equal(x[1:, :2])
 
 
+@pytest.mark.parametrize("keep", KEEP)
+def test_no_images_are_a_batch_as_well(models, keep):
+    for name in ("caption", "clip"):
+        models[name].keep = KEEP[keep]
+    with torch.no_grad():
+        states, _ = models["caption"].encode(images(2, seed=5)[:0], 8.0)
+        assert len(states.first) == 0 == len(models["clip"].encode_image(images(2, seed=5)[:0], 8.0))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 8.0])
 def test_a_sample_alone_takes_no_more_steps_than_by_the_rule_batch(task, temperature):
     def steps(keep):

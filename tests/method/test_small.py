@@ -27,24 +27,46 @@ def heads_of(batch, heads, length, width):
     return projected.permute(2, 0, 3, 1, 4)
 
 
-def masks(batch, length):
-    """None, padding, and the future hidden as well."""
+def masks(batch, heads, length):
+    """None, padding, the future hidden as well, and the future by itself, but for every other head."""
     padding = torch.arange(length) < torch.tensor([[length - number % 2] for number in range(batch)])
-    return [None, padding[:, None, None], padding[:, None, None] & torch.ones(length, length, dtype=torch.bool).tril()]
+    padding, past = padding[:, None, None], torch.ones(length, length, dtype=torch.bool).tril()
+    return [None, padding, padding & past, past | (torch.arange(heads) % 2 == 1)[:, None, None]]
 
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 50, 32), (3, 2, 33, 5), (1, 4, 7, 40)])
-@pytest.mark.parametrize("kind", range(3))
+@pytest.mark.parametrize("kind", range(4))
 @torch.inference_mode()
 def test_attention_and_scores_are_those_of_the_steps_in_double_precision(shape, kind):
     query, key, value = heads_of(*shape)
-    mask = masks(shape[0], shape[2])[kind]
+    mask = masks(*shape[:3])[kind]
     assert small.serves(query) and not small.serves(query.double())
     output, scores = attend(query, key, value, mask, scores=True)
     expected, expected_scores = attend(query.double(), key.double(), value.double(), mask, scores=True)
     for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch, length", [(2, 1), (2, 2), (0, 5)])
+@torch.inference_mode()
+def test_where_there_is_nothing_to_prune_all_stays(dtype, batch, length):
+    query, key, value = (part.to(dtype) for part in heads_of(batch, 2, length, 4))
+    output, scores = attend(query, key, value, scores=True)
+    assert output.shape == query.shape and scores.cls_attention.shape == (batch, length - 1)
+    x, alignment = torch.zeros(batch, length, 4, dtype=dtype), torch.ones(batch, length - 1, 3, dtype=dtype)
+    left, _, kept = RECTANGLE.prune(x, scores, alignment, 2.0)
+    assert left is x and kept is None
+
+
+@torch.inference_mode()
+def test_what_no_step_takes_is_not_misread_either():
+    """A mask that is no boolean, and parts of several types: an error, as of long sequences."""
+    query, key, value = heads_of(1, 2, 5, 4)
+    for given in ((query, key, value, torch.zeros(1, 1, 5, 5)), (query, key.double(), value, None)):
+        with pytest.raises((TypeError, RuntimeError)):
+            attend(*given, scores=True)
 
 
 @needs_compiler
@@ -86,10 +108,10 @@ def test_what_is_no_number_spreads_as_in_the_steps(broken, kind, monkeypatch):
     parts = [part.contiguous() for part in heads_of(2, 3, 6, 4)]
     which, place, value = broken
     parts[which][place] = value
-    found = small.attend(*parts, masks(2, 6)[kind])
+    found = small.attend(*parts, masks(2, 3, 6)[kind])
     assert torch.cat([part.flatten() for part in found]).isnan().any() == (kind == 0 or place[0] == 0)
     monkeypatch.setattr(small, "library", lambda: None)
-    output, scores = attend(*parts, masks(2, 6)[kind], scores=True)
+    output, scores = attend(*parts, masks(2, 3, 6)[kind], scores=True)
     for one, other in zip(found, (output, *scores), strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
 
