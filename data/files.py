@@ -37,7 +37,8 @@ def read_entries(path: Path) -> list:
     """
     entries = read_json(path, correction(path) if path.is_file() else f"put it there, set ann_root, or {CONVERT}")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: expected a list of entries, found {excerpt(entries)}; {correction(path)}")
+        found = "an empty one" if entries == [] else excerpt(entries)
+        raise UserError(f"{path}: expected a list of entries, found {found}; {correction(path)}")
     return entries
 
 

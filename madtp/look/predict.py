@@ -18,7 +18,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 from madtp.look.predictor import Forward, Predictor, load
-from madtp.look.samples import BadPicture, Sample, batch_of, clean_text, find_pictures, samples_of
+from madtp.look.samples import BadPicture, Sample, as_typed, batch_of, clean_text, find_pictures, samples_of
 from madtp.method.errors import UserError
 from madtp.method.rules import setting
 from madtp.run import config as configuration
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         prepare_drawing(args.visualize)
     predictor = load_from(args)
     pictures, left_out = find_pictures(args.image)
-    samples = samples_of(predictor.task.name, pictures, args.text)
+    samples = samples_of(predictor.task.name, pictures, [as_typed(text) for text in args.text])
     for line in left_out:
         note(line)
     bad = []

@@ -94,6 +94,18 @@ def read_picture(path: Path, wanted: int = 0) -> Image.Image:
         raise BadPicture(f"{path} is no picture that can be read: {error}") from error
 
 
+def as_typed(text: str) -> str:
+    """A text of the command line as its bytes mean it, whatever Python made of them by the terminal's locale.
+
+    Raises:
+        UserError: they are not UTF-8.
+    """
+    try:
+        return text.encode(errors="surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text {text!r} is no text in UTF-8; set the terminal to it") from error
+
+
 def samples_of(task: str, pictures: Sequence[Path], texts: Sequence[str]) -> list[Sample]:
     """Puts pictures and texts together as a task wants them.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import create_dataset, create_loader
 from data.caption_dataset import image_ids
-from data.files import BadImage, leaves_folder, on_disk, read_image
+from data.files import BadImage, leaves_folder, on_disk, read_entries, read_image
 from utils import UserError
 
 CONFIG = {"image_size": 16, "prompt": "a ", "dataset": "flickr", "inference": "generate", "train_files": ["vqa_train"]}
@@ -223,3 +223,9 @@ def test_the_way_out_fits_what_the_file_is(tmp_path, content, way_out):
         create_dataset("nlvr", CONFIG | {"ann_root": str(tmp_path), "image_root": str(tmp_path)})
     assert str(error.value).startswith(f"{tmp_path}/nlvr_train.json") and way_out in str(error.value)
     assert (Path.cwd() / "docs/own_data.md").exists()
+
+
+def test_a_file_without_entries_is_called_empty(tmp_path):
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(UserError, match="train.json: expected a list of entries, found an empty one"):
+        read_entries(tmp_path / "train.json")

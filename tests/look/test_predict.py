@@ -42,6 +42,16 @@ def test_own_pictures_are_answered_alone_as_in_any_company(name, checkpoint, pic
     assert together[0]["compressed"]["tokens"]["image"][1:] == [float(row.left[0]) for row in trace.layers["image"]]
 
 
+def test_a_text_is_utf_8_whatever_the_terminal_is_set_to(checkpoint, pictures, capsys):
+    """Python hands on bytes that it cannot read, in an ASCII locale all others, as halves of characters."""
+    asked_in_ascii = b"a r\xc3\xa9d circle".decode("ascii", "surrogateescape")
+    flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:2], "--text"]
+    ours, plain = (asked(capsys, *flags, text)[0] for text in (asked_in_ascii, "a réd circle"))
+    assert ours["text"] == plain["text"] and ours["compressed"]["tokens"] == plain["compressed"]["tokens"]
+    assert main(["predict", *flags, b"a r\xe9d circle".decode(errors="surrogateescape")]) == 2
+    assert capsys.readouterr().err == "error: --text 'a r\\udce9d circle' is no text in UTF-8; set the terminal to it\n"
+
+
 def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
     flags = ["--image", *pictures[:2], "--text", "a red circle"]
     assert main(["predict", "--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
