@@ -40,20 +40,20 @@ class Teacher:
         with torch.no_grad():
             dense, _ = self.tower(image, align=False)
         if isinstance(left, Tensor):
-            return apart(left, dense)
-        (tokens, layout), first = left, apart(left.first, dense[:, 0])
-        if layout.places is None and tokens.shape != dense.shape:
+            return cosine_distance(left, dense)
+        (tokens, layout), first = left, cosine_distance(left.first, dense[:, 0])
+        if layout.places is None and (layout.own is not None or tokens.shape != dense.shape):
             return first
         patches = tokens[:, 1:] if layout.places is None else take(tokens[:, 1:], layout.places)
-        return (first + apart(patches, dense[:, 1:])) / 2
+        return (first + cosine_distance(patches, dense[:, 1:])) / 2
 
 
-def apart(x: Tensor, target: Tensor) -> Tensor:
+def cosine_distance(x: Tensor, target: Tensor) -> Tensor:
     """The mean of 1 - cos over vectors [..., D], in single precision."""
     with torch.autocast(x.device.type, enabled=False):
         return 1 - F.cosine_similarity(x.float(), target.float(), dim=-1).mean()
 
 
-def lesson(teacher: Teacher | None, image: Tensor, left: Sequences | Tensor) -> dict[str, Tensor]:
+def distillation_loss(teacher: Teacher | None, image: Tensor, left: Sequences | Tensor) -> dict[str, Tensor]:
     """`loss_distil`, where there is a teacher; see `Teacher.distance`."""
     return {} if teacher is None else {"loss_distil": teacher.distance(image, left)}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from madtp.method.distillation import Teacher, apart, lesson
+from madtp.method.distillation import Teacher, cosine_distance, distillation_loss
 from madtp.method.keep import Coverage, keep_batch, keep_sample
+from madtp.method.layout import Masked, Sequences
 from madtp.shared.layers import Guidance
 from models.blip_nlvr import blip_nlvr
 from tests.tiny import build, images
@@ -48,7 +49,7 @@ def test_places_say_what_every_token_stands_for(model):
 def test_a_tower_that_keeps_everything_is_as_far_as_its_tokens_are(model):
     model, tower, teacher = model
     left, dense = left_by(tower, keep_batch, 0.0, model.space_dict), teacher.tower(images(3))[0]
-    expected = (apart(left.tokens[:, 0], dense[:, 0]) + apart(left.tokens[:, 1:], dense[:, 1:])) / 2
+    expected = (cosine_distance(left.tokens[:, 0], dense[:, 0]) + cosine_distance(left.tokens[:, 1:], dense[:, 1:])) / 2
     torch.testing.assert_close(teacher.distance(images(3), left), expected)
     assert Teacher(tower).distance(images(3), left).abs() < 1e-6 < expected
 
@@ -57,8 +58,17 @@ def test_a_tower_that_keeps_everything_is_as_far_as_its_tokens_are(model):
 def test_of_what_drops_patches_the_class_tokens_are_compared(model, keep):
     model, tower, teacher = model
     left = left_by(tower, keep, 30.0, model.space_dict)
-    expected = apart(left.first, teacher.tower(images(3))[0][:, 0])
+    expected = cosine_distance(left.first, teacher.tower(images(3))[0][:, 0])
     torch.testing.assert_close(teacher.distance(images(3), left), expected)
+
+
+def test_also_where_only_some_samples_dropped_patches(model):
+    """By the rule `sample` these stand to the left of a rectangle that the others fill."""
+    model, _, teacher = model
+    dense = teacher.tower(images(3))[0]
+    own = torch.arange(dense.shape[1]) < torch.tensor([[dense.shape[1]], [4], [dense.shape[1]]])
+    left = Sequences(dense.roll(1, dims=1), Masked(own))
+    torch.testing.assert_close(teacher.distance(images(3), left), cosine_distance(left.first, dense[:, 0]))
 
 
 def test_a_teacher_stays_as_it_is_and_no_part_of_the_model(model):
@@ -66,9 +76,10 @@ def test_a_teacher_stays_as_it_is_and_no_part_of_the_model(model):
     names, weights = set(model.state_dict()), [value.clone() for value in teacher.tower.state_dict().values()]
     model.teacher = teacher
     model.train()
-    lesson(teacher, images(3), left_by(tower, Coverage(3, 0.7), 1.5, model.space_dict))["loss_distil"].backward()
+    left = left_by(tower, Coverage(3, 0.7), 1.5, model.space_dict)
+    distillation_loss(teacher, images(3), left)["loss_distil"].backward()
     assert set(model.state_dict()) == names and not teacher.tower.training
     assert tower.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
     assert all(value.grad is None for value in teacher.tower.parameters())
     assert all(map(torch.equal, weights, teacher.tower.state_dict().values()))
-    assert lesson(None, images(3), None) == {}
+    assert distillation_loss(None, images(3), None) == {}
