@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-from madtp.method.errors import UserError, of_the_user
+from madtp.method.errors import UserError, as_user_error
 from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (UserError, RuntimeError, MemoryError) as error:
-        if (fault := of_the_user(error)) is None:
+        if (fault := as_user_error(error)) is None:
             raise
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
-from madtp.method.distillation import Teacher, lesson
+from madtp.method.distillation import Teacher, distillation_loss
 from madtp.method.errors import UserError
 from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
@@ -211,7 +211,7 @@ class BlipDecoder(BlipBase):
         guidance = {"space_dict": self.space_dict, "align": align, "trace": trace, "keep": self.keep}
         logits, output = self.text_decoder(text.input_ids, text.attention_mask, states=states, **guidance)
         losses = token_losses(logits[:, :-1], targets)
-        result = {"loss_task": losses.sum() / (targets != -100).sum(), **lesson(self.teacher, image, states)}
+        result = {"loss_task": losses.sum() / (targets != -100).sum(), **distillation_loss(self.teacher, image, states)}
         if align:
             result["loss_sim"] = similarity_loss(image_aligned, output.aligned)
         return result

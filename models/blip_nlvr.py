@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
-from madtp.method.distillation import lesson
+from madtp.method.distillation import distillation_loss
 from madtp.method.errors import UserError
 from madtp.shared.weights import checkpoint
 from madtp.shared.weights.transformers_models import class_of
@@ -58,7 +58,7 @@ class BlipNLVR(BlipBase):
         logits = self.cls_head(output.first)
         if not train:
             return logits
-        losses = {"loss_task": F.cross_entropy(logits, targets), **lesson(self.teacher, image, states)}
+        losses = {"loss_task": F.cross_entropy(logits, targets), **distillation_loss(self.teacher, image, states)}
         if align:
             left, right = image_aligned.chunk(2)
             losses["loss_sim"] = similarity_loss((left + right) / 2, output.aligned)

@@ -12,7 +12,7 @@ from transformers import BatchEncoding
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
-from madtp.method.distillation import lesson
+from madtp.method.distillation import distillation_loss
 from madtp.method.precision import at_least_single
 from madtp.shared import generation
 from models.answer_ranking import rank_answers
@@ -69,7 +69,7 @@ class BlipVQA(BlipBase):
         output = self.read(text, words, states, temperature, align, trace)
         if train:
             losses = {"loss_task": self._answer_loss(output, answer, n, weights)}
-            losses |= lesson(self.teacher, image, states)
+            losses |= distillation_loss(self.teacher, image, states)
             if align:
                 losses["loss_sim"] = similarity_loss(image_aligned, output.aligned)
             return losses

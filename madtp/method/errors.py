@@ -12,7 +12,7 @@ class UserError(ValueError):
 NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
-def of_the_user(error: Exception) -> UserError | None:
+def as_user_error(error: Exception) -> UserError | None:
     """The error if it is the user's to mend, also where memory ran out; None for any other."""
     if isinstance(error, UserError):
         return error

@@ -21,7 +21,7 @@ from madtp.cost.processes import (
     world_size,
 )
 from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
-from madtp.method.errors import UserError, of_the_user
+from madtp.method.errors import UserError, as_user_error
 from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
@@ -61,7 +61,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
     except Interrupted as signal:
         status = signal.status
     except (UserError, RuntimeError, MemoryError) as error:
-        if (fault := of_the_user(error)) is None:
+        if (fault := as_user_error(error)) is None:
             raise
         if isinstance(fault, RatioOutOfReach):
             company = "smaller batches help (the sample that needs most decides for its batch)"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from madtp.cost.processes import all_gather
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
-from madtp.method.distillation import Teacher, lesson
+from madtp.method.distillation import Teacher, distillation_loss
 from madtp.method.precision import at_least_single
 
 EMPTY = -100  # number of the image where the queue has not been filled yet
@@ -102,7 +102,7 @@ class MomentumContrast(nn.Module):
         features = tuple(map(at_least_single, features))  # autocast leaves norms in half precision on a CPU
         losses = {"loss_ita": self.contrastive_loss(*features, idx, alpha, scale)}
         losses |= self.further_losses(online, text, idx, temperature, trace)
-        losses |= lesson(self.teacher, image, online.image if online.states is None else online.states)
+        losses |= distillation_loss(self.teacher, image, online.image if online.states is None else online.states)
         self.enqueue(*features[2:], idx)
         if temperature > 0:
             losses["loss_sim"] = similarity_loss(online.image_aligned, online.text_aligned)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from madtp.method.errors import UserError, of_the_user
+from madtp.method.errors import UserError, as_user_error
 from madtp.run.engine import main
 from madtp.run.output import start_log, write_results
 from madtp.shared.weights import checkpoint
@@ -73,13 +73,13 @@ def test_memory_that_runs_out_is_one_line(tmp_path, flags, capfd):
 
 def test_errors_of_the_user_are_told_from_others():
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 3.00 MiB free.")
-    assert str(of_the_user(cuda)).startswith("the memory of the GPU ran out (Tried to allocate 2.00 GiB); smaller ")
+    assert str(as_user_error(cuda)).startswith("the memory of the GPU ran out (Tried to allocate 2.00 GiB); smaller ")
     taken = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
-    assert str(of_the_user(taken)).startswith("the memory of the GPU ran out; smaller ")
+    assert str(as_user_error(taken)).startswith("the memory of the GPU ran out; smaller ")
     windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes.")
-    assert str(of_the_user(windows)).startswith("the memory of this machine ran out (tried to allocate 4096 bytes); ")
-    assert str(of_the_user(MemoryError())).startswith("the memory of this machine ran out; smaller ")
-    assert of_the_user(RuntimeError("shapes differ")) is None and of_the_user(UserError("a")).args == ("a",)
+    assert str(as_user_error(windows)).startswith("the memory of this machine ran out (tried to allocate 4096 bytes); ")
+    assert str(as_user_error(MemoryError())).startswith("the memory of this machine ran out; smaller ")
+    assert as_user_error(RuntimeError("shapes differ")) is None and as_user_error(UserError("a")).args == ("a",)
 
 
 class NoisyPoints(Points):
