@@ -98,9 +98,10 @@ def _next(low: float | None, high: float | None, factor: float) -> float:
 def _reachable(ceiling: float, target: float, tolerance: float, slack: float) -> float:
     """The target, or the ceiling where that is dearer by no more than the slack."""
     if ceiling > target + tolerance + slack:
+        most = math.floor(1000 * (1 - ceiling)) / 1000
         raise RatioOutOfReach(
-            f"p {1 - target:.3g} is out of reach: without any bound on the temperature this model still costs "
-            f"{ceiling:.1%} of dense, so p can be at most {math.floor(1000 * (1 - ceiling)) / 1000:.3g}; lower p"
+            f"p {1 - target:.3g} is out of reach: pruned as far as it goes this model still costs "
+            f"{100 * ceiling:.1f} % of dense, so p can be at most {most:.3g}; lower p"
         )
     if ceiling <= target + tolerance:
         return target

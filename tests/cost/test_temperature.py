@@ -74,7 +74,7 @@ def test_ripples_do_not_mislead_the_search(goal, start):
 
 def test_a_target_beyond_the_ceiling_is_an_error_that_names_it():
     cost, asked = counted(smooth(64, 0.489))
-    with pytest.raises(RatioOutOfReach, match=r"p 0\.7 .* 48\.9% .* at most 0\.511") as error:
+    with pytest.raises(RatioOutOfReach, match=r"p 0\.7 .* 48\.9 % .* at most 0\.511") as error:
         calibrate(cost, 0.3, 1.0)
     assert "\n" not in str(error.value)
     assert len(asked) <= 4

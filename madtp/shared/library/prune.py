@@ -218,11 +218,18 @@ def inputs_of(batches: Batches | None, model: nn.Module, tower: str) -> Iterator
         parts = parts if isinstance(parts, tuple | list) else [parts]
         found = next((part for part in parts if isinstance(part, Tensor) and _fits(part, tower)), None)
         if found is None:
-            raise UserError(f"batches are of {WANTED[tower]}, as the model takes them, not {excerpt(batch)}")
+            raise UserError(f"batches are of {WANTED[tower]}, as the model takes them, not {_told(batch)}")
         if not found.isfinite().all():
             raise UserError("batches hold numbers that are infinite or none: give pictures as the model takes them")
         if len(found):
             yield found.to(device_of(model), dtype if tower == IMAGE else None)
+
+
+def _told(batch: Any) -> str:
+    """What a batch is, of a tensor by what is wrong with it: its shape or its type."""
+    if isinstance(batch, Tensor):
+        return f"a tensor {[*batch.shape]} of {str(batch.dtype).removeprefix('torch.')}"
+    return excerpt(batch)
 
 
 def _each(batches: Batches, tower: str) -> Iterator[Any]:
