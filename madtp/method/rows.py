@@ -18,9 +18,8 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
     """Sums of the rows that have one owner: [B, L, D] and owners [B, L], each below n, to [B, n, D]."""
     batch, _, width = x.shape
-    trains = torch.is_grad_enabled() and not torch.jit.is_tracing()  # which knows no backward pass but PyTorch's own
-    added = (_Added.apply if trains else _Added.forward)(x.flatten(0, 1), _flat(owner, sums), batch * sums)
-    return added.view(batch, sums, width)
+    added = _Added.apply if torch.is_grad_enabled() and not _transformed() else _Added.forward
+    return added(x.flatten(0, 1), _flat(owner, sums), batch * sums).view(batch, sums, width)
 
 
 def followed(places: Tensor | None, owner: Tensor) -> Tensor:
@@ -37,6 +36,13 @@ def _flat(places: Tensor, length: int) -> Tensor:
     """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
     starts = length * torch.arange(places.shape[0], device=places.device)
     return (places + starts.unsqueeze(1)).flatten()
+
+
+def _transformed() -> bool:
+    """Whether a trace is made or torch.func is at work, which know PyTorch's own derivatives alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 class _Added(torch.autograd.Function):

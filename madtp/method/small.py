@@ -39,7 +39,7 @@ _THREE, _FOUR = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
 
 def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
-    """Whether tokens are few, and nobody wants gradients or a graph of what is done to them.
+    """Whether tokens are few, and nobody wants gradients, a graph or another transform of what is done to them.
 
     Args:
         x: [..., L, width].
@@ -47,6 +47,8 @@ def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
         most: multiplications of all pairs of tokens.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._are_functorch_transforms_active():  # torch.func's tensors have no memory to point to
         return False
     for one in (x, *others):  # the numbers of a subclass need not lie in memory as C has them
         if one is not None and not (type(one) is Tensor and one.dtype is torch.float32 and one.is_cpu):

@@ -5,6 +5,7 @@ Shapes: B batch, H heads, L = F + N tokens, of which F in front stay, D width, n
 
 import pytest
 import torch
+from torch.func import grad, jvp, vmap
 
 from madtp.method import coverage, small
 from madtp.method.attention import class_attention
@@ -202,6 +203,24 @@ def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, m
     assert owner.equal(coverage.owners(cosine.double(), kept))
     turned = cosine.transpose(0, 1).contiguous().transpose(0, 1)
     assert all(map(torch.equal, small.choose(turned, significance, keep), (kept, owner)))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_gradients_of_every_sample_by_torch_func_are_those_of_each_alone(trains):
+    x, attention, _ = example(20)
+
+    def loss(x, attention):
+        return shortened(x.unsqueeze(0), attention.unsqueeze(0), None, 1, 5)[0].square().sum()
+
+    with torch.set_grad_enabled(trains):
+        torch.testing.assert_close(vmap(loss)(x, attention), torch.stack(list(map(loss, x, attention))))
+    slow = [
+        torch.autograd.grad(loss(own.requires_grad_(), paid), own)[0]
+        for own, paid in zip(x.clone(), attention, strict=True)
+    ]
+    torch.testing.assert_close(vmap(grad(loss))(x, attention), torch.stack(slow))
+    _, moved = jvp(lambda x: vmap(loss)(x, attention), (x,), (x,))
+    torch.testing.assert_close(moved, (torch.stack(slow) * x).sum(dim=(1, 2)))
 
 
 @pytest.mark.parametrize("trains", [False, True])
