@@ -75,7 +75,11 @@ def load(
 
 
 def locate(name: str) -> Path:
-    """The file of a published model's name, or where the weights of a path are."""
+    """The file of a published model's name, or where the weights of a path are.
+
+    Raises:
+        UserError: the model has no tokens, or its file is not there.
+    """
     if re.fullmatch(r"RN\d+(x\d+)?", name):
         raise UserError(f"{name} is a CLIP with ResNet, which has no tokens to prune; use one of {', '.join(MODELS)}")
     if name not in MODELS:

@@ -33,7 +33,11 @@ FINE_TUNED = ("space_dict", *QUEUES)  # entries of models that were made of Open
 
 
 def sizes_of(state: dict[str, Tensor], path: str | Path) -> Sizes:
-    """The sizes that a state dict's shapes tell."""
+    """The sizes that a state dict's shapes tell.
+
+    Raises:
+        UserError: it is no CLIP, or one with parts that ours does not have.
+    """
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{path} is a CLIP with ResNet, which has no tokens to prune; use a ViT, like ViT-B-16.pt")
     check_names(state, path)
@@ -71,7 +75,11 @@ def ratio(state: dict[str, Tensor], tower: str, width: int) -> float:
 
 
 def fresh_sizes(chosen: dict | None) -> Sizes:
-    """The sizes that a configuration chose for a model from scratch; those of the text follow from the tokenizer."""
+    """The sizes that a configuration chose for a model from scratch; those of the text follow from the tokenizer.
+
+    Raises:
+        UserError: it leaves some out.
+    """
     sizes = {"image_resolution": 224, "context_length": CONTEXT_LENGTH, "vocab_size": VOCABULARY} | (chosen or {})
     absent = [field.name for field in fields(Sizes) if field.default is MISSING and field.name not in sizes]
     if absent:

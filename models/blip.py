@@ -109,7 +109,11 @@ class BlipBase(nn.Module):
         return self.text_encoder(text.input_ids, text.attention_mask, **sides, **guidance)
 
     def text_config(self, med_config: str | Path | dict, states_width: int):
-        """BERT sizes that fit this model's tokenizer and what the text attends to."""
+        """BERT sizes that fit this model's tokenizer and what the text attends to.
+
+        Raises:
+            UserError: they are none, or have fewer words than the tokenizer.
+        """
         checkpointed = checkpointed_layers(self.config)
         sizes = read_config(
             med_config, encoder_width=states_width, sd_dim=self.config["sd_dim"], checkpointed_layers=checkpointed
@@ -142,7 +146,11 @@ class BlipBase(nn.Module):
 
 
 def create_vit(vit: str | dict, image_size: int, config: dict, drop_path: float = 0.0) -> VisionTransformer:
-    """Builds the image encoder from the name of a size or a dict of sizes."""
+    """Builds the image encoder from the name of a size or a dict of sizes.
+
+    Raises:
+        UserError: there is no such name, or the sizes do not fit each other.
+    """
     if not isinstance(vit, dict) and vit not in VIT_SIZES:
         raise UserError(f"vit: {vit!r} is none of {', '.join(VIT_SIZES)}; a dict with embed_dim, depth, ... works too")
     sizes = vit if isinstance(vit, dict) else VIT_SIZES[vit]

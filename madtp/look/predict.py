@@ -153,7 +153,11 @@ def batched(
 def chosen_temperature(
     predictor: Predictor, batches: list[dict], temperature: float | None = None, p: float | None = None
 ) -> float:
-    """The temperature asked for, the one that removes p from these batches, or the checkpoint's own."""
+    """The temperature asked for, the one that removes p from these batches, or the checkpoint's own.
+
+    Raises:
+        UserError: it is none, out of reach, or that of another rule.
+    """
     if temperature is not None and not temperature >= 0:
         raise UserError(f"--temperature is {temperature}, expected at least 0")
     if p is not None and not 0 <= p < 1:

@@ -26,7 +26,11 @@ VOCABULARY = ("vocab.txt", "tokenizer.json")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads both towers, then writes the checkpoint and the configurations and says what was done."""
+    """Reads both towers, then writes the checkpoint and the configurations and says what was done.
+
+    Raises:
+        UserError: a folder or a vocabulary is missing, or they do not fit each other.
+    """
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
     image_folder, text_folder = (hub.folder_of(name, args.download) for name in (args.image, args.text))
@@ -62,7 +66,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def adapted(path: str, sizes: dict) -> dict:
-    """The configuration of a task with other towers."""
+    """The configuration of a task with other towers.
+
+    Raises:
+        UserError: it is CLIP's, or cannot be read.
+    """
     task = configuration.task_of(path)
     if task == "retrieval_clip":
         raise UserError(f"{path} is for CLIP, which has its own two towers; name a configuration of BLIP's")

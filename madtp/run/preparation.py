@@ -96,7 +96,11 @@ class Run:
 
 
 def prepare(task: Task, args: Namespace, config: dict) -> Run:
-    """Reads data and model; whatever the user has to mend shows here, before anything is trained."""
+    """Reads data and model; whatever the user has to mend shows here, before anything is trained.
+
+    Raises:
+        UserError: a file, a key or an image folder that is missing, or does not fit the others.
+    """
     from data import create_loader  # only now, so that --help and a wrong flag are answered at once
 
     if args.evaluate and not config["pretrained"]:

@@ -120,7 +120,11 @@ def gflops(pruned: Pruned, entered: int, shape: float, amount: float) -> float:
 
 
 def pruned_of(model: nn.Module, tower: str | None = None) -> Pruned:
-    """The forward that prunes a tower of a model, of its image tower first."""
+    """The forward that prunes a tower of a model, of its image tower first.
+
+    Raises:
+        UserError: it is not pruned.
+    """
     found = [place.replacement for place in replaced(model, tower) if isinstance(place.replacement, Pruned)]
     if not found:
         raise UserError(f"this {type(model).__name__} is not pruned: madtp.prune(model, p=0.5, batches=images) first")
@@ -180,7 +184,11 @@ def settled(shape: float | None) -> float:
 def search(
     adapted: Adapted, pruned: Pruned, share: float, batches: Iterable[Tensor], shapes: tuple[float, ...]
 ) -> None:
-    """Finds amount and shape: of those that cost this share of dense, the ones that move the model's answers least."""
+    """Finds amount and shape: of those that cost this share of dense, the ones that move the model's answers least.
+
+    Raises:
+        UserError: no shape costs so little, or there is no image.
+    """
     amounts, moved = {}, {}
     for images in batches:
         pruned.amount = 0.0
@@ -209,7 +217,11 @@ def amounts_at(pruned: Pruned, share: float, shapes: tuple[float, ...]) -> dict[
 
 
 def inputs_of(batches: Batches | None, model: nn.Module, tower: str) -> Iterator[Tensor]:
-    """The images, or words, of batches in any of their forms, where and in what precision the model wants them."""
+    """The images, or words, of batches in any of their forms, where and in what precision the model wants them.
+
+    Raises:
+        UserError: there are none, or not of the form that is wanted.
+    """
     if batches is None:
         raise UserError(f"p needs batches: some {tower}s that the model will see, to find out what can go")
     dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())

@@ -137,7 +137,11 @@ def bert_sizes(config: PretrainedConfig) -> dict:
 
 
 def stated_normalisation(folder: str | Path, model_type: str) -> Normalisation:
-    """What the folder's preprocessor_config.json says, or ImageNet's for a DINOv2, whose are all alike."""
+    """What the folder's preprocessor_config.json says, or ImageNet's for a DINOv2, whose are all alike.
+
+    Raises:
+        UserError: it says nothing, and the tower is no DINOv2.
+    """
     path = Path(folder) / PREPROCESSOR
     if path.is_file():
         stated = read_json(path, "--mean and --std say what the tower was trained with")

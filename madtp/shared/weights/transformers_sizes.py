@@ -23,6 +23,9 @@ def read_sizes(folder: str | Path, known: Mapping[str, str]) -> PretrainedConfig
     Args:
         folder: with the file.
         known: the classes by the model_type that is wanted.
+
+    Raises:
+        UserError: it is of another type, or not as the library reads it.
     """
     from transformers import AutoConfig  # only now, since it takes seconds and most checkpoints do without
 
