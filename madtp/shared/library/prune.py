@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -66,10 +67,14 @@ def prune(
         pruned = install(adapted)
         if amount is not None:
             pruned.amount, pruned.shape = amount, settled(shape)
-        elif p > 0:
+        elif p > 0 or batches is not None:
             with inference(model):
                 inputs = inputs_of(batches, model, tower)
-                search(adapted, pruned, 1 - p, inputs, SHAPES if shape is None else (shape,))
+                if p > 0:
+                    search(adapted, pruned, 1 - p, inputs, SHAPES if shape is None else (shape,))
+                else:
+                    for images in islice(inputs, 1):
+                        adapted.answer(images)  # whose size tells the cost
     except BaseException:  # Ctrl-C, too, would leave it pruned by what was tried last
         restore(model, tower)
         raise

@@ -387,3 +387,10 @@ def test_a_picture_of_copies_shows_the_copies(name):
     for colours in centres:
         _, counts = np.unique(colours, axis=0, return_counts=True)
         assert counts.tolist() == [4] * 4
+
+
+def test_pruned_by_nothing_its_cost_is_known_at_once():
+    """As whoever goes through several p expects."""
+    model = make("timm")
+    assert madtp.cost(madtp.prune(model, 0, noise()))["percent"] == 100
+    assert madtp.cost(madtp.prune(model, 0.5, noise()))["percent"] < 60
