@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.photos.cells import COUNTED, LESSONS, RULES, TAUGHT, TUNED, title_of
-from benchmarks.photos.results import Results, cell_of, lesson, score, score_name
+from benchmarks.photos.results import Results, cell_of, cost_name, lesson, score, score_name, task_name
 
 MOST_SHOWN = ("dense", "image", "coverage", "tome")  # have the plainest colours
 OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, COUNTED) and not rule.startswith(TAUGHT))
@@ -42,23 +42,28 @@ def scores(results: Results, path: Path, task: str) -> str:
         axis.plot([], [], MARKS[schedule], color="gray", markersize=5, label=schedule or "a schedule of its own")
     axis.set_xlabel("% of the sample's dense GFLOPs")
     axis.set_ylabel(score_name(task))
-    return finish(figure, path, f"{task}: score against cost, not fine-tuned; lines join each rule's best schedules")
+    shown = "score against cost, not fine-tuned; lines join each rule's best schedules"
+    return finish(figure, path, f"{task_name(task)}: {shown}")
 
 
 def tokens(results: Results, path: Path, task: str, p: str) -> str:
-    """Tokens left after each layer at one cost: each rule by its best schedule, the best first."""
+    """Tokens left after each layer at one cost: each rule by its best schedule, the best first, equal ones together."""
     figure, axis = plt.subplots(figsize=(9, 5.5))
-    drawn = set()
+    best: dict[str, dict] = {}
     for one in sorted((one for one in results.at(task, float(p)) if "scores" in one), key=score, reverse=True):
-        if one["rule"] not in drawn:
-            name = cell_of(one).title
-            layers = range(1, len(one["tokens"]) + 1)
-            axis.plot(layers, one["tokens"], marker=".", label=name, alpha=0.8, **look_of(one["rule"]))
-            drawn.add(one["rule"])
+        best.setdefault(one["rule"], one)
+    alike: dict[tuple[int, ...], list[dict]] = {}
+    for one in best.values():
+        alike.setdefault(tuple(map(round, one["tokens"])), []).append(one)
+    for first, *others in alike.values():
+        name = "; ".join(cell_of(one).title for one in (first, *others))
+        layers = range(1, 1 + len(first["tokens"]))
+        axis.plot(layers, first["tokens"], marker=".", label=name, alpha=0.8, **look_of(first["rule"]))
     axis.set_xlabel("layer")
     axis.set_ylabel("tokens left")
     axis.set_ylim(bottom=0)
-    return finish(figure, path, f"{task}, p {p}: tokens left after each layer, every rule by its best schedule")
+    shown = "tokens left after each layer, every rule by its best schedule"
+    return finish(figure, path, f"{task_name(task)} at {cost_name(float(p))}: {shown}")
 
 
 def learning(results: Results, path: Path, task: str) -> str:
@@ -67,7 +72,7 @@ def learning(results: Results, path: Path, task: str) -> str:
     rules, costs = ["dense", *TUNED], {0.0: "-", 0.5: "-", 0.7: "--"}
     own = (one for one in results.tuned.values() if one["task"] == task and "curve" in one)
     for one in (one for one in own if lesson(one) == LESSONS[0] and one["rule"] in rules):
-        name = ", ".join([cell_of(one).title, *([f"{100 - 100 * one['p']:.0f} %"] if one["p"] else [])])
+        name = ", ".join([cell_of(one).title, *([cost_name(one["p"])] if one["p"] else [])])
         name += f", seed {one['seed']}" if one["seed"] > 1 else ""
         name += f", {one['steps']} steps" if one["steps"] != STEPS else ""
         style = {"color": COLORS[one["rule"]], "linestyle": costs.get(one["p"], ":"), "label": name}
@@ -77,7 +82,7 @@ def learning(results: Results, path: Path, task: str) -> str:
             axis.plot(*zip(*points, strict=True), marker=MARKS[one["schedule"]], markersize=5, **style)
     for axis, shown in zip(axes, ("loss, mean since the last checkpoint", "score of the first photos"), strict=True):
         axis.set(xlabel="step", ylabel=shown)
-    return finish(figure, path, f"{task}: fine-tuning under the rules")
+    return finish(figure, path, f"{task_name(task)}: fine-tuning under the rules")
 
 
 def look_of(rule: str) -> dict[str, str]:

@@ -9,12 +9,13 @@ from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.reranking import SHORT_LIST
-from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, title
+from benchmarks.photos.results import FURTHER, SCORE, Results, cost_name, score, score_name, task_name, title
 from benchmarks.photos.verdicts import against_the_best
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
 FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
 WORDS = Path(__file__).parent / "words.md"
+LONGER = "longer"  # folder of results of dense models that were trained for more epochs than the recipe's
 
 
 def write_report(results: Path, docs: Path) -> None:
@@ -29,11 +30,11 @@ def dense(results: Results) -> str:
     for task in ALL_TASKS:
         record, blind = results.dense(task), results.blind(task)
         if record is None:
-            rows.append([task, *["not run"] * 4])
+            rows.append([task_name(task), *["not run"] * 4])
             continue
         further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
         without = NONE if blind is None else f"{blind:.1f}"
-        rows.append([task, f"{score(record):.1f}", without, further, str(record["count"])])
+        rows.append([task_name(task), f"{score(record):.1f}", without, further, str(record["count"])])
     return table(["task", "score", "image-free baseline", "further scores", "photos"], rows)
 
 
@@ -44,7 +45,7 @@ def curves(results: Results) -> str:
         return "None was recorded."
     rows = []
     for one in map(json.loads, file.read_text().splitlines()):
-        name = one["task"] + (", image-free" if one["blind"] else "")
+        name = task_name(one["task"]) + (", image-free" if one["blind"] else "")
         rows.append([name, str(one["epoch"]), f"{one['loss']:.2f}", f"{one[SCORE[one['task']]]:.1f}"])
     return table(["model", "epoch", "loss", "score on validation"], rows)
 
@@ -79,8 +80,8 @@ def headline(results: Results) -> str:
             scores = [value(results, task, str(p), rule, schedule) for rule, schedule in (ours, *rivals)]
             ahead = [gap(results, task, str(p), *ours, *rival) for rival in rivals]
             if set(scores) != {"not run"}:
-                name = f"{task}, {score_name(task)}"
-                rows.append([name, f"{100 - 100 * p:.0f} %", f"{score(results.dense(task)):.1f}", *scores, *ahead])
+                name = f"{task_name(task)}, {score_name(task)}"
+                rows.append([name, cost_name(p), f"{score(results.dense(task)):.1f}", *scores, *ahead])
     head = ["task", "cost", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
     return table(head, rows) if rows else "Not run."
 
@@ -112,9 +113,9 @@ def value(results: Results, task: str, p: str, rule: str, schedule: str = "none"
 def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: str, theirs: str = "none") -> str:
     """The difference of two cells of a cost, paired by photo, with its interval."""
     pair = [cell(results, task, p, *one) for one in ((rule, schedule), (other, theirs))]
-    if any(one is None or "photos" not in one for one in pair):
+    if None in pair:
         return "not run"
-    return str(results.against(*pair))
+    return str(results.against(*pair)) if all("photos" in one for one in pair) else NONE
 
 
 def changed(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
@@ -139,8 +140,10 @@ def chosen(results: Results, *tasks: str) -> str:
             if others:
                 top = max(others, key=score)
                 beside = [f"{top['schedule']}, {score(top):.1f}", str(results.against(one, top))]
-            rows.append([task, title_of(one["rule"]), f"{p:g}", one["shape"], f"{score(one):.1f}", *beside])
-    head = ["task", "method", "p", "shape found", "its score", "best fixed schedule that was run", "difference"]
+            rows.append(
+                [task_name(task), title_of(one["rule"]), cost_name(p), one["shape"], f"{score(one):.1f}", *beside]
+            )
+    head = ["task", "method", "cost", "shape found", "its score", "best fixed schedule that was run", "difference"]
     return table(head, rows) if rows else "Not run."
 
 
@@ -166,7 +169,7 @@ def missing(results: Results) -> str:
         cells = [cell for cell in plan(task, "val", ratios=[p]) if cell.p == p]
         ran = [cell for cell in cells if cell.name in results.known]
         rules = dict.fromkeys(title_of(cell.rule) for cell in ran)
-        rows.append([task, f"{100 - 100 * p:.0f} %", f"{len(ran)} of {len(cells)}", "; ".join(rules) or "none"])
+        rows.append([task_name(task), cost_name(p), f"{len(ran)} of {len(cells)}", "; ".join(rules) or "none"])
     return table(["task", "cost", "configurations run", "of these methods"], rows)
 
 
@@ -181,9 +184,9 @@ def final(results: Results) -> str:
     blocks = []
     for task in ALL_TASKS:
         for p in found.ratios(task):
-            blocks.append(f"{task}, p {p:g}:\n\n{compared(found, task, str(p))}")
+            blocks.append(f"{task_name(task)} at {cost_name(p)}:\n\n{compared(found, task, str(p))}")
         if any(one["task"] == task for one in found.tuned.values()):
-            blocks.append(f"{task}, fine-tuned:\n\n{finetuned.finetuned(found, task)}")
+            blocks.append(f"{task_name(task)}, fine-tuned:\n\n{finetuned.finetuned(found, task)}")
     return "\n\n".join(blocks) or "Not scored yet: `python -m benchmarks.photos --task retrieval --final`."
 
 
@@ -195,6 +198,11 @@ def final_gap(results: Results, *cells: str) -> str:
 def final_tuned_gap(results: Results, *cells: str) -> str:
     """As `finetuned.tuned_gap`, on the test split."""
     return finetuned.tuned_gap(tested(results), *cells)
+
+
+def longer(results: Results, block: str, *arguments: str) -> str:
+    """Another block, of the dense models that were trained for longer."""
+    return BLOCKS[block](Results(results.folder / LONGER, results.pictures), *arguments)
 
 
 def machines(results: Results) -> str:
@@ -216,5 +224,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
     *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
-    *(finetuned.lesson_gap, final_tuned_gap, against_the_best),
+    *(finetuned.lesson_gap, final_tuned_gap, against_the_best, longer),
 )

@@ -11,7 +11,7 @@ from utils import UserError
 
 RECALL = ("txt_r1", "img_r1")
 SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", RERANKING: "r_mean"}
-READ_AS = {"r_mean": "mean recall"}  # for readers
+READ_AS = {"r_mean": "mean recall", "caption": "captions", "vqa": "questions", RERANKING: "re-ranking"}  # for readers
 FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), RERANKING: RECALL}
 TOP = (1, 5, 10)
 
@@ -101,6 +101,16 @@ def score(record: dict) -> float:
 def score_name(task: str) -> str:
     """That number, for readers."""
     return READ_AS.get(SCORE[task], SCORE[task])
+
+
+def task_name(task: str) -> str:
+    """A task, for readers."""
+    return READ_AS.get(task, task)
+
+
+def cost_name(p: float) -> str:
+    """What is left of the cost, for readers."""
+    return f"{100 - 100 * p:.0f} %"
 
 
 def cell_of(record: dict) -> Cell:

@@ -6,7 +6,7 @@ from benchmarks.comparison.reporting import table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import finetuned
 from benchmarks.photos.cells import COUNTED, LESSONS
-from benchmarks.photos.results import Results, lesson, score, score_name
+from benchmarks.photos.results import Results, cost_name, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 
 OURS = "coverage"
@@ -34,8 +34,8 @@ def against_the_best(results: Results) -> str:
                     continue
                 gap = finetuned.against(results, ours, rival) if how == "yes" else results.against(ours, rival)
                 sides = [f"{finetuned.named(one)}, {score(one):.1f}" for one in (ours, rival)]
-                name = f"{task}, {score_name(task)}"
-                rows.append([name, f"{100 - 100 * p:.0f} %", how, *sides, str(gap), verdict(gap)])
+                name = f"{task_name(task)}, {score_name(task)}"
+                rows.append([name, cost_name(p), how, *sides, str(gap), verdict(gap)])
     head = ["task", "cost", "fine-tuned", "coverage", "best rival", "difference", "coverage is"]
     return table(head, rows) if rows else "Not run."
 

@@ -129,6 +129,26 @@ def test_every_line_of_learning_has_a_look_and_a_name_of_its_own(task, tmp_path,
     assert len(names) == len(looks) == len(lines)
 
 
+def test_rules_that_leave_equally_many_tokens_share_a_line(tmp_path, monkeypatch):
+    given = {
+        ("tome", "even"): [3, 2],
+        ("random", "even"): [3, 2],
+        ("pitome", "front"): [2, 2],
+        ("tome", "front"): [1, 1],
+    }
+    written = []
+    for number, ((rule, schedule), tokens) in enumerate(given.items()):
+        cell = cells.Cell("retrieval", "val", rule, schedule, 0.5)
+        line = {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": schedule, "p": 0.5}
+        written.append(line | {"tokens": tokens, "scores": {"r_mean": 40 - number}})
+    (tmp_path / "photos_retrieval.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plots.tokens(Results(tmp_path, tmp_path), tmp_path, "retrieval", "0.5")
+    found = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].lines}
+    assert found == {"ToMe, even; random, merged, even": [3, 2], "PiToMe, front": [2, 2]}
+
+
 def test_the_template_asks_for_nothing_unknown():
     asked = {place.split()[0] for place, _ in reporting.PLACE.findall(report.WORDS.read_text())}
     assert asked <= set(report.BLOCKS)
