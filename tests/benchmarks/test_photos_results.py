@@ -129,6 +129,17 @@ def test_every_line_of_learning_has_a_look_and_a_name_of_its_own(task, tmp_path,
     assert len(names) == len(looks) == len(lines)
 
 
+def test_models_that_were_trained_for_longer_are_a_world_of_their_own(tmp_path):
+    for folder, score in ((tmp_path, 40), (tmp_path / report.LONGER, 50)):
+        folder.mkdir(exist_ok=True)
+        cell = cells.Cell("caption", "val", "tome", "even", 0.5)
+        line = {"name": cell.name, "task": "caption", "rule": "tome", "schedule": "even", "p": 0.5}
+        (folder / "photos_caption.jsonl").write_text(json.dumps(line | {"scores": {"CIDEr": score}}) + "\n")
+    found = Results(tmp_path, tmp_path)
+    asked = "caption", "0.5", "tome", "even"
+    assert report.value(found, *asked) == "40.0" and report.longer(found, "value", *asked) == "50.0"
+
+
 def test_rules_that_leave_equally_many_tokens_share_a_line(tmp_path, monkeypatch):
     given = {
         ("tome", "even"): [3, 2],
