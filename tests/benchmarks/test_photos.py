@@ -350,7 +350,7 @@ def test_the_report_says_what_the_results_say(small, tmp_path):
     assert small.run("--report", str(tmp_path)) == 0
     text = (tmp_path / "photos.md").read_text()
     record = lines(small, "photos_vqa")["vqa-val-dense"]
-    assert f"| vqa | {record['scores']['accuracy']:.1f} |" in text and "{" not in text
+    assert f"| questions | {record['scores']['accuracy']:.1f} |" in text and "{" not in text
     for name in ("scores_retrieval", "learning_retrieval"):
         assert (tmp_path / "photos" / f"{name}.png").stat().st_size > 1000
 
