@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from madtp.method.layout import Rectangle
 from madtp.method.precision import at_least_single
+from madtp.method.transforms import is_transformed
 
 
 class QueryModel(nn.Module):
@@ -84,7 +85,7 @@ def similarity_loss(image: Tensor, text: Tensor) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Of batches of matrices, in the type of the right ones or, in mixed precision, in that."""
     device = left.device.type
-    if torch.is_grad_enabled() and torch.is_autocast_enabled(device):
+    if torch.is_grad_enabled() and torch.is_autocast_enabled(device) and not is_transformed():
         return _CastProduct.apply(left, right, torch.get_autocast_dtype(device))
     return left.to(right.dtype) @ right
 

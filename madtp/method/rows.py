@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from madtp.method.transforms import is_transformed
+
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """Some rows of every sample, which may come twice: [B, L, D] and their places [B, k] to [B, k, D]."""
@@ -18,7 +20,7 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 def add_up(x: Tensor, owner: Tensor, sums: int) -> Tensor:
     """Sums of the rows that have one owner: [B, L, D] and owners [B, L], each below n, to [B, n, D]."""
     batch, _, width = x.shape
-    added = _Added.apply if torch.is_grad_enabled() and not _transformed() else _Added.forward
+    added = _Added.apply if torch.is_grad_enabled() and not is_transformed() else _Added.forward
     return added(x.flatten(0, 1), _flat(owner, sums), batch * sums).view(batch, sums, width)
 
 
@@ -36,13 +38,6 @@ def _flat(places: Tensor, length: int) -> Tensor:
     """Places [B, k] in samples of a length, as places in all samples one after the other: [B * k]."""
     starts = length * torch.arange(places.shape[0], device=places.device)
     return (places + starts.unsqueeze(1)).flatten()
-
-
-def _transformed() -> bool:
-    """Whether a trace is made or torch.func is at work, which know PyTorch's own derivatives alone."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 class _Added(torch.autograd.Function):

@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from madtp.method.transforms import is_transformed
+
 logger = logging.getLogger(__name__)
 
 SOURCES = [Path(__file__).with_name(name) for name in ("small.c", "small_coverage.c")]
@@ -46,9 +48,7 @@ def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
         others: what else must be in single precision on a CPU.
         most: multiplications of all pairs of tokens.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if torch._C._are_functorch_transforms_active():  # torch.func's tensors have no memory to point to
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
         return False
     for one in (x, *others):  # the numbers of a subclass need not lie in memory as C has them
         if one is not None and not (type(one) is Tensor and one.dtype is torch.float32 and one.is_cpu):

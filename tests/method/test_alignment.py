@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.func import grad, vmap
 
 from madtp.method.alignment import QueryModel, aligned_feature, similarity_loss
 from madtp.method.layout import RECTANGLE
@@ -108,3 +109,16 @@ def test_training_keeps_no_copy_of_the_tokens_and_has_the_same_gradients(amp):
     plain, ours = results
     torch.testing.assert_close(ours[:2], plain[:2], rtol=0, atol=0)
     assert (plain[2], ours[2]) == (2 * amp, 0)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_gradients_of_every_sample_by_torch_func_are_those_of_each_alone(amp):
+    x, space_dict, model = seeded(1, 3, 8, 16), seeded(2, 2, 16), QueryModel(16, 16)
+
+    def loss(x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            outputs = model(x.unsqueeze(0), RECTANGLE, space_dict, 1.0, True)
+        return sum(output.float().square().sum() for output in outputs)
+
+    slow = torch.stack([grad(loss)(one) for one in x])
+    torch.testing.assert_close(vmap(grad(loss))(x), slow, rtol=0.02 * amp + 1e-9, atol=0.02 * amp + 1e-9)
