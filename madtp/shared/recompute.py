@@ -17,14 +17,14 @@ def through(x: Tensor, *steps: Callable[[Tensor], Tensor]) -> Tensor:
     """
 
     def run(x: Tensor) -> Tensor:
-        with _copies_forgotten(x.device.type):
-            for step in steps:
-                x = step(x)
+        for step in steps:
+            x = step(x)
         return x
 
     if not torch.is_grad_enabled():
         return run(x)
-    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+    with _copies_forgotten(x.device.type):  # in the backward pass too, which is as the forward pass was
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def _copies_forgotten(device: str) -> AbstractContextManager:
