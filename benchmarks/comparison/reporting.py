@@ -16,6 +16,11 @@ CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 Block = Callable[..., str]
 
 
+def cost_name(p: float) -> str:
+    """What is left of the dense cost, for readers."""
+    return f"{100 - 100 * p:.0f} %"
+
+
 def fill(template: Path, blocks: dict[str, Block], results: object) -> str:
     """The template with every `{name argument ...}` replaced by what the block of this name makes of the results.
 

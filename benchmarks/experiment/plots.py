@@ -10,7 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparison.methods import COMPARED, TOWERS
-from benchmarks.experiment.results import NAMES, final, share
+from benchmarks.comparison.reporting import cost_name
+from benchmarks.experiment.results import NAMES, final
 from madtp.look.paper import POINTS
 
 LOOKS = {
@@ -73,10 +74,10 @@ def tokens(results, path: Path, task: str) -> str:
             if any(found):
                 left = [mean(layer) for layer in zip(*found, strict=True)]
                 axis.plot(range(1, len(left) + 1), left, **look)
-        axis.set(title=f"{NAMES[task]}, {tower} tokens left at {share(SHOWN_AT)} of the cost", xlabel="after layer")
+        axis.set(title=f"{NAMES[task]}, {tower} tokens left at {cost_name(SHOWN_AT)} of the cost", xlabel="after layer")
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
-    return finish(figure, path, f"{NAMES[task]}: tokens left after each layer, at {share(SHOWN_AT)} of the cost")
+    return finish(figure, path, f"{NAMES[task]}: tokens left after each layer, at {cost_name(SHOWN_AT)} of the cost")
 
 
 def draw(axis, points: list[list[dict]], **look) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.methods import ABLATED, COMPARED, METHODS, TOWERS
-from benchmarks.comparison.reporting import NONE, named, table, write_page
+from benchmarks.comparison.reporting import NONE, cost_name, named, table, write_page
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
-from benchmarks.experiment.results import NAMES, Results, column, costs, final, scores, share, speed, spread
+from benchmarks.experiment.results import NAMES, Results, column, costs, final, scores, speed, spread
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
 from madtp.look.paper import POINTS
 
@@ -176,7 +176,7 @@ def keep(results: Results, *tasks: str) -> str:
                 found.append([record["crossed"] for record in records.values() if "score" in record["crossed"]])
                 towers, rule = KEPT[method]
                 pruned = " and ".join(tower for tower in towers if tower in found[0][0]["tokens"])
-                rows.append([NAMES[task], share(p), pruned, rule, *map(score_at_cost, found)])
+                rows.append([NAMES[task], cost_name(p), pruned, rule, *map(score_at_cost, found)])
     head = ["task", "cost", "pruned", "trained by", *(f"batch {batch}" for batch in batches), "run by the other rule"]
     return table(head, rows)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.comparison.reporting import cost_name
 from benchmarks.experiment.cells import BATCH
 from benchmarks.experiment.ledger import finished
 
@@ -47,12 +48,7 @@ class Results:
 
 def column(task: str, p: float) -> str:
     """A task and a cost, for readers."""
-    return f"{NAMES[task]}, {share(p)}"
-
-
-def share(p: float) -> str:
-    """What is left of the dense cost."""
-    return f"{100 - 100 * p:.0f} %"
+    return f"{NAMES[task]}, {cost_name(p)}"
 
 
 def final(record: dict) -> dict:

@@ -7,8 +7,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.comparison.reporting import cost_name
 from benchmarks.photos.cells import COUNTED, LESSONS, RULES, TAUGHT, TUNED, title_of
-from benchmarks.photos.results import Results, cell_of, cost_name, lesson, score, score_name, task_name
+from benchmarks.photos.results import Results, cell_of, lesson, score, score_name, task_name
 
 MOST_SHOWN = ("dense", "image", "coverage", "tome")  # have the plainest colours
 OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, COUNTED) and not rule.startswith(TAUGHT))

@@ -4,12 +4,12 @@ import json
 from itertools import product
 from pathlib import Path
 
-from benchmarks.comparison.reporting import NONE, named, table, write_page
+from benchmarks.comparison.reporting import NONE, cost_name, named, table, write_page
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.reranking import SHORT_LIST
-from benchmarks.photos.results import FURTHER, SCORE, Results, cost_name, score, score_name, task_name, title
+from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, task_name, title
 from benchmarks.photos.verdicts import against_the_best
 from benchmarks.photos.world import ALL_TASKS, TASKS
 

@@ -108,11 +108,6 @@ def task_name(task: str) -> str:
     return READ_AS.get(task, task)
 
 
-def cost_name(p: float) -> str:
-    """What is left of the cost, for readers."""
-    return f"{100 - 100 * p:.0f} %"
-
-
 def cell_of(record: dict) -> Cell:
     """The cell that a record is of."""
     return Cell(record["task"], record["split"], record["rule"], record["schedule"], record["p"])

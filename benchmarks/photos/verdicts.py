@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from benchmarks.comparison.reporting import table
+from benchmarks.comparison.reporting import cost_name, table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import finetuned
 from benchmarks.photos.cells import COUNTED, LESSONS
-from benchmarks.photos.results import Results, cost_name, lesson, score, score_name, task_name
+from benchmarks.photos.results import Results, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 
 OURS = "coverage"
