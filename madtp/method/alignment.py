@@ -87,7 +87,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     device = left.device.type
     if torch.is_grad_enabled() and torch.is_autocast_enabled(device) and not is_transformed():
         return _CastProduct.apply(left, right, torch.get_autocast_dtype(device))
-    return left.to(right.dtype) @ right
+    return torch.bmm(left.to(right.dtype), right)
 
 
 class _CastProduct(torch.autograd.Function):

@@ -69,13 +69,37 @@ def attend(
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
             plain = counted is None and (mask is None or mask.dtype is torch.bool)
-            if plain and small.serves(query, key, value):
+            if plain and small.serves(query, key, value, most=small.most_attention()):
                 output, *found = small.attend(query, key, value, mask)
                 return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()
             attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
             output, sums, cls_row = attended(query, key, value, mask, counted)
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
+
+
+def attend_with_class(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    prefix: int = 1,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Fused self-attention [B, H, L, E], and what the class token pays to every prunable token; see `class_attention`.
+
+    Args:
+        query: [B, H, L, E].
+        key: [B, H, L, E].
+        value: [B, H, L, E].
+        bias: added to the logits, or boolean, broadcastable to [B, 1, 1, L].
+        prefix: how many tokens in front are never pruned, the class token the first of them.
+        dropout: probability of dropping an attention weight; what the class token pays is as before.
+    """
+    if dropout == 0 and small.serves(query, key, value, bias):
+        return small.attend_with_class(query, key, value, bias, prefix)
+    output, _ = attend(query, key, value, bias, dropout=dropout)
+    return output, class_attention(query, key, bias, prefix)
 
 
 def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, prefix: int = 1) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from madtp.method import coverage, small
-from madtp.method.attention import AttentionScores, attend, class_attention
+from madtp.method.attention import AttentionScores, attend, attend_with_class
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.precision import accumulator
 from madtp.method.pruning import Kept
@@ -78,10 +78,10 @@ class Merged(Rectangle):
 
     def attend(self, query, key, value, mask=None, causal=False, scores=False, dropout=0.0):
         bias = self.seen_from_outside(mask, query.dtype)
-        output, _ = attend(query, key, value, bias, dropout=dropout)
         if not scores or not self.schedule.class_token:
-            return output, None
-        return output, AttentionScores(None, class_attention(query, key, bias, self.schedule.prefix))
+            return attend(query, key, value, bias, dropout=dropout)
+        output, cls_attention = attend_with_class(query, key, value, bias, self.schedule.prefix, dropout)
+        return output, AttentionScores(None, cls_attention)
 
     def seen_from_outside(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if self.sizes_of_tokens is None:

@@ -1,109 +1,13 @@
-/* Scores and pruning of a few short sequences on a CPU, a call each: what madtp.method.pruning does step by step.
+/* Pruning of a few short sequences on a CPU, one call: what madtp.method.pruning does step by step.
  *
- * Shapes: B batch, H heads, N prunable tokens, L = N + 1 with the class token in front, E width of a head, D of tokens,
- * K learnable tokens, k tokens kept. All arrays lie row by row.
+ * Shapes: B batch, N prunable tokens, L = N + 1 with the class token in front, D width, K learnable tokens, k tokens
+ * kept. All arrays lie row by row.
  */
 
 #include "small.h"
 
 static const float EPSILON = 1e-8f;
 enum { NOTHING_PRUNED = -1, NOT_FINITE = -2 };
-
-/* What a sample's queries are held against: of every head the keys as columns [H, E, P] and the values [H, L, W], P and
- * W the length and the width of a head, filled up to whole tiles by zeros. */
-typedef struct {
-    float *keys, *values;
-    int64_t heads, length, width, padded, wide;
-} Sequence;
-
-/* Reads keys and values, their heads and tokens `strides` numbers apart. */
-static void read(Sequence own, const float *key, const float *value, const int64_t strides[3])
-{
-    for (int64_t head = 0; head < own.heads; head++)
-        for (int64_t token = 0; token < own.length; token++) {
-            int64_t start = head * strides[1] + token * strides[2];
-            float *column = own.keys + head * own.width * own.padded + token;
-            for (int64_t channel = 0; channel < own.width; channel++)
-                column[channel * own.padded] = key[start + channel];
-            memcpy(own.values + (head * own.length + token) * own.wide, value + start, own.width * sizeof(float));
-        }
-}
-
-/* Attends from `count` queries, at most TOGETHER, that stand from `token` on, their heads and tokens `strides` apart.
- *
- * Fills output [count, H, E], the queries' largest weights of any head [count, P] and what the class token pays to each
- * of them [count], weighted by heads; keeps the class token's weights [H, P] in `first`.
- */
-static void attend_block(
-    Sequence own, const float *query, const int64_t strides[3], const uint8_t *mask, const int64_t steps[4],
-    int64_t token, int64_t count, float *first, float *output, float *largest, float *paid)
-{
-    float asked[TOGETHER * own.width], weights[TOGETHER * own.padded], mixed[TOGETHER * own.wide];
-    float total[TOGETHER] = {0}, weighted[TOGETHER] = {0};
-    memset(asked, 0, sizeof asked);
-    memset(largest, 0, count * own.padded * sizeof(float));
-    for (int64_t head = 0; head < own.heads; head++) {
-        for (int64_t one = 0; one < count; one++)
-            memcpy(asked + one * own.width, query + head * strides[1] + (token + one) * strides[2],
-                   own.width * sizeof(float));
-        products(asked, own.width, 1, own.keys + head * own.width * own.padded, own.width, own.padded, weights);
-        for (int64_t one = 0; one < count; one++)
-            softmax(weights + one * own.padded, 1 / sqrtf(own.width),
-                    mask ? mask + head * steps[1] + (token + one) * steps[2] : NULL, steps[3], own.length);
-        if (token == 0)
-            memcpy(first + head * own.padded, weights, own.padded * sizeof(float));
-        products(weights, own.padded, 1, own.values + head * own.length * own.wide, own.length, own.wide, mixed);
-        for (int64_t one = 0; one < count; one++) {
-            float size = sqrtf(dot(mixed + one * own.wide, mixed + one * own.wide, own.width));
-            weighted[one] += size * first[head * own.padded + token + one];
-            total[one] += size;
-            memcpy(output + (one * own.heads + head) * own.width, mixed + one * own.wide, own.width * sizeof(float));
-        }
-        for (int64_t place = 0; place < count * own.padded; place++) { /* NaN is larger than all numbers */
-            int larger = weights[place] > largest[place] || weights[place] != weights[place];
-            largest[place] = larger ? weights[place] : largest[place];
-        }
-    }
-    for (int64_t one = 0; one < count; one++)
-        paid[one] = weighted[one] / (total[one] + EPSILON);
-}
-
-/* Self-attention with its scores.
- *
- * query, key and value [B, H, L, E], their samples, heads and tokens `strides` numbers apart; `mask` NULL or booleans
- * whose samples, heads, queries and keys are `steps` apart. Fills output [B, L, H, E] and the scores of the prunable
- * tokens, [B, N] each: the sum over the prunable queries of the largest weight of any head, and what the class token
- * pays, each head weighted by its share in the token's output norm. Returns 0, or 1 where there is no memory.
- */
-int madtp_attend(
-    const float *query, const float *key, const float *value, const int64_t strides[3], const uint8_t *mask,
-    const int64_t steps[4], int64_t batch, int64_t heads, int64_t length, int64_t width, float *output,
-    float *self_attention, float *cls_attention)
-{
-    int64_t tokens = length - 1, padded = in_tiles(length), wide = in_tiles(width);
-    float *keys = calloc(heads * (width * padded + length * wide + padded) + TOGETHER * padded, sizeof(float));
-    if (!keys)
-        return 1;
-    Sequence own = {keys, keys + heads * width * padded, heads, length, width, padded, wide};
-    float *first = own.values + heads * length * wide, *largest = first + heads * padded, paid[TOGETHER] = {0};
-    memset(self_attention, 0, batch * tokens * sizeof(float));
-    for (int64_t sample = 0; sample < batch; sample++) {
-        int64_t start = sample * strides[0];
-        read(own, key + start, value + start, strides);
-        for (int64_t token = 0; token < length; token += TOGETHER) {
-            int64_t count = length - token < TOGETHER ? length - token : TOGETHER;
-            attend_block(own, query + start, strides, mask ? mask + sample * steps[0] : NULL, steps, token, count,
-                         first, output + (sample * length + token) * heads * width, largest, paid);
-            for (int64_t one = token == 0; one < count; one++) {
-                cls_attention[sample * tokens + token + one - 1] = paid[one];
-                for (int64_t other = 0; other < tokens; other++)
-                    self_attention[sample * tokens + other] += largest[one * padded + other + 1];
-            }
-        }
-    }
-    free(keys);
-    return 0;
-}
 
 /* Adds values / (their sum + 1e-8) to what is found already. */
 static void add_share(const float *values, int64_t count, float *found)
@@ -138,24 +42,27 @@ static void importance(
 static double threshold(
     const float *significance, const float *alignment, double temperature, int64_t tokens, int64_t learnable)
 {
-    float largest[learnable], sums[learnable], totals[learnable];
-    memcpy(largest, alignment, sizeof largest);
+    int64_t parts = in_tiles(learnable) / LANES;
+    Lanes row[parts], largest[parts], sums[parts], totals[parts];
+    memset(row, 0, sizeof row);
     memset(sums, 0, sizeof sums);
     memset(totals, 0, sizeof totals);
-    for (int64_t token = 1; token < tokens; token++)
-        for (int64_t one = 0; one < learnable; one++) {
-            float value = alignment[token * learnable + one];
-            largest[one] = value > largest[one] ? value : largest[one];
+    for (int64_t token = 0; token < tokens; token++) {
+        memcpy(row, alignment + token * learnable, learnable * sizeof(float));
+        for (int64_t part = 0; part < parts; part++)
+            largest[part] = token ? chosen(row[part] > largest[part], row[part], largest[part]) : row[part];
+    }
+    for (int64_t token = 0; token < tokens; token++) {
+        memcpy(row, alignment + token * learnable, learnable * sizeof(float));
+        for (int64_t part = 0; part < parts; part++) {
+            Lanes power = exponential((row[part] - largest[part]) / (float)temperature);
+            totals[part] += power;
+            sums[part] += power * significance[token];
         }
-    for (int64_t token = 0; token < tokens; token++)
-        for (int64_t one = 0; one < learnable; one++) {
-            float power = exponential((alignment[token * learnable + one] - largest[one]) / (float)temperature);
-            totals[one] += power;
-            sums[one] += power * significance[token];
-        }
+    }
     double least = INFINITY;
     for (int64_t one = 0; one < learnable; one++) {
-        double found = sums[one] / totals[one];
+        double found = ((float *)sums)[one] / ((float *)totals)[one];
         if (!isfinite(found))
             return NAN;
         least = fmin(least, found);

@@ -8,7 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOGETHER = 4, TILE = 32 }; /* rows and columns of sums that are held in registers */
+/* Numbers that the processor adds at once, and the rows and columns of sums that it holds in its registers. */
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+enum { TOGETHER = 6, TILE = 2 * LANES };
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
 
 /* The next multiple of TILE. */
 static inline int64_t in_tiles(int64_t count)
@@ -16,35 +26,47 @@ static inline int64_t in_tiles(int64_t count)
     return (count + TILE - 1) / TILE * TILE;
 }
 
-/* e^x for x <= 0, in a form that compilers make vectors of: 2^n e^r with |r| <= ln(2) / 2. NaN stays NaN. */
-static inline float exponential(float x)
+/* `one` where `where` is all bits, `other` where it is none. */
+static inline Lanes chosen(Integers where, Lanes one, Lanes other)
 {
-    float bounded = x > -87 ? x : -87; /* a number, for n */
-    int32_t n = (int32_t)(bounded * 1.44269504f - 0.5f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
-    union { int32_t bits; float value; } power = {(n + 127) << 23};
-    return x < -87 ? 0 : power.value * series;
+    return (Lanes)((where & (Integers)one) | (~where & (Integers)other));
+}
+
+/* e^x for x <= 0: 2^n e^r with |r| <= ln(2) / 2. NaN stays NaN. Compilers do not make this of a loop over numbers. */
+static inline Lanes exponential(Lanes x)
+{
+    Integers n = __builtin_convertvector(x * 1.44269504f - 0.5f, Integers);
+    Lanes whole = __builtin_convertvector(n, Lanes), r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Lanes series = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+    Integers power = (Integers)(series * (Lanes)((n + 127) << 23));
+    return (Lanes)(power & ~(x < -87)); /* 0 where n is out of range */
 }
 
 /* Products of matrices, TOGETHER rows of the first at a time, since these share what they read.
  *
- * Fills sums [TOGETHER, columns], columns a multiple of TILE: row r is the sum over i of factors[r * apart + i * step]
- * times row i of rows [count, columns].
+ * Fills sums [some, columns], columns a multiple of TILE: row r is the sum over i of factors[r * apart + i * step] times
+ * row i of a matrix that lies in tiles, [columns / TILE, count, TILE]. Rows up to the next multiple of TOGETHER are read and filled too.
  */
 static inline void products(
-    const float *restrict factors, int64_t apart, int64_t step, const float *restrict rows, int64_t count,
-    int64_t columns, float *restrict sums)
+    const float *restrict factors, int64_t apart, int64_t step, int64_t some, const float *restrict tiles,
+    int64_t count, int64_t columns, float *restrict sums)
 {
-    for (int64_t start = 0; start < columns; start += TILE) {
-        float tile[TOGETHER][TILE] = {{0}};
-        for (int64_t row = 0; row < count; row++)
-            for (int64_t one = 0; one < TOGETHER; one++)
-                for (int64_t column = 0; column < TILE; column++)
-                    tile[one][column] += factors[one * apart + row * step] * rows[row * columns + start + column];
-        for (int64_t one = 0; one < TOGETHER; one++)
-            memcpy(sums + one * columns + start, tile[one], sizeof tile[one]);
-    }
+    for (int64_t start = 0; start < columns; start += TILE)
+        for (int64_t first = 0; first < some; first += TOGETHER) {
+            const Lanes *own = (const Lanes *)(tiles + start * count);
+            Lanes left[TOGETHER] = {0}, right[TOGETHER] = {0};
+            for (int64_t row = 0; row < count; row++)
+                for (int64_t one = 0; one < TOGETHER; one++) {
+                    float factor = factors[(first + one) * apart + row * step];
+                    left[one] += factor * own[2 * row];
+                    right[one] += factor * own[2 * row + 1];
+                }
+            for (int64_t one = 0; one < TOGETHER; one++) {
+                Lanes *found = (Lanes *)(sums + (first + one) * columns + start);
+                found[0] = left[one];
+                found[1] = right[one];
+            }
+        }
 }
 
 /* Sum of the products of two vectors. */
@@ -67,27 +89,31 @@ static inline float sum_of(const float *values, int64_t count)
     return sum;
 }
 
-/* Softmax of logits [L], filled up to whole tiles by 0; `mask`, if any, is False where attention may not go; its
- * booleans are `step` apart. */
-static inline void softmax(float *logits, float scale, const uint8_t *mask, int64_t step, int64_t length)
+/* Softmax of logits [L], filled up to whole tiles by 0. `bias`, if any, is added to them; `mask`, if any, is False where
+ * attention may not go, its booleans `step` apart. */
+static inline void softmax(float *logits, const float *bias, const uint8_t *mask, int64_t step, int64_t length)
 {
     int64_t padded = in_tiles(length);
     float largest = -INFINITY, sum = 0;
+    for (int64_t token = 0; bias && token < length; token++)
+        logits[token] += bias[token];
     for (int64_t token = 0; mask && token < length; token++)
         if (!mask[token * step])
             logits[token] = -INFINITY;
     for (int64_t token = length; token < padded; token++)
         logits[token] = -INFINITY;
+    Lanes *own = (Lanes *)logits, sums = {0};
 #pragma omp simd reduction(max : largest)
     for (int64_t token = 0; token < padded; token++)
         largest = logits[token] > largest ? logits[token] : largest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t token = 0; token < padded; token++) {
-        logits[token] = exponential((logits[token] - largest) * scale);
-        sum += logits[token];
+    for (int64_t part = 0; part < padded / LANES; part++) {
+        own[part] = exponential(own[part] - largest);
+        sums += own[part];
     }
-    for (int64_t token = 0; token < padded; token++)
-        logits[token] /= sum;
+    for (int64_t lane = 0; lane < LANES; lane++)
+        sum += sums[lane];
+    for (int64_t part = 0; part < padded / LANES; part++)
+        own[part] *= 1 / sum;
 }
 
 /* How many come before a place when the largest value is first and equal ones keep their order. Knows no NaN. */

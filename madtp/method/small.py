@@ -1,11 +1,12 @@
-"""Scores and pruning of a few short sequences on a CPU, where a step's launch takes longer than its numbers.
+"""Attention with scores in single precision on a CPU, and pruning of a few short sequences, in C.
 
-MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds they
-would take more than the dropped tokens save. Here they are two calls into C a layer (`small.c`, `small_coverage.c`),
-which a machine's own compiler translates when they are first needed and which are then kept in the user's cache. Of
-long sequences too one call makes the choice by coverage, whose steps would each read and write all pairs of tokens.
-Without a compiler, for numbers that are not finite, and for everything that `serves` refuses, the steps of
-`madtp.method.pruning` and `madtp.method.coverage` do the work.
+MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds their
+launches would take more than the dropped tokens save. Here they are two calls a layer (`small_attention.c`; `small.c`,
+`small_coverage.c`), which a machine's own compiler translates when they are first needed and which are then kept in the
+user's cache. Of long sequences too attention with scores is one call, which makes the logits of a few queries at a time
+and all that comes of them while they are in the processor's cache; and so is the choice by coverage, whose steps would
+each read and write all pairs of tokens. Without a compiler, for numbers that are not finite, and for everything that
+`serves` refuses, the steps of `madtp.method.attention`, `pruning` and `coverage` do the work.
 
 Shapes: B batch, H heads, L tokens, of which F in front stay (MADTP: the class token) and N are prunable, E width of a
 head, D of a token, K learnable tokens, k tokens kept.
@@ -19,8 +20,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from math import gcd, inf
 from pathlib import Path
 
 import torch
@@ -30,18 +31,21 @@ from madtp.method.transforms import is_transformed
 
 logger = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("small.c", "small_coverage.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("small.c", "small_attention.c", "small_coverage.c")]
 HEADER = Path(__file__).with_name("small.h")
-FLAGS = ("-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC")
+THREADS = "-fopenmp", "-fopenmp-simd"  # with threads, those of PyTorch itself where its OpenMP is GNU's, and without
 VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mprefer-vector-width=512")}
 ATTENTION, COVERAGE = 2**20, 2**25  # multiplications of all pairs of tokens, up to which this is the faster way
+ALONE = 2**19  # up to which one thread is
+SHARE = 64  # queries that are worth a thread
 PATIENCE = 60  # seconds that a compiler has
 NOTHING_PRUNED = -1
 _THREE, _FOUR = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
 
 def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
-    """Whether tokens are few, and nobody wants gradients, a graph or another transform of what is done to them.
+    """Whether this is for C: few tokens, and nobody wants gradients, a graph or another transform of what is done.
 
     Args:
         x: [..., L, width].
@@ -61,20 +65,41 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tu
 
     As `madtp.method.attention.attend`.
     """
+    return _attend(query, key, value, mask, None, 1, True)
+
+
+def attend_with_class(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, prefix: int
+) -> tuple[Tensor, Tensor]:
+    """Self-attention [B, H, L, E] with a bias that is added to the logits, and what its class token pays, [B, N].
+
+    As `madtp.method.attention.attend_with_class`.
+    """
+    output, _, cls_attention = _attend(query, key, value, None, bias, prefix, False)
+    return output, cls_attention
+
+
+def _attend(query, key, value, mask, bias, prefix, scored):
     batch, heads, length, width = query.shape
     if not (query.stride() == key.stride() == value.stride() and query.stride(3) == 1):
         query, key, value = (x.contiguous() for x in (query, key, value))
-    output = query.new_empty(batch, length, heads, width)
-    sums, cls_attention = query.new_empty(batch, length - 1), query.new_empty(batch, length - 1)
+    threads = torch.get_num_threads() if query.numel() * length > ALONE else 1
+    parts = max(1, min(threads // gcd(batch, threads), length // SHARE))  # so that all threads end together
+    output, cls_attention = query.new_empty(batch, length, heads, width), query.new_empty(batch, length - prefix)
+    sums = query.new_empty(parts, batch, length - prefix) if scored else None
     mask = None if mask is None else mask.expand(batch, heads, length, length)
     strides, steps = query.stride()[:3], (0, 0, 0, 0) if mask is None else mask.stride()
+    bias = None if bias is None else bias.expand(batch, 1, 1, length).contiguous()
     short_of_memory = library().madtp_attend(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), _THREE(*strides),
-        _address(mask), _FOUR(*steps),
-        batch, heads, length, width, output.data_ptr(), sums.data_ptr(), cls_attention.data_ptr(),
+        _address(mask), _FOUR(*steps), _address(bias),
+        batch, heads, length, width, prefix, parts, threads,
+        output.data_ptr(), _address(sums), cls_attention.data_ptr(),
     )  # fmt: skip
     if short_of_memory:
         raise MemoryError(f"attention of {length} tokens by {heads} heads of width {width}")
+    if scored:
+        sums = sums[0] if parts == 1 else sums.sum(dim=0)
     return output.transpose(1, 2), sums, cls_attention
 
 
@@ -141,15 +166,10 @@ def choose(cosine: Tensor, significance: Tensor, keep: int) -> tuple[Tensor, Ten
     cosine, significance = cosine.contiguous(), significance.contiguous()
     kept = cosine.new_empty(len(cosine), keep, dtype=torch.long)
     owner = cosine.new_empty(significance.shape, dtype=torch.long)
-
-    def work(part: tuple[Tensor, ...]) -> int:
-        addresses = [_address(one) for one in part]
-        return library().madtp_choose(*addresses[:2], len(part[0]), cosine.shape[1], keep, *addresses[2:])
-
-    threads = max(1, min(torch.get_num_threads(), len(cosine)))
-    parts = zip(*(one.chunk(threads) for one in (cosine, significance, kept, owner)), strict=True)
-    with ThreadPoolExecutor(threads) as pool:
-        failed = any(list(pool.map(work, parts)))
+    failed = library().madtp_choose(
+        cosine.data_ptr(), significance.data_ptr(), *cosine.shape[:2], keep, torch.get_num_threads(),
+        kept.data_ptr(), owner.data_ptr(),
+    )  # fmt: skip
     return None if failed else (kept, owner)
 
 
@@ -178,21 +198,31 @@ def library() -> ctypes.CDLL | None:
         logger.info("pruning takes its small steps one by one, for want of a C compiler: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, *[number] * 4, *[pointer] * 3]
+    found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, pointer, *[number] * 7, *[pointer] * 3]
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
     found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]
-    found.madtp_choose.argtypes = [*[pointer] * 2, *[number] * 3, *[pointer] * 2]
+    found.madtp_choose.argtypes = [*[pointer] * 2, *[number] * 4, *[pointer] * 2]
     found.madtp_class_attention.argtypes = [pointer, _THREE, pointer, _THREE, pointer, *[number] * 5, pointer]
     found.madtp_class_attention.restype = None
     return found
+
+
+@cache
+def most_attention() -> float:
+    """Multiplications of all pairs of tokens up to which attention with scores is faster in C.
+
+    There is no bound on processors with wide vectors, if the compiler makes use of threads.
+    """
+    wide = torch.backends.cpu.get_cpu_capability() in VECTORS
+    return inf if wide and library() is not None and library().madtp_threads() else ATTENTION
 
 
 def _compiled() -> Path:
     """The file of the compiled functions, named by what it was made of."""
     source = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
     flags = (*FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
-    made_of = hashlib.sha256(source + repr((flags, platform.platform())).encode()).hexdigest()[:16]
+    made_of = hashlib.sha256(source + repr((flags, THREADS, platform.platform())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madtp"
     file = folder / f"small-{made_of}.so"
     if not file.exists():
@@ -203,10 +233,16 @@ def _compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             made = Path(draft) / file.name
-            command = [*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+            _compile([*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"])
             made.replace(file)  # at once, whoever else does the same
     return file
+
+
+def _compile(command: list[str]) -> None:
+    for last, threads in enumerate(THREADS):
+        made = subprocess.run([*command, threads], check=last, capture_output=True, timeout=PATIENCE)
+        if made.returncode == 0:
+            return
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -197,8 +197,8 @@ static float importance(const float *attention, const float *sizes, int64_t toke
     return total;
 }
 
-/* Directions of tokens x [N, D] as columns of turned [D, stride]. Returns 0 where a length is no finite number. */
-static int turn(const float *x, int64_t tokens, int64_t width, int64_t stride, float *turned)
+/* Directions of tokens x [N, D] as columns of turned, in tiles: [stride / TILE, D, TILE]. Returns 0 where a length is no finite number. */
+static int turn(const float *x, int64_t tokens, int64_t width, float *turned)
 {
     for (int64_t token = 0; token < tokens; token++) {
         const float *row = x + token * width;
@@ -206,8 +206,9 @@ static int turn(const float *x, int64_t tokens, int64_t width, int64_t stride, f
         if (!isfinite(length))
             return 0;
         length = fmaxf(length, 1e-12f);
+        float *column = turned + token / TILE * TILE * width + token % TILE;
         for (int64_t channel = 0; channel < width; channel++)
-            turned[channel * stride + token] = row[channel] / length;
+            column[channel * TILE] = row[channel] / length;
     }
     return 1;
 }
@@ -240,20 +241,21 @@ int madtp_cover(
 {
     int64_t stride = in_tiles(tokens), length = front + tokens, left = front + keep;
     int32_t kept[keep], into[tokens];
-    float significance[tokens], *turned = calloc((width + stride) * stride, sizeof(float)); /* columns filled up by 0 */
-    float *cosine = turned + width * stride;
-    int failed = !turned;
+    int64_t rows_of_cosine = stride + TOGETHER; /* as many as `products` may fill */
+    float significance[tokens], *cosine = calloc((rows_of_cosine + width) * stride + TOGETHER, sizeof(float));
+    float *turned = cosine + rows_of_cosine * stride; /* columns filled up by 0 */
+    int failed = !cosine;
     for (int64_t sample = 0; !failed && sample < batch; sample++) {
         const float *given = x + sample * length * width, *own_sizes = sizes ? sizes + sample * length : NULL;
         const float *prunable = given + front * width, *their_sizes = sizes ? own_sizes + front : NULL;
         float *ours = shortened + sample * left * width, *totals = sizes_left + sample * left;
         float sum = importance(attention ? attention + sample * tokens : NULL, their_sizes, tokens, significance);
-        failed = !isfinite(sum) || !turn(prunable, tokens, width, stride, turned);
+        failed = !isfinite(sum) || !turn(prunable, tokens, width, turned);
         if (failed)
             break;
         Sample own = {cosine, significance, stride, tokens, keep};
-        for (int64_t token = 0; token < tokens; token += TOGETHER)
-            products(turned + token, 1, stride, turned, width, stride, cosine + token * stride);
+        for (int64_t token = 0; token < tokens; token += TILE)
+            products(turned + token * width, 1, TILE, TILE, turned, width, stride, cosine + token * stride);
         choose(own, kept, into);
         absorb(prunable, their_sizes, into, tokens, width, keep, ours + front * width, totals + front);
         memcpy(ours, given, front * width * sizeof(float));
@@ -264,30 +266,35 @@ int madtp_cover(
         for (int64_t token = 0; token < tokens; token++)
             owner[sample * tokens + token] = into[token];
     }
-    free(turned);
+    free(cosine);
     return failed;
 }
 
-/* Chooses n of the N tokens of every sample by their cosines [B, N, N] and importance [B, N].
+/* Chooses n of the N tokens of every sample by their cosines [B, N, N] and importance [B, N], in some threads.
  *
  * Fills kept [B, n] and which of the n each of them goes into, [B, N]. Returns 0, or 1 where a number is not finite.
  */
 int madtp_choose(
-    const float *cosine, const float *significance, int64_t batch, int64_t tokens, int64_t keep, int64_t *kept,
-    int64_t *owner)
+    const float *cosine, const float *significance, int64_t batch, int64_t tokens, int64_t keep, int64_t threads,
+    int64_t *kept, int64_t *owner)
 {
-    int32_t own_kept[keep], into[tokens];
+    int failed = 0;
+    (void)threads; /* not used where the compiler knows no OpenMP */
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(| : failed)
     for (int64_t sample = 0; sample < batch; sample++) {
+        int32_t own_kept[keep], into[tokens];
         Sample own = {cosine + sample * tokens * tokens, significance + sample * tokens, tokens, tokens, keep};
-        if (!isfinite(sum_of(own.significance, tokens)) || !isfinite(sum_of(own.cosine, tokens * tokens)))
-            return 1;
+        if (!isfinite(sum_of(own.significance, tokens)) || !isfinite(sum_of(own.cosine, tokens * tokens))) {
+            failed = 1;
+            continue;
+        }
         choose(own, own_kept, into);
         for (int64_t one = 0; one < keep; one++)
             kept[sample * keep + one] = own_kept[one];
         for (int64_t token = 0; token < tokens; token++)
             owner[sample * tokens + token] = into[token];
     }
-    return 0;
+    return failed;
 }
 
 /* What the class token pays to each of the N tokens, the mean over the heads.
@@ -308,9 +315,7 @@ void madtp_class_attention(
             const float *keys = key + sample * strides[0] + head * strides[1];
             for (int64_t token = 0; token < length; token++)
                 row[token] = dot(own, keys + token * strides[2], width) * scale;
-            for (int64_t token = 0; bias && token < length; token++)
-                row[token] += bias[sample * length + token];
-            softmax(row, 1, NULL, 0, length);
+            softmax(row, bias ? bias + sample * length : NULL, NULL, 0, length);
             for (int64_t token = 0; token < tokens; token++)
                 attention[sample * tokens + token] += row[front + token] / heads;
         }

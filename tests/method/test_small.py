@@ -48,6 +48,23 @@ def test_attention_and_scores_are_those_of_the_steps_in_double_precision(shape, 
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=3e-5)
 
 
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("kind", range(4))
+@torch.inference_mode()
+def test_long_sequences_are_shared_out_among_threads(batch, threads, kind, monkeypatch):
+    monkeypatch.setattr(small, "ALONE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    shape = batch, 2, 200, 24
+    parts, mask = heads_of(*shape), masks(*shape[:3])[kind]
+    output, *scores = small.attend(*parts, mask)
+    expected, expected_scores = attend(*(part.double() for part in parts), mask, scores=True)
+    for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-4)
+    assert all(map(torch.equal, small.attend(*parts, mask), (output, *scores)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch, length", [(2, 1), (2, 2), (0, 5)])
 @torch.inference_mode()
@@ -190,11 +207,14 @@ def test_without_a_compiler_the_steps_are_taken_one_by_one(monkeypatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     small.library.cache_clear()
+    small.most_attention.cache_clear()
     try:
-        assert small.library() is None and not small.serves(torch.zeros(1, 3, 4))
+        assert small.library() is None and small.most_attention() == small.ATTENTION
+        assert not small.serves(torch.zeros(1, 3, 4))
         assert attend(*heads_of(1, 2, 5, 4), scores=True)[0].isfinite().all()
     finally:
         small.library.cache_clear()
+        small.most_attention.cache_clear()
 
 
 @needs_compiler
@@ -203,6 +223,26 @@ def test_compiled_functions_are_kept(monkeypatch, tmp_path):
     first = small._compiled()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert small._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_compiler_without_threads_serves_short_sequences(monkeypatch, tmp_path):
+    plain = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\nfor one; do [ "$one" = -fopenmp ] && exit 1; done\nexec {plain} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(compiler))
+    expected = attend(*heads_of(2, 2, 9, 4), scores=True)
+    for cached in (small.library, small.most_attention):
+        cached.cache_clear()
+    try:
+        assert not small.library().madtp_threads() and small.most_attention() == small.ATTENTION
+        torch.testing.assert_close(attend(*heads_of(2, 2, 9, 4), scores=True), expected)
+    finally:
+        for cached in (small.library, small.most_attention):
+            cached.cache_clear()
 
 
 @needs_compiler

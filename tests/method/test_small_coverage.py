@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from madtp.method import coverage, small
-from madtp.method.attention import class_attention
+from madtp.method.attention import attend_with_class, class_attention
 from madtp.method.keep import Coverage
 from madtp.method.merged import HIDDEN, shortened
 from madtp.shared.layers import Guidance
@@ -280,6 +280,28 @@ def test_the_class_token_s_attention_is_that_of_the_steps(prefix, biased, monkey
     assert len(calls) == 3 and hidden[:, 7 - prefix :].eq(0).all()
     key[2, 1, 4] = float("nan")
     assert class_attention(query, key, bias, prefix).isnan().all(dim=1).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("prefix", [1, 5])
+@pytest.mark.parametrize("kind", ["plain", "biased", "masked"])
+@torch.inference_mode()
+def test_attention_and_what_the_class_token_pays_are_those_of_the_steps(prefix, kind, monkeypatch):
+    parts = query, key, value = seeded(1, 3, 11, 3, 2, 40).float().permute(2, 0, 3, 1, 4)
+    mask = torch.arange(11).expand(3, 1, 1, 11) < 7
+    bias = {"plain": None, "biased": seeded(2, 3, 1, 1, 11).float(), "masked": mask}[kind]
+    exact = None if bias is None else mask if bias is mask else bias.double()
+    calls, plain = [], small.attend_with_class
+    monkeypatch.setattr(small, "attend_with_class", lambda *given: calls.append(1) or plain(*given))
+    expected = attend_with_class(*(part.double() for part in parts), exact, prefix)
+    for keys in (key, key.contiguous()):
+        found = attend_with_class(query, keys, value, bias, prefix)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+    assert len(calls) == 2 * (kind != "masked")
+    key[2, 1, 4] = float("nan")
+    output, paid = attend_with_class(query, key, value, bias, prefix)
+    assert paid.isnan().any(dim=1).tolist() == [False, False, True]
+    assert output.isnan().all(dim=(2, 3)).tolist() == [[False, False], [False, False], [False, True]]
 
 
 @torch.inference_mode()
