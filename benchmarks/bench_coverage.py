@@ -27,7 +27,7 @@ from benchmarks.timing import arguments, ratio, report, take_turns, timed, told
 from madtp.cost import flops
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
-from madtp.method import attention, coverage, merged, small
+from madtp.method import attention, compiled, coverage, merged
 from madtp.method.keep import Coverage
 from madtp.run.precision import autocast, precision
 from madtp.shared.layers import Guidance
@@ -38,10 +38,10 @@ PARTS = {
     (attention, "class_attention"): "scores",
     (coverage, "similarity"): "similarities",
     (coverage, "choose"): "choice",
-    (small, "choose"): "choice",
+    (compiled, "choose"): "choice",
     (coverage, "owners"): "merging",
     (coverage, "absorb"): "merging",
-    (small, "cover"): "together",
+    (compiled, "cover"): "together",
 }
 
 

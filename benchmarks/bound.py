@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.timing import timed
-from madtp.method import small
+from madtp.method import compiled
 from madtp.shared.inference import PackedLinear
 
 aten = torch.ops.aten
@@ -105,7 +105,7 @@ class Bound:
     """
 
     def __init__(self, work: Callable[[], None], device: str):
-        with patch.object(small, "library", lambda: None), Listener() as heard:  # what is made in C cannot be heard
+        with patch.object(compiled, "library", lambda: None), Listener() as heard:  # what is made in C cannot be heard
             work()
         self.device, self.attention = device, heard.attention
         matrices = {one: one.make() for pair in heard.products for one in pair}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.method import small
+from madtp.method import compiled
 from madtp.method.attention_blocks import BlockwiseAttention, attend_without_gradients, whole
 from madtp.method.precision import accumulator, at_least_single, exact
 
@@ -69,8 +69,8 @@ def attend(
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
             plain = counted is None and (mask is None or mask.dtype is torch.bool)
-            if plain and small.serves(query, key, value, most=small.most_attention()):
-                output, *found = small.attend(query, key, value, mask)
+            if plain and compiled.serves(query, key, value, most=compiled.most_attention()):
+                output, *found = compiled.attend(query, key, value, mask)
                 return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()
             attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
@@ -96,8 +96,8 @@ def attend_with_class(
         prefix: how many tokens in front are never pruned, the class token the first of them.
         dropout: probability of dropping an attention weight; what the class token pays is as before.
     """
-    if dropout == 0 and small.serves(query, key, value, bias):
-        return small.attend_with_class(query, key, value, bias, prefix)
+    if dropout == 0 and compiled.serves(query, key, value, bias):
+        return compiled.attend_with_class(query, key, value, bias, prefix)
     output, _ = attend(query, key, value, bias, dropout=dropout)
     return output, class_attention(query, key, bias, prefix)
 
@@ -112,8 +112,8 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, pref
         prefix: how many tokens in front are never pruned, the class token the first of them.
     """
     with exact(query.device.type):
-        if small.serves(query, key, bias, most=small.COVERAGE):
-            return small.class_attention(query, key, bias, prefix)
+        if compiled.serves(query, key, bias, most=compiled.COVERAGE):
+            return compiled.class_attention(query, key, bias, prefix)
         logits = at_least_single(query[:, :, :1] @ key.transpose(-2, -1)) * query.shape[-1] ** -0.5
         if bias is not None:
             logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias

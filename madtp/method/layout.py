@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madtp.method import small
+from madtp.method import compiled
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.precision import exact
 from madtp.method.pruning import Kept, assess, merge, merge_weights, pass_alike, prune_tokens, select_own
@@ -129,7 +129,7 @@ class Rectangle:
     ) -> tuple[Tensor, "Rectangle", Kept | None]:
         """The shortened tokens and how they lie; see `madtp.method.pruning.prune_tokens`."""
         given = (x, scores, alignment, temperature, min_keep, protected)
-        found = small.prune(x, *scores, *given[2:]) if temperature > 0 and small.serves(x) else None
+        found = compiled.prune(x, *scores, *given[2:]) if temperature > 0 and compiled.serves(x) else None
         if found is None:
             x, kept = prune_tokens(*given)
             return x, self, kept

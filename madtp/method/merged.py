@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from madtp.method import coverage, small
+from madtp.method import compiled, coverage
 from madtp.method.attention import AttentionScores, attend, attend_with_class
 from madtp.method.layout import Rectangle, Sequences
 from madtp.method.precision import accumulator
@@ -129,8 +129,9 @@ def shortened(
         The tokens [B, F + n, D], their sizes [B, F + n], the rows [B, F + n] that they were in, and which of the n each
         prunable token went into [B, N].
     """
-    few = small.serves(x, cls_attention, sizes, most=small.COVERAGE) and not torch.is_autocast_enabled(x.device.type)
-    found = small.cover(x, cls_attention, sizes, prefix, keep) if few else None
+    few = compiled.serves(x, cls_attention, sizes, most=compiled.COVERAGE)
+    exact = not torch.is_autocast_enabled(x.device.type)
+    found = compiled.cover(x, cls_attention, sizes, prefix, keep) if few and exact else None
     return found or _step_by_step(x, cls_attention, sizes, prefix, keep)
 
 
@@ -153,8 +154,8 @@ def _cover(x: Tensor, cls_attention: Tensor | None, seen: Tensor | None, keep: i
         attention = x.new_ones(x.shape[:2]) if cls_attention is None else cls_attention
         significance = coverage.importance(attention).to(cosine.dtype)
         significance = significance if seen is None else significance * seen
-        if small.serves(cosine, significance, most=inf):
-            found = small.choose(cosine, significance, keep)
+        if compiled.serves(cosine, significance, most=inf):
+            found = compiled.choose(cosine, significance, keep)
             if found is not None:
                 return found
         kept = coverage.choose(cosine, significance, keep)

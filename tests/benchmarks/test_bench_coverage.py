@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from benchmarks import bench_coverage
-from madtp.method import coverage, merged, small
+from madtp.method import compiled, coverage, merged
 
 SMALL = Namespace(image_size=64, patch_size=16, width=24, batch=2, shape=1.0, device="cpu")
 
 
 @pytest.mark.parametrize("few", [False, True])
 def test_every_part_is_timed_in_every_layer_that_prunes(few, monkeypatch):
-    if few and small.library() is None:
+    if few and compiled.library() is None:
         pytest.skip("no C compiler")
     if not few:
-        monkeypatch.setattr(small, "library", lambda: None)
+        monkeypatch.setattr(compiled, "library", lambda: None)
     monkeypatch.setattr(bench_coverage, "DEPTH", 3)
     before = coverage.choose, merged.attend
     tower, calls = bench_coverage.Tower(SMALL, torch.float32), Counter()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from madtp.cost.schedule import planned
 from madtp.cost.trace import Trace
-from madtp.method import coverage, small
+from madtp.method import compiled, coverage
 from madtp.method.keep import Coverage
 from madtp.shared.layers import Guidance
 from models.blip_retrieval import gather_states
@@ -181,7 +181,7 @@ def test_half_precision_keeps_about_the_same(models, monkeypatch, dtype):
     model = models["retrieval"].float()
     model.keep = Coverage(DEPTH, 0.7)
     exact = model.encode_image(images(3).float(), 1.0)[1]
-    monkeypatch.setattr(small, "library", lambda: None)  # step by step, to hear them
+    monkeypatch.setattr(compiled, "library", lambda: None)  # step by step, to hear them
     similarities, similarity = [], coverage.similarity
     monkeypatch.setattr(coverage, "similarity", lambda x: similarities.append(similarity(x)) or similarities[-1])
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):

@@ -4,7 +4,7 @@
  * kept. All arrays lie row by row.
  */
 
-#include "small.h"
+#include "vectors.h"
 
 static const float EPSILON = 1e-8f;
 enum { NOTHING_PRUNED = -1, NOT_FINITE = -2 };

@@ -4,7 +4,7 @@
  * width of a head, P and W the length and the width of a head, filled up to whole tiles by zeros.
  */
 
-#include "small.h"
+#include "vectors.h"
 
 enum { BLOCK = 4 * TOGETHER }; /* queries that share what is read of keys and values */
 static const float EPSILON = 1e-8f;

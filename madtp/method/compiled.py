@@ -1,8 +1,8 @@
 """Attention with scores in single precision on a CPU, and pruning of a few short sequences, in C.
 
 MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds their
-launches would take more than the dropped tokens save. Here they are two calls a layer (`small_attention.c`; `small.c`,
-`small_coverage.c`), which a machine's own compiler translates when they are first needed and which are then kept in the
+launches would take more than the dropped tokens save. Here they are two calls a layer (`attention.c`; `pruning.c`,
+`coverage.c`), which a machine's own compiler translates when they are first needed and which are then kept in the
 user's cache. Of long sequences too attention with scores is one call, which makes the logits of a few queries at a time
 and all that comes of them while they are in the processor's cache; and so is the choice by coverage, whose steps would
 each read and write all pairs of tokens. Without a compiler, for numbers that are not finite, and for everything that
@@ -31,8 +31,8 @@ from madtp.method.transforms import is_transformed
 
 logger = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("small.c", "small_attention.c", "small_coverage.c")]
-HEADER = Path(__file__).with_name("small.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "pruning.c", "coverage.c")]
+HEADER = Path(__file__).with_name("vectors.h")
 FLAGS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC")
 THREADS = "-fopenmp", "-fopenmp-simd"  # with threads, those of PyTorch itself where its OpenMP is GNU's, and without
 VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mprefer-vector-width=512")}
@@ -224,7 +224,7 @@ def _compiled() -> Path:
     flags = (*FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
     made_of = hashlib.sha256(source + repr((flags, THREADS, platform.platform())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madtp"
-    file = folder / f"small-{made_of}.so"
+    file = folder / f"method-{made_of}.so"
     if not file.exists():
         found = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
         compiler = os.environ.get("CC", "").split() or found[:1]  # whose path may have spaces in it

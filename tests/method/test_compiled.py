@@ -11,13 +11,13 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from madtp.method import small
+from madtp.method import compiled
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.layout import RECTANGLE
 from madtp.method.pruning import prune_tokens
 from tests.golden.fill import seeded
 
-needs_compiler = pytest.mark.skipif(small.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 INFINITY = float("inf")
 
 
@@ -41,7 +41,7 @@ def masks(batch, heads, length):
 def test_attention_and_scores_are_those_of_the_steps_in_double_precision(shape, kind):
     query, key, value = heads_of(*shape)
     mask = masks(*shape[:3])[kind]
-    assert small.serves(query) and not small.serves(query.double())
+    assert compiled.serves(query) and not compiled.serves(query.double())
     output, scores = attend(query, key, value, mask, scores=True)
     expected, expected_scores = attend(query.double(), key.double(), value.double(), mask, scores=True)
     for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
@@ -54,15 +54,15 @@ def test_attention_and_scores_are_those_of_the_steps_in_double_precision(shape, 
 @pytest.mark.parametrize("kind", range(4))
 @torch.inference_mode()
 def test_long_sequences_are_shared_out_among_threads(batch, threads, kind, monkeypatch):
-    monkeypatch.setattr(small, "ALONE", 0)
+    monkeypatch.setattr(compiled, "ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     shape = batch, 2, 200, 24
     parts, mask = heads_of(*shape), masks(*shape[:3])[kind]
-    output, *scores = small.attend(*parts, mask)
+    output, *scores = compiled.attend(*parts, mask)
     expected, expected_scores = attend(*(part.double() for part in parts), mask, scores=True)
     for one, exact in zip((output, *scores), (expected, *expected_scores), strict=True):
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-4)
-    assert all(map(torch.equal, small.attend(*parts, mask), (output, *scores)))
+    assert all(map(torch.equal, compiled.attend(*parts, mask), (output, *scores)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -90,8 +90,8 @@ def test_what_no_step_takes_is_not_misread_either():
 @torch.inference_mode()
 def test_attention_takes_parts_that_lie_differently_in_memory():
     query, key, value = heads_of(2, 3, 9, 4)
-    expected = small.attend(query, key, value, None)
-    found = small.attend(query.contiguous(), key, value.transpose(2, 3).contiguous().transpose(2, 3), None)
+    expected = compiled.attend(query, key, value, None)
+    found = compiled.attend(query.contiguous(), key, value.transpose(2, 3).contiguous().transpose(2, 3), None)
     torch.testing.assert_close(found, expected)
 
 
@@ -125,9 +125,9 @@ def test_what_is_no_number_spreads_as_in_the_steps(broken, kind, monkeypatch):
     parts = [part.contiguous() for part in heads_of(2, 3, 6, 4)]
     which, place, value = broken
     parts[which][place] = value
-    found = small.attend(*parts, masks(2, 3, 6)[kind])
+    found = compiled.attend(*parts, masks(2, 3, 6)[kind])
     assert torch.cat([part.flatten() for part in found]).isnan().any() == (kind == 0 or place[0] == 0)
-    monkeypatch.setattr(small, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     output, scores = attend(*parts, masks(2, 3, 6)[kind], scores=True)
     for one, other in zip(found, (output, *scores), strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
@@ -141,7 +141,7 @@ def test_numbers_that_are_not_finite_are_left_to_the_steps(part, value):
     x, scores = seeded(1, 2, 9, 6).float(), seeded(2, 2, 2, 8).float().abs()
     given = {"self_attention": scores[0], "cls_attention": scores[1], "alignment": seeded(3, 2, 8, 4).float()}
     given[part].flatten()[5] = value
-    assert small.prune(x, **given, temperature=2.0, min_keep=1, protected=None) is None
+    assert compiled.prune(x, **given, temperature=2.0, min_keep=1, protected=None) is None
     scores = AttentionScores(given["self_attention"], given["cls_attention"])
     expected, kept = prune_tokens(x, scores, given["alignment"], 2.0)
     found, _, own = RECTANGLE.prune(x, scores, given["alignment"], 2.0)
@@ -163,7 +163,7 @@ def test_prunes_what_the_steps_one_by_one_prune(temperature, tokens, protected, 
     place = torch.randint(tokens, (batch, 1), generator=source) if protected else None
     given = (x, scores, alignment, temperature, min_keep, place)
     expected, kept = prune_tokens(*given)
-    assert small.serves(x)
+    assert compiled.serves(x)
     found, _, own = RECTANGLE.prune(*given)
     assert (own is None) == (kept is None)
     torch.testing.assert_close(found, expected)
@@ -195,34 +195,36 @@ def test_equally_important_tokens_keep_their_order():
 
 def test_serves_what_is_small_in_single_precision_and_without_gradients():
     x = torch.zeros(2, 50, 96)
-    assert not small.serves(x)
+    assert not compiled.serves(x)
     with torch.inference_mode():
-        assert small.serves(x) == (small.library() is not None)
-        assert not small.serves(x.double()) and not small.serves(x.bfloat16()) and not small.serves(x.to("meta"))
-        assert not small.serves(torch.zeros(1, 577, 768))
+        assert compiled.serves(x) == (compiled.library() is not None)
+        assert (
+            not compiled.serves(x.double()) and not compiled.serves(x.bfloat16()) and not compiled.serves(x.to("meta"))
+        )
+        assert not compiled.serves(torch.zeros(1, 577, 768))
 
 
 @torch.inference_mode()
 def test_without_a_compiler_the_steps_are_taken_one_by_one(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    small.library.cache_clear()
-    small.most_attention.cache_clear()
+    compiled.library.cache_clear()
+    compiled.most_attention.cache_clear()
     try:
-        assert small.library() is None and small.most_attention() == small.ATTENTION
-        assert not small.serves(torch.zeros(1, 3, 4))
+        assert compiled.library() is None and compiled.most_attention() == compiled.ATTENTION
+        assert not compiled.serves(torch.zeros(1, 3, 4))
         assert attend(*heads_of(1, 2, 5, 4), scores=True)[0].isfinite().all()
     finally:
-        small.library.cache_clear()
-        small.most_attention.cache_clear()
+        compiled.library.cache_clear()
+        compiled.most_attention.cache_clear()
 
 
 @needs_compiler
 def test_compiled_functions_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = small._compiled()
+    first = compiled._compiled()
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert small._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
+    assert compiled._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
 
 
 @needs_compiler
@@ -235,13 +237,13 @@ def test_a_compiler_without_threads_serves_short_sequences(monkeypatch, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", str(compiler))
     expected = attend(*heads_of(2, 2, 9, 4), scores=True)
-    for cached in (small.library, small.most_attention):
+    for cached in (compiled.library, compiled.most_attention):
         cached.cache_clear()
     try:
-        assert not small.library().madtp_threads() and small.most_attention() == small.ATTENTION
+        assert not compiled.library().madtp_threads() and compiled.most_attention() == compiled.ATTENTION
         torch.testing.assert_close(attend(*heads_of(2, 2, 9, 4), scores=True), expected)
     finally:
-        for cached in (small.library, small.most_attention):
+        for cached in (compiled.library, compiled.most_attention):
             cached.cache_clear()
 
 
@@ -253,13 +255,13 @@ def test_a_compiler_may_be_in_a_folder_with_a_space(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.delenv("CC", raising=False)
-    assert small._compiled().is_file()
+    assert compiled._compiled().is_file()
 
 
 @needs_compiler
 def test_several_processes_may_compile_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
-        made = [processes.submit(small._compiled) for _ in range(2)]
-    assert {one.result() for one in made} == {small._compiled()}
-    assert list(tmp_path.rglob("*")) == [tmp_path / "madtp", small._compiled()]
+        made = [processes.submit(compiled._compiled) for _ in range(2)]
+    assert {one.result() for one in made} == {compiled._compiled()}
+    assert list(tmp_path.rglob("*")) == [tmp_path / "madtp", compiled._compiled()]

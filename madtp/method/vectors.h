@@ -1,7 +1,7 @@
-/* What the small steps in C have in common: sums in registers, e^x, softmax, ranks. */
+/* What the C code has in common: vectors of numbers, products of matrices, e^x, softmax, ranks. */
 
-#ifndef MADTP_SMALL_H
-#define MADTP_SMALL_H
+#ifndef MADTP_VECTORS_H
+#define MADTP_VECTORS_H
 
 #include <math.h>
 #include <stdint.h>

@@ -5,7 +5,7 @@
  * token, n tokens kept. All arrays lie row by row.
  */
 
-#include "small.h"
+#include "vectors.h"
 
 /* One sample: the cosines of its tokens [N, N], rows `stride` numbers apart, their importance [N], and n. */
 typedef struct {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad, jvp, vmap
 
-from madtp.method import coverage, small
+from madtp.method import compiled, coverage
 from madtp.method.attention import attend_with_class, class_attention
 from madtp.method.keep import Coverage
 from madtp.method.merged import HIDDEN, shortened
@@ -15,7 +15,7 @@ from madtp.shared.layers import Guidance
 from models.vit import VisionTransformer
 from tests.golden.fill import seeded
 
-pytestmark = pytest.mark.skipif(small.library() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(compiled.library() is None, reason="no C compiler")
 
 
 def example(tokens, prefix=1, batch=2, width=6, seed=0):
@@ -41,8 +41,8 @@ def same(found, expected, rtol=1e-5, atol=1e-5):
 @pytest.fixture
 def covered(monkeypatch):
     """Counts the calls of C."""
-    calls, plain = [], small.cover
-    monkeypatch.setattr(small, "cover", lambda *given: calls.append(1) or plain(*given))
+    calls, plain = [], compiled.cover
+    monkeypatch.setattr(compiled, "cover", lambda *given: calls.append(1) or plain(*given))
     return calls
 
 
@@ -84,7 +84,7 @@ def test_what_is_equally_good_is_taken_in_the_same_order(seed, keep, monkeypatch
     with torch.inference_mode():
         found = shortened(x, attention, sizes, 0, keep)
         with monkeypatch.context() as patch:
-            patch.setattr(small, "library", lambda: None)
+            patch.setattr(compiled, "library", lambda: None)
             expected = shortened(x, attention, sizes, 0, keep)
         same(found, expected)
         chosen = shortened(x.bfloat16(), attention, sizes, 0, keep)  # halves, of which C makes the choice alone
@@ -162,8 +162,8 @@ def test_mixed_precision_gradients_and_graphs_go_step_by_step(covered):
     others = example(20, seed=1)
     expected = shortened(*(one.double() for one in others), 1, 6)[:2]
     torch.testing.assert_close(traced(*others), expected, check_dtype=False, rtol=1e-5, atol=1e-5)
-    compiled = torch.compile(lambda *given: shortened(*given, 1, 6), backend="eager", fullgraph=True)
-    same(compiled(x, attention, sizes), shortened(x.double(), attention.double(), sizes.double(), 1, 6))
+    traced = torch.compile(lambda *given: shortened(*given, 1, 6), backend="eager", fullgraph=True)
+    same(traced(x, attention, sizes), shortened(x.double(), attention.double(), sizes.double(), 1, 6))
     assert not covered
     shortened(x, attention, sizes, 1, 6)
     assert covered
@@ -175,14 +175,14 @@ def test_numbers_that_are_not_finite_are_left_to_the_steps():
     for value in (float("nan"), float("inf"), 1e30):
         broken = x.clone()
         broken[1, 7, 2] = value
-        assert small.cover(broken, attention, sizes, 1, 6) is None
+        assert compiled.cover(broken, attention, sizes, 1, 6) is None
         broken = attention.clone()
         broken[1, 7] = value
-        assert (small.cover(x, broken, sizes, 1, 6) is None) == (value != 1e30)
+        assert (compiled.cover(x, broken, sizes, 1, 6) is None) == (value != 1e30)
     x[1, 7] = 1e30  # whose length is infinite, its direction none
     same(shortened(x, attention, sizes, 1, 6), shortened(x.clone(), attention, sizes.double(), 1, 6))
     x[1, 7] = 0  # as far from all others as from each
-    assert small.cover(x, attention, sizes, 1, 6)[0].isfinite().all()
+    assert compiled.cover(x, attention, sizes, 1, 6)[0].isfinite().all()
 
 
 def pairs(tokens, batch=3):
@@ -198,11 +198,11 @@ def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, m
     keep = min(max(1, round(share * tokens)), tokens - 1)
     cosine, significance = pairs(tokens)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    kept, owner = small.choose(cosine, significance, keep)
+    kept, owner = compiled.choose(cosine, significance, keep)
     assert kept.equal(coverage.choose(cosine.double(), significance.double(), keep))
     assert owner.equal(coverage.owners(cosine.double(), kept))
     turned = cosine.transpose(0, 1).contiguous().transpose(0, 1)
-    assert all(map(torch.equal, small.choose(turned, significance, keep), (kept, owner)))
+    assert all(map(torch.equal, compiled.choose(turned, significance, keep), (kept, owner)))
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -236,7 +236,7 @@ def test_pairs_that_are_not_finite_are_left_to_the_steps_which_find_a_place_for_
     for broken in (cosine, significance):
         before = broken[2].clone()
         broken[2].flatten()[7] = value
-        assert small.choose(cosine, significance, 9) is None
+        assert compiled.choose(cosine, significance, 9) is None
         broken[2] = before
     x, attention, _ = example(40)
     x[1, 5:30] = value
@@ -248,8 +248,8 @@ def test_pairs_that_are_not_finite_are_left_to_the_steps_which_find_a_place_for_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_chooses_in_c_and_learns_what_it_does_by_the_steps(dtype, monkeypatch):
     x, attention, sizes = example(60)
-    x, calls, plain = x.requires_grad_(), [], small.choose
-    monkeypatch.setattr(small, "choose", lambda *given: calls.append(1) or plain(*given))
+    x, calls, plain = x.requires_grad_(), [], compiled.choose
+    monkeypatch.setattr(compiled, "choose", lambda *given: calls.append(1) or plain(*given))
 
     def taught():
         with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
@@ -258,7 +258,7 @@ def test_training_chooses_in_c_and_learns_what_it_does_by_the_steps(dtype, monke
 
     found = taught()
     assert len(calls) == 1
-    monkeypatch.setattr(small, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     assert all(map(torch.equal, found, taught())) and len(calls) == 1
 
 
@@ -270,8 +270,8 @@ def test_the_class_token_s_attention_is_that_of_the_steps(prefix, biased, monkey
     bias = seeded(2, 3, 1, 1, 11).float() if biased else None
     expected = class_attention(query.double(), key.double(), None if bias is None else bias.double(), prefix)
     turned = key.transpose(2, 3).contiguous().transpose(2, 3)
-    calls, plain = [], small.class_attention
-    monkeypatch.setattr(small, "class_attention", lambda *given: calls.append(1) or plain(*given))
+    calls, plain = [], compiled.class_attention
+    monkeypatch.setattr(compiled, "class_attention", lambda *given: calls.append(1) or plain(*given))
     for keys in (key, key.contiguous(), turned):
         torch.testing.assert_close(class_attention(query, keys, bias, prefix).double(), expected, rtol=1e-5, atol=1e-6)
     assert len(calls) == 3
@@ -290,8 +290,8 @@ def test_attention_and_what_the_class_token_pays_are_those_of_the_steps(prefix, 
     mask = torch.arange(11).expand(3, 1, 1, 11) < 7
     bias = {"plain": None, "biased": seeded(2, 3, 1, 1, 11).float(), "masked": mask}[kind]
     exact = None if bias is None else mask if bias is mask else bias.double()
-    calls, plain = [], small.attend_with_class
-    monkeypatch.setattr(small, "attend_with_class", lambda *given: calls.append(1) or plain(*given))
+    calls, plain = [], compiled.attend_with_class
+    monkeypatch.setattr(compiled, "attend_with_class", lambda *given: calls.append(1) or plain(*given))
     expected = attend_with_class(*(part.double() for part in parts), exact, prefix)
     for keys in (key, key.contiguous()):
         found = attend_with_class(query, keys, value, bias, prefix)
@@ -310,7 +310,7 @@ def test_a_tower_answers_as_it_does_step_by_step(covered, monkeypatch):
     given = seeded(4, 2, 3, 84, 84).float(), Guidance.by(torch.zeros(1, 96), 1.5, False), None, Coverage(4)
     found, _ = vit.encode(*given)
     assert len(covered) == 4
-    monkeypatch.setattr(small, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     expected, _ = vit.encode(*given)
     assert len(covered) == 4 and found.layout.places.equal(expected.layout.places)
     torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-4, atol=1e-4)
