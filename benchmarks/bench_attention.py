@@ -1,10 +1,11 @@
 """What the scores of pruning cost on top of attention: `python -m benchmarks.bench_attention`.
 
-Fused attention alone, attention by its whole map with the scores, and ours take turns; a ratio is the median over the
-rounds of each round's own ratio.
+Fused attention alone and attention with scores, by the whole map, block by block as training has it, and ours, take
+turns; a ratio is the median over the rounds of each round's own ratio.
 """
 
 import argparse
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -12,13 +13,17 @@ from torch import Tensor
 from benchmarks.plain_attention import plain_attend
 from benchmarks.timing import arguments, ratio, report, spread, take_turns, told
 from madtp.method.attention import attend
+from madtp.method.attention_blocks import attend_without_gradients
+
+DTYPES = ("float32", "bfloat16")
 
 
 def sides(query: Tensor, key: Tensor, value: Tensor) -> dict:
-    """Fused attention without scores, attention and scores from a map held whole, and ours."""
+    """Fused attention without scores, attention and scores from a map held whole, from its blocks, and ours."""
     return {
         "fused": lambda: attend(query, key, value),
         "plain": lambda: plain_attend(query, key, value, scores=True),
+        "blocks": lambda: attend_without_gradients(query, key, value, None, None),
         "ours": lambda: attend(query, key, value, scores=True),
     }
 
@@ -37,10 +42,11 @@ def rows(times: dict[str, list[float]], **setting) -> list[dict]:
 def main() -> None:
     """Prints a table and one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES, help="of queries, keys and values")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = arguments(parser, batch=8, heads=12, tokens=577, width=64, rounds=15, threads=2)
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in map(getattr, repeat(torch), args.dtype):
         projected = torch.randn(args.batch, args.tokens, 3, args.heads, args.width, dtype=dtype, device=args.device)
         times = take_turns(sides(*projected.permute(2, 0, 3, 1, 4)), args.rounds, args.device, warm_up=2)
         setting = {name: getattr(args, name) for name in ("batch", "heads", "tokens", "width")}

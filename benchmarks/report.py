@@ -116,15 +116,17 @@ def own_parts(lines: Lines) -> str:
 
 
 def attention(lines: Lines) -> str:
-    """One layer's attention: fused, by its whole map, and ours."""
-    found = lines.of("speed_attention")
-    names = {"fused": "fused, no scores", "ours": "with scores", "plain": "with scores, whole map"}
-    dtypes = list(dict.fromkeys(row["dtype"] for row in found))
+    """One layer's attention: fused, by its whole map, by its blocks, and ours."""
+    found = {(row["name"], row["dtype"]): row for row in lines.of("speed_attention")}
+    names = {"fused": "fused, no scores", "ours": "with scores", "blocks": "with scores, block by block"}
+    names["plain"] = "with scores, whole map"
+    dtypes = list(dict.fromkeys(dtype for _, dtype in found))
     rows = []
     for name, title in names.items():
-        own = [row for dtype in dtypes for row in found if (row["name"], row["dtype"]) == (name, dtype)]
-        rows.append([title, *(f"{row['median_ms']:.0f} ({row['ratio']:.2f})" for row in own)])
-    return table(["", *(f"{dtype}, ms (over fused)" for dtype in dtypes)], rows)
+        own = [found.get((name, dtype)) for dtype in dtypes]
+        rows.append([title, *(f"{row['median_ms']:.0f} ({row['ratio']:.2f})" if row else NONE for row in own)])
+    heads = (f"{dtype}, ms (over fused), {found['fused', dtype]['hardware']}" for dtype in dtypes)
+    return table(["", *heads], rows)
 
 
 def keep(lines: Lines) -> str:
