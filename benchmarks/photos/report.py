@@ -72,10 +72,13 @@ def compared(results: Results, task: str, p: str) -> str:
     return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
 
 
-def headline(results: Results) -> str:
-    """Three rules, each by the schedule that the search found for it, and by how much coverage is ahead."""
+def headline(results: Results, *tasks: str) -> str:
+    """Three rules, each by the schedule that the search found for it, and by how much coverage is ahead.
+
+    Of all tasks, unless some are named.
+    """
     rows, (ours, *rivals) = [], (("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none"))
-    for task in TASKS:
+    for task in tasks or TASKS:
         for p in results.ratios(task):
             scores = [value(results, task, str(p), rule, schedule) for rule, schedule in (ours, *rivals)]
             ahead = [gap(results, task, str(p), *ours, *rival) for rival in rivals]
