@@ -208,14 +208,13 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-@cache
 def most_attention() -> float:
     """Multiplications of all pairs of tokens up to which attention with scores is faster in C.
 
     There is no bound on processors with wide vectors, if the compiler makes use of threads.
     """
-    wide = torch.backends.cpu.get_cpu_capability() in VECTORS
-    return inf if wide and library() is not None and library().madtp_threads() else ATTENTION
+    found, wide = library(), torch.backends.cpu.get_cpu_capability() in VECTORS
+    return inf if wide and found is not None and found.madtp_threads() else ATTENTION
 
 
 def _compiled() -> Path:
@@ -233,16 +232,20 @@ def _compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             made = Path(draft) / file.name
-            _compile([*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"])
+            _compile([*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"], made)
             made.replace(file)  # at once, whoever else does the same
     return file
 
 
-def _compile(command: list[str]) -> None:
-    for last, threads in enumerate(THREADS):
-        made = subprocess.run([*command, threads], check=last, capture_output=True, timeout=PATIENCE)
-        if made.returncode == 0:
+def _compile(command: list[str], made: Path) -> None:
+    for threads in THREADS:
+        try:
+            subprocess.run([*command, threads], check=True, capture_output=True, timeout=PATIENCE)
+            ctypes.CDLL(str(made))  # OpenMP may be there for the compiler alone
             return
+        except (OSError, subprocess.CalledProcessError):
+            if threads == THREADS[-1]:
+                raise
 
 
 def _address(x: Tensor | None) -> int | None:
