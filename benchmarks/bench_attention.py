@@ -5,7 +5,6 @@ turns; a ratio is the median over the rounds of each round's own ratio.
 """
 
 import argparse
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -46,11 +45,12 @@ def main() -> None:
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = arguments(parser, batch=8, heads=12, tokens=577, width=64, rounds=15, threads=2)
     found = []
-    for dtype in map(getattr, repeat(torch), args.dtype):
-        projected = torch.randn(args.batch, args.tokens, 3, args.heads, args.width, dtype=dtype, device=args.device)
+    for dtype in args.dtype:
+        shape, kind = (args.batch, args.tokens, 3, args.heads, args.width), getattr(torch, dtype)
+        projected = torch.randn(shape, dtype=kind, device=args.device)
         times = take_turns(sides(*projected.permute(2, 0, 3, 1, 4)), args.rounds, args.device, warm_up=2)
         setting = {name: getattr(args, name) for name in ("batch", "heads", "tokens", "width")}
-        found += rows(times, dtype=str(dtype).removeprefix("torch."), **setting)
+        found += rows(times, dtype=dtype, **setting)
     print(f"{'dtype':<10}{'attention':<11}{'median ms':>10}{'quartiles ms':>16}{'x fused':>9}")
     for row in found:
         quartiles = f"{row['low_ms']:.1f} - {row['high_ms']:.1f}"

@@ -4,7 +4,7 @@ python -m benchmarks.report [--results benchmarks/results] [--docs docs]
 """
 
 import argparse
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
@@ -118,8 +118,12 @@ def own_parts(lines: Lines) -> str:
 def attention(lines: Lines) -> str:
     """One layer's attention: fused, by its whole map, by its blocks, and ours."""
     found = {(row["name"], row["dtype"]): row for row in lines.of("speed_attention")}
-    names = {"fused": "fused, no scores", "ours": "with scores", "blocks": "with scores, block by block"}
-    names["plain"] = "with scores, whole map"
+    names = {
+        "fused": "fused, no scores",
+        "ours": "with scores",
+        "blocks": "with scores, block by block",
+        "plain": "with scores, whole map",
+    }
     dtypes = list(dict.fromkeys(dtype for _, dtype in found))
     rows = []
     for name, title in names.items():
@@ -234,8 +238,17 @@ def feeding(lines: Lines) -> str:
 
 def machines(lines: Lines, *files: str) -> str:
     """Where and when lines were made."""
-    found = Counter(machine(row) for file in files for row in lines.of(f"speed_{file}") if "hardware" in row)
-    return "; ".join(found) or NOT_MEASURED
+    return made_on(row for file in files for row in lines.of(f"speed_{file}"))
+
+
+def timed_on(lines: Lines, task: str, amp: str) -> str:
+    """Where and when a model's inference was timed in one type, off for float32."""
+    return made_on(lines.of("speed_inference", task=task, amp=amp, plain="amax"))
+
+
+def made_on(rows: Iterable[dict]) -> str:
+    """The machines of some lines."""
+    return "; ".join(dict.fromkeys(machine(row) for row in rows if "hardware" in row)) or NOT_MEASURED
 
 
 def machine(row: dict) -> str:
@@ -305,6 +318,7 @@ BLOCKS = named(
     profile,
     feeding,
     machines,
+    timed_on,
     gpu,
     features,
     photo_models,
