@@ -60,8 +60,8 @@ static void read(Sequence own, const float *key, const float *value, const int64
         }
 }
 
-/* The weights and the output of one head for `count` queries, at most BLOCK, that stand from `token` on, their heads and
- * tokens `strides` apart. */
+/* The weights and the output of one head for `count` queries, at most BLOCK, that stand from `token` on, their heads
+ * and tokens `strides` apart. */
 static void attend_head(
     Sequence own, const float *query, const int64_t strides[3], Allowed allowed, int64_t head, int64_t token,
     int64_t count)
@@ -84,15 +84,16 @@ static void attend_head(
 
 /* Attends from a block of queries, as `attend_head`, by all heads.
  *
- * Fills output [count, H, E] and, where `paid` is not NULL, the largest weights of any head and what the class token pays
- * to each query [count], weighted by heads.
+ * Fills output [count, H, E] and, where `paid` is not NULL, the largest weights of any head and what the class token
+ * pays to each query [count], weighted by heads.
  */
 static void attend_block(
     Sequence own, const float *query, const int64_t strides[3], Allowed allowed, int64_t token, int64_t count,
     float *output, float *paid)
 {
     float total[BLOCK] = {0}, weighted[BLOCK] = {0};
-    memset(own.largest, 0, count * own.padded * sizeof(float));
+    if (paid)
+        memset(own.largest, 0, count * own.padded * sizeof(float));
     for (int64_t head = 0; head < own.heads; head++) {
         attend_head(own, query, strides, allowed, head, token, count);
         if (token == 0)
@@ -162,10 +163,10 @@ static int attend_from(Given given, int64_t from, int64_t to, float *output, flo
  *
  * query, key and value [B, H, L, E], their samples, heads and tokens `strides` numbers apart; `mask` NULL or booleans
  * whose samples, heads, queries and keys are `steps` apart; `bias` NULL or numbers [B, L] that are added to the logits.
- * The queries of every sample are worked on in `parts`. Fills output [B, L, H, E]; the sums over the prunable queries of
- * the largest weight of any head, those of each part by themselves, [parts, B, N]; and what the class token pays, [B, N],
- * each head weighted by its share in the token's output norm. Where `sums` is NULL, the latter is the plain mean over
- * the heads. Returns 0, or 1 where there is no memory.
+ * The queries of every sample are worked on in `parts`. Fills output [B, L, H, E]; the sums over the prunable queries
+ * of the largest weight of any head, those of each part by themselves, [parts, B, N]; and what the class token pays,
+ * [B, N], each head weighted by its share in the token's output norm. Where `sums` is NULL, the latter is the plain mean
+ * over the heads. Returns 0, or 1 where there is no memory.
  */
 int madtp_attend(
     const float *query, const float *key, const float *value, const int64_t strides[3], const uint8_t *mask,

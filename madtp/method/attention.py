@@ -69,7 +69,7 @@ def attend(
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
         else:
             plain = counted is None and (mask is None or mask.dtype is torch.bool)
-            if plain and compiled.serves(query, key, value, most=compiled.most_attention()):
+            if plain and compiled.serves_attention(query, key, value):
                 output, *found = compiled.attend(query, key, value, mask)
                 return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()

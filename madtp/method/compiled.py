@@ -60,6 +60,11 @@ def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
     return x.numel() * x.shape[-2] <= most and library() is not None
 
 
+def serves_attention(query: Tensor, *others: Tensor) -> bool:
+    """As `serves`, for attention with scores; asks for the compiler last, which training and GPUs do without."""
+    return serves(query, *others, most=inf) and query.numel() * query.shape[-2] <= most_attention()
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Self-attention [B, H, L, E] and what it says of every prunable token, [B, N] each.
 

@@ -197,7 +197,8 @@ static float importance(const float *attention, const float *sizes, int64_t toke
     return total;
 }
 
-/* Directions of tokens x [N, D] as columns of turned, in tiles: [stride / TILE, D, TILE]. Returns 0 where a length is no finite number. */
+/* Directions of tokens x [N, D] as columns of turned, in tiles: [stride / TILE, D, TILE]. Returns 0 where a length is no
+ * finite number. */
 static int turn(const float *x, int64_t tokens, int64_t width, float *turned)
 {
     for (int64_t token = 0; token < tokens; token++) {

@@ -44,8 +44,9 @@ static inline Lanes exponential(Lanes x)
 
 /* Products of matrices, TOGETHER rows of the first at a time, since these share what they read.
  *
- * Fills sums [some, columns], columns a multiple of TILE: row r is the sum over i of factors[r * apart + i * step] times
- * row i of a matrix that lies in tiles, [columns / TILE, count, TILE]. Rows up to the next multiple of TOGETHER are read and filled too.
+ * Fills sums [some, columns], columns a multiple of TILE: row r is the sum over i of factors[r * apart + i * step]
+ * times row i of a matrix that lies in tiles, [columns / TILE, count, TILE]. Rows up to the next multiple of TOGETHER
+ * are read and filled too.
  */
 static inline void products(
     const float *restrict factors, int64_t apart, int64_t step, int64_t some, const float *restrict tiles,
@@ -89,8 +90,8 @@ static inline float sum_of(const float *values, int64_t count)
     return sum;
 }
 
-/* Softmax of logits [L], filled up to whole tiles by 0. `bias`, if any, is added to them; `mask`, if any, is False where
- * attention may not go, its booleans `step` apart. */
+/* Softmax of logits [L], filled up to whole tiles by 0. `bias`, if any, is added to them; `mask`, if any, is False
+ * where attention may not go, its booleans `step` apart. */
 static inline void softmax(float *logits, const float *bias, const uint8_t *mask, int64_t step, int64_t length)
 {
     int64_t padded = in_tiles(length);

@@ -204,6 +204,14 @@ def test_serves_what_is_small_in_single_precision_and_without_gradients():
         assert not compiled.serves(torch.zeros(1, 577, 768))
 
 
+def test_training_needs_no_compiler(monkeypatch):
+    def ask():
+        raise AssertionError("nobody should compile")
+
+    monkeypatch.setattr(compiled, "library", ask)
+    assert attend(*heads_of(1, 2, 5, 4), scores=True)[0].isfinite().all()
+
+
 @torch.inference_mode()
 def test_without_a_compiler_the_steps_are_taken_one_by_one(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
