@@ -139,7 +139,8 @@ class Draw:
         unmet: for each list what of it no picture was called.
 
     Raises:
-        UserError: no share and no file, or shares that leave nothing to train on.
+        UserError: no share and no file, or shares that leave nothing to train on; when called, for a picture that two
+            lists name.
     """
 
     def __init__(self, wanted: dict[str, str]):
@@ -148,9 +149,8 @@ class Draw:
             try:
                 self.shares[split] = float(text)
             except ValueError:
-                names = {_plain(line) for line in read_lines(Path(text))}
-                self.listed |= dict.fromkeys(names, split)
-                self.unmet[text] = names
+                self.listed[split] = {_plain(line) for line in read_lines(Path(text))}
+                self.unmet[text] = set(self.listed[split])
         if not all(share > 0 for share in self.shares.values()) or not sum(self.shares.values()) < 1:
             raise UserError(f"shares {self.shares}: expected parts of the training pictures, together below 1")
 
@@ -160,10 +160,13 @@ class Draw:
         path = PurePosixPath(record.pictures[0][0])
         number = re.search(r"\d+$", path.stem)
         names = {path.name, path.stem, *([str(int(number[0]))] if number else [])}
-        for known in names & self.listed.keys():
+        splits = [split for split, listed in self.listed.items() if not names.isdisjoint(listed)]
+        if len(splits) > 1:
+            raise UserError(f"{path.name} is in the lists for {' and '.join(splits)}; a picture has one split")
+        if splits:
             for unmet in self.unmet.values():
-                unmet.discard(known)
-            return self.listed[known]
+                unmet -= names
+            return splits[0]
         if record.split != "train":
             return record.split
         place = int(hashlib.md5(path.name.encode()).hexdigest(), 16) / 16**32

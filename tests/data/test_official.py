@@ -147,6 +147,17 @@ def test_daquar(tmp_path, converted):
     assert "numbers.txt: 1 of its pictures are none of these, one is 4\n" in said
 
 
+@pytest.mark.parametrize("other", ["image3.png", "3", "image3"])
+def test_a_picture_that_two_lists_name_is_refused(tmp_path, capsys, other):
+    (tmp_path / "qa.894.raw.train.txt").write_text("what is on the table in the image3 ?\nlamp\n")
+    (tmp_path / "val.txt").write_text("image3\n9\n")
+    (tmp_path / "test.txt").write_text(f"{other}\n9\n")
+    lists = ["--val", str(tmp_path / "val.txt"), "--test", str(tmp_path / "test.txt")]
+    command = ["convert", "daquar", str(tmp_path / "qa.894.raw.train.txt"), *lists, "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert capsys.readouterr().err == ("error: image3.png is in the lists for val and test; a picture has one split\n")
+
+
 @pytest.mark.parametrize("end", ["in the image3 ?", "in image3 ?", " of this image3?", "on the image 3 ?"])
 def test_daquar_names_its_pictures_in_several_ways(end):
     assert DAQUAR_PICTURE.sub("", f"what is it {end}") == "what is it?"

@@ -9,6 +9,7 @@ from madtp.method.errors import UserError, excerpt
 from madtp.shared.files import read_json
 from madtp.shared.weights import hub, open_clip_models
 from madtp.shared.weights.reading import read_file
+from madtp.shared.weights.wrappers import plain
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -122,5 +123,5 @@ def _joined(index: Path) -> dict[str, Tensor]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     content = read_file(path)
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return content
+        return plain(content, path)
     raise UserError(f"{path} holds no weights: expected tensors by name")

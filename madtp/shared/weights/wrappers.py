@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from madtp.method.errors import UserError
@@ -21,7 +22,7 @@ def unwrapped(content: object, path: object) -> tuple[dict, list[str]]:
     """A checkpoint's entries, whose "model" is the bare state dict; and in words what it was taken out of.
 
     Raises:
-        UserError: there are no weights, those of several models, or two of one name.
+        UserError: there are no weights, those of several models, two of one name, or sparse or quantized ones.
     """
     entries, notes, inner = {}, [], content
     for _ in ENTRIES:
@@ -37,7 +38,7 @@ def unwrapped(content: object, path: object) -> tuple[dict, list[str]]:
     state, stripped = bare(inner)
     if len(state) < len(inner):
         raise UserError(f"{path} has some weights twice, with and without {' '.join(stripped)}; save one of them")
-    state, prefix, beside = _of_one_model(state, path)
+    state, prefix, beside = _of_one_model(plain(state, path), path)
     if stripped or prefix:
         notes.append(f"names without {' '.join([*stripped, prefix]).strip()}")
     if beside:
@@ -53,6 +54,19 @@ def bare(state: Mapping[str, Tensor]) -> tuple[StateDict, list[str]]:
             ".".join(part for part in name.split(".") if part not in PARTS): value for name, value in state.items()
         }
     return dict(state), stripped
+
+
+def plain(state: StateDict, path: object) -> StateDict:
+    """The same weights, if they are numbers row by row, as a model computes with.
+
+    Raises:
+        UserError: some are sparse or quantized.
+    """
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_quantized:
+            kind, way_out = ("quantized", "dequantize()") if value.is_quantized else ("sparse", "to_dense()")
+            raise UserError(f"{path}: its weight {name} is {kind}; save all of them as plain tensors, by {way_out}")
+    return state
 
 
 def _next_entry(content: object, path: object) -> str | None:

@@ -117,6 +117,22 @@ def test_weights_that_processes_keep_in_pieces(tmp_path):
         checkpoint.read(tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize(
+    "change, kind",
+    [
+        (torch.Tensor.to_sparse, "sparse; save all of them as plain tensors, by to_dense"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "quantized; .*, by dequantize"),
+    ],
+    ids=["sparse", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")  # that quantized tensors are on their way out
+def test_weights_in_other_forms_are_named(tmp_path, change, kind):
+    state = Tower().state_dict()
+    torch.save(state | {"head.weight": change(state["head.weight"])}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=f"its weight head.weight is {kind}"):
+        checkpoint.read(tmp_path / "model.pth")
+
+
 def test_one_weight_twice(tmp_path):
     torch.save({"weight": torch.ones(2), "module.weight": torch.zeros(2)}, tmp_path / "model.pth")
     with pytest.raises(UserError, match="has some weights twice, with and without module."):
