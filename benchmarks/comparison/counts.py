@@ -2,7 +2,7 @@
 
 How much there is to cover is r = sum_j S_j d_j before the first token goes, with S_j the importance of token j and d_j
 its distance to the nearest one that is more important. A sample's amount is the rule's divided by its r, so that it
-loses as much in any company: n_l = N exp(-amount / r ((l + 1) / D)^shape).
+loses as much in any company: n_l = N exp(-amount / r ((l + 1) / M)^shape), of M layers.
 
 Shapes: B samples, L tokens of the longest with the class token in front, N = L - 1, D width.
 """

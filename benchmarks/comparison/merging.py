@@ -129,7 +129,7 @@ class Merging(Scheduled):
 
 
 def attend_and_score(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, AttentionScores]:
-    """Attention weighed by sizes, and its scores, from a map held whole; see `madtp.attention.attend`."""
+    """Attention weighed by sizes, and its scores, from a map held whole; see `madtp.method.attention.attend`."""
     logits = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
     weights = (logits if bias is None else logits + bias).softmax(dim=-1)  # [B, H, L, L]
     output = weights.to(value.dtype) @ value

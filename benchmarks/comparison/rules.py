@@ -1,7 +1,8 @@
 """Rules of keeping tokens to hold MADTP against: itself with parts left out or replaced, and other methods.
 
-Each is a layout, that is what a layer asks to attend and to prune (see `madtp/layout.py`), made anew for every forward
-pass. The models know nothing of them. Where MADTP has its temperature, every rule has one knob that says how much goes.
+Each is a layout, that is what a layer asks to attend and to prune (see `madtp/method/layout.py`), made anew for every
+forward pass. The models know nothing of them. Where MADTP has its temperature, every rule has one knob that says how
+much goes.
 
 Shapes: B samples, L tokens with the class token in front, N = L - 1, D width, H heads, E = D / H, K learnable tokens,
 k tokens kept.
@@ -48,7 +49,7 @@ class Pruning(Rectangle):
     """MADTP by the rule `batch`, some part of which is left out or replaced.
 
     Args:
-        judge: tells the importance of every token and which of them pass, as `madtp.pruning.assess` does.
+        judge: tells the importance of every token and which of them pass, as `madtp.method.pruning.assess` does.
         merged: whether the dropped tokens become one; else nothing stands for them, and one more is kept.
         random: whether chance decides which tokens stay, as many as pass.
     """

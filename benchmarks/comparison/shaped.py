@@ -1,4 +1,4 @@
-"""Rules of merging by coverage's family of schedules, n_l = N exp(-a ((l + 1) / D)^b), so that b is searched alike."""
+"""Rules of merging by coverage's family of schedules, n_l = N exp(-a ((l + 1) / M)^b), so that b is searched alike."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Shaped:
 
     Attributes:
         merger: chooses what is merged.
-        depth: D, layers of the image tower.
+        depth: M, layers of the image tower.
         shape: b.
     """
 

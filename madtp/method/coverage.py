@@ -26,7 +26,7 @@ NEVER = 2.0  # farther than any cosine is from another
 
 
 def left_by(tokens: int, amount: float, shape: float, layer: int, depth: int) -> int:
-    """How many of the N tokens of the first layer a layer leaves: n_l = N exp(-amount ((l + 1) / D)^shape).
+    """How many of the N tokens of the first layer a layer leaves: n_l = N exp(-amount ((l + 1) / M)^shape).
 
     A small shape drops early and keeps what is left, 1 drops the same share in every layer, a large one drops late.
 
@@ -35,8 +35,10 @@ def left_by(tokens: int, amount: float, shape: float, layer: int, depth: int) ->
         amount: how much goes; 0 is nothing, and infinity leaves one token to every layer.
         shape: above 0.
         layer: l, from 0.
-        depth: D, the number of layers.
+        depth: M, the number of layers.
     """
+    if amount == math.inf:  # times a power that is rounded to 0 it would be no number
+        return 1
     return max(1, round(tokens * math.exp(-amount * ((layer + 1) / depth) ** shape)))
 
 

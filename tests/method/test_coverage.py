@@ -192,7 +192,7 @@ def test_the_class_token_s_attention_is_a_row_of_the_map(masked):
 
 
 def test_the_schedule_falls_from_all_tokens_to_one():
-    for shape in (0.35, 1.0, 2.0):
+    for shape in (0.35, 1.0, 2.0, 500.0):
         assert [left_by(144, 0.0, shape, layer, 12) for layer in range(12)] == [144] * 12
         assert [left_by(144, math.inf, shape, layer, 12) for layer in range(12)] == [1] * 12
         counts = [left_by(144, 2.0, shape, layer, 12) for layer in range(12)]
