@@ -17,7 +17,7 @@ from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned, squar
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.library.adapted import Adapted
 from madtp.shared.library.refusal import refusal
-from madtp.shared.library.replacement import IMAGE, TEXT, Refused, replaced
+from madtp.shared.library.replacement import IMAGE, TEXT, Refused, check_tower, replaced
 from madtp.shared.library.tower import HandOn, Pruned
 
 LIBRARIES = ("timm", "open_clip", "transformers")
@@ -82,7 +82,11 @@ def prune(
 
 
 def restore(model: nn.Module, tower: str | None = None) -> nn.Module:
-    """Makes a pruned model what it was, with the weights that it has now; or one tower of it."""
+    """Makes a pruned model what it was, with the weights that it has now; or one tower of it.
+
+    Raises:
+        UserError: there is no tower of this name.
+    """
     for place in list(replaced(model, tower)):
         place.replacement.remove(place.module, place.method)
     return model
@@ -101,7 +105,7 @@ def cost(model: nn.Module, tower: str | None = None) -> dict[str, Any]:
         layers and the last norm, without heads.
 
     Raises:
-        UserError: the model is not pruned, or has not seen an image.
+        UserError: the model is not pruned or has not seen an image, or there is no such tower.
     """
     pruned = pruned_of(model, tower)
     if pruned.entered is None:
@@ -137,7 +141,11 @@ def pruned_of(model: nn.Module, tower: str | None = None) -> Pruned:
 
 
 def adapt(model: nn.Module, tower: str) -> Adapted:
-    """The model by the adapter of its library."""
+    """The model by the adapter of its library.
+
+    Raises:
+        UserError: it is of none, or cannot be pruned, and why.
+    """
     for library in LIBRARIES:
         adapted = import_module(f"madtp.shared.library.{library}").adapt(model, tower)
         if adapted is not None:
@@ -160,8 +168,7 @@ def install(adapted: Adapted) -> Pruned:
 
 def _check(model: nn.Module, p: float | None, amount: float | None, shape: float | None, tower: str) -> None:
     """Refuses what says nothing, or nothing that can be done, before the model is touched."""
-    if tower not in INPUTS:
-        raise UserError(f"tower {excerpt(tower)} is none: 'image' and 'text' are")
+    check_tower(tower)
     if (p is None) == (amount is None):
         raise UserError("give p, the share of GFLOPs to remove, or the amount and the shape of a model pruned before")
     if not isinstance(model, nn.Module):
@@ -180,7 +187,11 @@ def _within(value: object, below: float = math.inf) -> bool:
 
 
 def settled(shape: float | None) -> float:
-    """The shape that goes with an amount."""
+    """The shape that goes with an amount.
+
+    Raises:
+        UserError: nobody gave it.
+    """
     if shape is None:
         raise UserError("an amount needs the shape that it was found with")
     return shape

@@ -5,9 +5,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, excerpt
 
 IMAGE, TEXT = "image", "text"
+
+
+def check_tower(tower: object) -> None:
+    """Raises a UserError about a name that is no tower's."""
+    if tower not in (IMAGE, TEXT):
+        raise UserError(f"tower {excerpt(tower)} is none: {IMAGE!r} and {TEXT!r} are")
 
 
 class Replacement:
@@ -20,7 +26,11 @@ class Replacement:
     tower = IMAGE
 
     def install(self, module: nn.Module, method: str) -> None:
-        """Takes the place of the module's own method."""
+        """Takes the place of the module's own method.
+
+        Raises:
+            UserError: somebody else has taken it.
+        """
         if method in vars(module):
             raise UserError(f"the {method} of {type(module).__name__} was replaced by somebody else: undo that first")
         setattr(module, method, self)
@@ -39,7 +49,13 @@ class Place(NamedTuple):
 
 
 def replaced(model: nn.Module, tower: str | None = None) -> Iterator[Place]:
-    """What is replaced in a model; for one tower if it is named."""
+    """What is replaced in a model; for one tower if it is named.
+
+    Raises:
+        UserError: there is no tower of this name.
+    """
+    if tower is not None:
+        check_tower(tower)
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, Replacement) and tower in (None, value.tower):

@@ -186,7 +186,11 @@ def names_of(blocks: Any) -> Names | None:
 
 
 def tower(module: nn.Module, names: Names, **known: Any) -> Tower:
-    """What runs the layers, as a tower."""
+    """What runs the layers, as a tower.
+
+    Raises:
+        UserError: the model's configuration asks for what a pruned tower does not give.
+    """
     encoder, blocks = getattr(module, "encoder", None), blocks_of(module)
     if any(getattr(module.config, name, False) for name in UNHEARD):
         raise UserError(

@@ -262,6 +262,8 @@ def test_what_cannot_be_pruned_is_refused_by_name(why):
         ({"p": 0.999, "batches": noise()}, "p 0.999 is out of reach: pruned as far as it goes"),
         ({"amount": 1.0}, "needs the shape"),
         ({"p": 0.5, "tower": "sound"}, "tower 'sound' is none"),
+        ({"p": 0.5, "tower": ["text"]}, r"tower \['text'\] is none"),
+        ({"p": 0.5, "tower": None}, "tower None is none"),
     ],
 )
 def test_mistakes_are_said_and_leave_the_model_dense(arguments, says):

@@ -164,6 +164,14 @@ def test_both_towers_are_pruned_and_each_is_restored_alone():
     assert torch.equal(ask(madtp.restore(model), words()), dense[1])
 
 
+@pytest.mark.parametrize("asked", [madtp.cost, madtp.restore])
+def test_a_name_that_is_no_tower_s_is_said(asked):
+    model = madtp.prune(build("SiglipTextModel"), 0.3, words(), tower="text")
+    with pytest.raises(UserError, match="tower 'txt' is none: 'image' and 'text' are"):
+        asked(model, "txt")
+    assert pruned_of(model, "text")
+
+
 def test_gradients_of_copies_are_those_of_all():
     model, some = without_positions(build("open_clip-last")).train(), repeated("open_clip-last")
 
