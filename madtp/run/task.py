@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -55,8 +56,12 @@ class Task(ABC):
         return iter(())
 
     def download(self, name: str) -> None:
-        """Fetches what --pretrained names, where that is a repository of the hub."""
-        if not hub.is_name(name):
+        """Fetches what --pretrained names, where that is a repository of the hub.
+
+        Raises:
+            UserError: it is something else, as what is here already, or cannot be fetched.
+        """
+        if Path(name).exists() or not hub.is_name(name):
             hub_too = "and repositories of the hub by their names, OWNER/NAME"
             what = f"CLIP's published models, not {name!r}, {hub_too}"
             raise UserError(f"--download fetches {what}; docs/tasks.md has other downloads")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from madtp.method.errors import UserError, excerpt
+from madtp.method.errors import UserError
 from madtp.shared.files import read_json
 from madtp.shared.weights import hub, open_clip_models
-from madtp.shared.weights.reading import read_file
+from madtp.shared.weights.reading import AGAIN, read_file, weight_map
 from madtp.shared.weights.wrappers import plain
 
 CONFIG = "config.json"
@@ -33,7 +33,7 @@ def located(path: str | Path) -> Path:
         path = path.parent
     if re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise UserError(f"{path} is one part of several: name its folder")
-    if not path.exists() and hub.is_name(str(path)):
+    if not path.exists() and hub.is_name(path.as_posix()):
         path = _fetched(path)
     return _inside(path) if path.is_dir() else path
 
@@ -104,19 +104,13 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 
 def _joined(index: Path) -> dict[str, Tensor]:
     """The tensors of all parts; the index says which part holds which."""
-    content = read_json(index, "fetch the folder again")
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
-        raise UserError(f"{index}: expected a weight_map of names and files; fetch the folder again")
-    tensors = {}
+    places, tensors = weight_map(index), {}
     for part in sorted(set(places.values())):
-        if part != Path(part).name:
-            raise UserError(f"{index}: {excerpt(part)} is not a file beside it; fetch the folder again")
         if not (index.parent / part).is_file():
-            raise UserError(f"{index.parent} is without its part {part}; fetch the folder again")
+            raise UserError(f"{index.parent} is without its part {part}; {AGAIN}")
         tensors |= _tensors(index.parent / part)
     if absent := [name for name in places if name not in tensors]:
-        raise UserError(f"{index}: {absent[0]} is not in {places[absent[0]]}; fetch the folder again")
+        raise UserError(f"{index}: {absent[0]} is not in {places[absent[0]]}; {AGAIN}")
     return tensors
 
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.weights import fetching
+from madtp.shared.weights.reading import weight_map
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".json")  # endings of 
 
 
 def is_name(name: str) -> bool:
-    """Whether this may be a repository's name, OWNER/NAME, and is no file's."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not name.endswith(FILES) and ".." not in name
+    """Whether this may be a repository's name, OWNER/NAME, and is no file's and no path like ./NAME."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not name.endswith(FILES) and ".." not in name
 
 
 def place_of(name: str | Path) -> Path:
@@ -46,7 +47,7 @@ def fetch(name: str) -> Path:
 
     Raises:
         UserError: there is no such repository, it has no safetensors, no connection, a folder that cannot be written,
-            or other bytes than the hub says.
+            an index that is none, or other bytes than the hub says.
     """
     server = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     listing = _json(f"{server}/api/models/{name}?blobs=true", name)
@@ -72,7 +73,7 @@ def _weights(files: Iterable[str], folder: Path, name: str) -> list[str]:
         if file in files:
             return [file]
     if INDEX in files:
-        parts = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        parts = set(weight_map(folder / INDEX).values())
         if parts <= set(files):
             return sorted(parts)
     raise UserError(f"{name} has no safetensors at the hub; fetch its weights by other means and name the folder")

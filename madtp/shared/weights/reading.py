@@ -1,4 +1,4 @@
-"""One file of weights from the disk: PyTorch's own, or safetensors. Nothing that is in it is run."""
+"""One file of weights from the disk: PyTorch's own, or safetensors, or the index of several. Nothing in it is run."""
 
 import re
 import zipfile
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from madtp.method.errors import UserError
-from madtp.shared.files import FETCH, is_pointer
+from madtp.method.errors import UserError, excerpt
+from madtp.shared.files import FETCH, is_pointer, read_json
+
+AGAIN = "fetch the folder again"
 
 
 def read_file(path: str | Path) -> object:
@@ -30,6 +32,21 @@ def read_file(path: str | Path) -> object:
     except Exception as error:  # there is no telling what is raised over broken bytes
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
     raise UserError(f"{path} holds no weights, it is {FETCH}")
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which of the files beside an index holds each tensor.
+
+    Raises:
+        UserError: it is no index, or names a file that is elsewhere.
+    """
+    content = read_json(index, AGAIN)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+        raise UserError(f"{index}: expected a weight_map of names and files; {AGAIN}")
+    if elsewhere := next((part for part in places.values() if part != Path(part).name), None):
+        raise UserError(f"{index}: {excerpt(elsewhere)} is not a file beside it; {AGAIN}")
+    return places
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -106,6 +106,16 @@ def test_weights_in_parts(serve):
     assert {name: (folder / name).read_bytes() for name in parts} == parts
 
 
+@pytest.mark.parametrize(
+    "index, says",
+    [(b"[]", "expected a weight_map"), (b'{"weight_map": {"a": "../b"}}', "'../b' is not a file beside it")],
+)
+def test_an_index_that_is_none(serve, index, says):
+    serve({"config.json": b"{}", "model.safetensors.index.json": index})
+    with pytest.raises(UserError, match=f"model.safetensors.index.json: {says}.*; fetch the folder again"):
+        hub.fetch("owner/name")
+
+
 def test_no_safetensors(serve):
     serve({"config.json": b"{}", "pytorch_model.bin": b"a pickle"})
     with pytest.raises(UserError, match="owner/name has no safetensors at the hub; fetch its weights by other means"):
@@ -163,7 +173,7 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    "path", ["pretrained/model_base_nlvr.pth", "model", "a/b/c", "../model", "/model", "a/model.pt"]
+    "path", ["pretrained/model_base_nlvr.pth", "model", "a/b/c", "../model", "./model", "/model", "a/model.pt"]
 )
 def test_paths_are_no_names(path):
     assert not hub.is_name(path)
@@ -185,6 +195,15 @@ def test_a_script_fetches_only_when_told_to(serve, tmp_path, capsys, task, flags
     (tmp_path / "config.yaml").write_text("max_epoch: 1\n")
     assert main(task(), ["--config", "config.yaml", "--pretrained", "owner/name", "--output_dir", "out", *flags]) == 2
     assert bool(asked) == fetched and capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_here_is_not_asked_for(serve, tmp_path, capsys):
+    asked = serve(FILES)
+    (tmp_path / "config.yaml").write_text("max_epoch: 1\n")
+    (tmp_path / "output/run").mkdir(parents=True)
+    flags = ["--config", "config.yaml", "--pretrained", "output/run", "--output_dir", "out", "--download"]
+    assert main(Caption(), flags) == 2
+    assert asked == [] and "--download fetches CLIP's published models, not 'output/run'" in capsys.readouterr().err
 
 
 @needs_5
