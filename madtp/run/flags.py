@@ -9,6 +9,7 @@ import torch
 from madtp.method.errors import UserError
 from madtp.method.rules import RULES
 from madtp.run import scalars
+from madtp.run.clone import own_file
 from madtp.run.config import resolve
 from madtp.run.keys import checked, keys_of
 
@@ -51,7 +52,7 @@ def command_line(task) -> argparse.ArgumentParser:
     about = sys.modules[type(task).__module__].__doc__
     parser = _Parser(description=about, allow_abbrev=False, formatter_class=_Help)
     flag = parser.add_argument
-    flag("--config", default=task.default_config, help="YAML file")
+    flag("--config", default=own_file(task.default_config), help="YAML file")
     flag("--output_dir", default=f"output/{task.name}", help="folder for checkpoints, logs and results")
     flag("--pretrained", help="checkpoint to start from or to evaluate, instead of the config's")
     flag(

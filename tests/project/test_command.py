@@ -109,12 +109,15 @@ def test_names_are_lent_when_they_are_asked_for():
 
 
 def test_files_of_the_project_are_found_from_anywhere(monkeypatch, tmp_path):
+    from compress_nlvr_dtp import NLVR
     from madtp.run.clone import own_file
     from madtp.run.config import resolve
+    from madtp.run.flags import parse
 
     assert own_file("configs/nlvr.yaml") == "configs/nlvr.yaml"
     monkeypatch.chdir(tmp_path)
     assert own_file("configs/nlvr.yaml") == str(command.CLONE / "configs/nlvr.yaml")
+    assert parse([], NLVR())[1]["image_root"] == "datasets/vision/NLVR2"  # a script's own file too
     assert own_file("nowhere.yaml") == "nowhere.yaml"
     config = resolve(own_file("configs/nlvr.yaml"), "nlvr", ["tokenizer=tests/golden/tokenizer"])
     assert Path(config["tokenizer"]).is_dir() and Path(config["med_config"]).is_file()
