@@ -54,7 +54,11 @@ class AnnotatedDataset(Dataset):
 
     @classmethod
     def read(cls, file: Path) -> list[dict]:
-        """Reads a file all of whose entries are right."""
+        """Reads a file all of whose entries are right.
+
+        Raises:
+            UserError: it cannot be read, or one of them is not; names the first.
+        """
         entries = read_entries(file)
         for number, entry in enumerate(entries):
             if fault := cls.wrong_form(entry) or cls.wrong_label(entry):

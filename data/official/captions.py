@@ -41,7 +41,11 @@ def captioned(
 
 
 def read_karpathy(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`, with the splits in them."""
+    """Reads `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`, with the splits in them.
+
+    Raises:
+        UserError: a file cannot be read, or an entry is not of this form.
+    """
     for path, _ in sources:
         dataset = stream.value(path, "dataset") or "coco"
         for number, image in enumerate(stream.entries(path, "images")):
@@ -63,7 +67,11 @@ def read_karpathy(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
 
 
 def read_coco(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads `captions_train2014.json` and its like; which split a file is stands in its name."""
+    """Reads `captions_train2014.json` and its like; which split a file is stands in its name.
+
+    Raises:
+        UserError: a file cannot be read, its name tells no split, or an entry is not of this form.
+    """
     for source in sources:
         path, split = source.path, source.own_split()
         captions = defaultdict(list)
@@ -88,17 +96,30 @@ def coco_folders(name: str, path: Path) -> list[str]:
 
 
 def read_flickr8k(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads `Flickr8k.token.txt` (or `captions.txt`, a table) and the lists of the pictures of each split."""
+    """Reads `Flickr8k.token.txt` (or `captions.txt`, a table) and the lists of the pictures of each split.
+
+    Raises:
+        UserError: see `read_flickr`.
+    """
     return read_flickr(sources, "flickr8k")
 
 
 def read_flickr30k(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads `results_20130124.token` (or `results.csv`, a table) and lists of the pictures of each split."""
+    """Reads `results_20130124.token` (or `results.csv`, a table) and lists of the pictures of each split.
+
+    Raises:
+        UserError: see `read_flickr`.
+    """
     return read_flickr(sources, "flickr30k")
 
 
 def read_flickr(sources: Sequence[Source], dataset: str) -> Iterator[Record | LeftOut]:
-    """Reads files of captions, and lists of pictures by name or number; without lists everything is for training."""
+    """Reads files of captions, and lists of pictures by name or number; without lists everything is for training.
+
+    Raises:
+        UserError: a file cannot be read or is empty, a list's name tells no split, a line is not of its form, or there
+            are no captions.
+    """
     captions, lists = defaultdict(list), {}
     for source in sources:
         lines = read_lines(source.path)
@@ -127,13 +148,20 @@ def plain(name: str) -> str:
 
 
 def flickr_captions(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields the name of a picture and a caption, line by line."""
+    """Yields the name of a picture and a caption, line by line.
+
+    Raises:
+        UserError: a line is not of the form of the first one.
+    """
     if "\t" in lines[0]:
         form, expected, said = TOKEN, "NAME.jpg#0, a tab and a caption", lines
     elif "|" in lines[0]:
         form, expected, said = BARRED, "NAME.jpg| 0| a caption", lines[1:]
     else:
-        yield from ((row[0], row[1]) for row in csv.reader(lines[1:], skipinitialspace=True) if len(row) == 2)
+        for number, row in enumerate(csv.reader(lines[1:], skipinitialspace=True), start=2):
+            if len(row) < 2:
+                raise UserError(f"{path}, line {number}: expected NAME.jpg,a caption, found {excerpt(','.join(row))}")
+            yield row[0], ", ".join(row[1:])  # of a caption that stands in no quotes a comma is part
         return
     for number, line in enumerate(said, start=1 + len(lines) - len(said)):
         if not (found := form.fullmatch(line)):

@@ -148,7 +148,10 @@ class Draw:
         for split, text in wanted.items():
             try:
                 self.shares[split] = float(text)
-            except ValueError:
+            except ValueError as error:
+                if not Path(text).is_file():
+                    expected = "a part of the training pictures, like 0.1, or a file that lists some"
+                    raise UserError(f"--{split} {text}: expected {expected}") from error
                 self.listed[split] = {_plain(line) for line in read_lines(Path(text))}
                 self.unmet[text] = set(self.listed[split])
         if not all(share > 0 for share in self.shares.values()) or not sum(self.shares.values()) < 1:

@@ -21,7 +21,11 @@ def question_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, d
 
 
 def read_vqa(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads VQAv2's files, each annotations file with the questions of its subset; test sets have questions alone."""
+    """Reads VQAv2's files, each annotations file with the questions of its subset; test sets have questions alone.
+
+    Raises:
+        UserError: a file cannot be read, is not of this form, or lacks the one that belongs to it.
+    """
     questions, annotations = subsets(sources)
     for subset, source in annotations.items():
         if subset not in questions:
@@ -39,7 +43,11 @@ def read_vqa(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
 
 
 def subsets(sources: Sequence[Source]) -> tuple[dict[str, Source], dict[str, Source]]:
-    """Files of questions and files of annotations, each by the subset of COCO that they are about, like train2014."""
+    """Files of questions and files of annotations, each by the subset of COCO that they are about, like train2014.
+
+    Raises:
+        UserError: a file is neither, or a second one about its subset.
+    """
     kinds = {"questions": {}, "annotations": {}}
     for source in sources:
         kind, subset = kinds.get(stream.first_list(source.path)), stream.value(source.path, "data_subtype")
@@ -52,7 +60,11 @@ def subsets(sources: Sequence[Source]) -> tuple[dict[str, Source], dict[str, Sou
 
 
 def answered_questions(asked: Path, answered: Path, subset: str, split: str) -> Iterator[Record | LeftOut]:
-    """The questions of a file with the answers of another, which may be in another order."""
+    """The questions of a file with the answers of another, which may be in another order.
+
+    Raises:
+        UserError: an entry is not of this form, or answers no question of the file.
+    """
     waiting = {}
     for number, question in enumerate(stream.entries(asked, "questions")):
         checked_question(asked, number, question)
@@ -68,7 +80,11 @@ def answered_questions(asked: Path, answered: Path, subset: str, split: str) -> 
 
 
 def given_answers(path: Path, number: int, entry: dict) -> list[str]:
-    """What people answered to a question, as VQAv2 and VizWiz have it: [{"answer": ...}, ...]."""
+    """What people answered to a question, as VQAv2 and VizWiz have it: [{"answer": ...}, ...].
+
+    Raises:
+        UserError: that is not what the entry has.
+    """
     answers = entry.get("answers")
     if not isinstance(answers, list) or not answers:
         raise UserError(f"{path}, entry {number}: 'answers' should be a list, it is {excerpt(answers)}")
@@ -76,7 +92,7 @@ def given_answers(path: Path, number: int, entry: dict) -> list[str]:
 
 
 def checked_question(path: Path, number: int, question: object) -> None:
-    """Refuses what is no question as VQAv2 has it."""
+    """Raises a UserError about what is no question as VQAv2 has it."""
     checked(path, number, question, {"question_id": int, "question": str, "image_id": int})
 
 
@@ -90,7 +106,11 @@ def vqa_record(
 
 
 def read_genome(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads Visual Genome's `question_answers.json`; answers lose their capital and their period, as BLIP has them."""
+    """Reads Visual Genome's `question_answers.json`; answers lose their capital and their period, as BLIP has them.
+
+    Raises:
+        UserError: a file cannot be read, or an entry is not of this form.
+    """
     for path, _ in sources:
         for number, image in enumerate(stream.entries(path)):
             asked = image.get("qas") if isinstance(image, dict) else None
@@ -108,7 +128,11 @@ def read_genome(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
 
 
 def read_vizwiz(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
-    """Reads VizWiz's `train.json`, `val.json` and `test.json`, the last without answers; ids are pictures' names."""
+    """Reads VizWiz's `train.json`, `val.json` and `test.json`, the last without answers; ids are pictures' names.
+
+    Raises:
+        UserError: a file cannot be read, its name tells no split, or an entry is not of this form.
+    """
     for source in sources:
         split = source.own_split()
         for number, one in enumerate(stream.entries(source.path)):
@@ -124,6 +148,10 @@ def read_daquar(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
 
     The picture that a question names goes out of it: "what is in the image3 ?" becomes "what is?", and a number in the
     middle of a question goes alone.
+
+    Raises:
+        UserError: a file cannot be read, its name tells no split, a line answers nothing, or a question names no
+            picture.
     """
     number = 0
     for source in sources:

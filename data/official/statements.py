@@ -17,7 +17,11 @@ def statement_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def read_nlvr2(sources: Sequence[Source]) -> Iterator[Record]:
-    """Reads `train.json`, `dev.json` and `test1.json`; the split stands in every statement's identifier."""
+    """Reads `train.json`, `dev.json` and `test1.json`; the split stands in every statement's identifier.
+
+    Raises:
+        UserError: a file cannot be read, or a line is not of this form.
+    """
     for source in sources:
         for number, one in enumerate(stream.lines(source.path)):
             checked(source.path, number, one, {"identifier": str, "sentence": str})

@@ -42,7 +42,11 @@ def entries(path: Path, key: str | None = None) -> Iterator:
 
 
 def value(path: Path, key: str) -> object:
-    """Returns what stands under a key of the outermost object, no list; None where there is no such key."""
+    """Returns what stands under a key of the outermost object, no list; None where there is no such key.
+
+    Raises:
+        UserError: no such file, no JSON, or no object in it.
+    """
     with _opened(path) as window:
         for name in _keys(window, path):
             if name == key and window.peek() != "[":
@@ -52,7 +56,11 @@ def value(path: Path, key: str) -> object:
 
 
 def first_list(path: Path) -> str | None:
-    """Returns the key of the outermost object under which its first list stands; None where there is none."""
+    """Returns the key of the outermost object under which its first list stands; None where there is none.
+
+    Raises:
+        UserError: no such file, no JSON, or no object in it.
+    """
     with _opened(path) as window:
         for name in _keys(window, path):
             if window.peek() == "[":

@@ -253,7 +253,7 @@ def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
         (["karpathy", "val={}"], "say themselves what is for val"),
         (["nlvr2", "{}.gz"], "no such file; give the files of nlvr2: train.json, dev.json, test1.json"),
         (["nlvr2", "{}", "--val", "1.5"], "expected parts of the training pictures, together below 1"),
-        (["nlvr2", "{}", "--val", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["nlvr2", "{}", "--val", "nowhere.txt"], "--val nowhere.txt: expected a part of the training pictures"),
         (["nlvr2", "{}", "--images", "nowhere"], "--images: nowhere is not a folder"),
     ],
 )

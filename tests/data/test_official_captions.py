@@ -5,6 +5,8 @@ import re
 import pytest
 
 from data import create_dataset
+from data.official.captions import flickr_captions
+from madtp.method.errors import UserError
 from tests.data.official_files import SIDE, coco_file, flickr_files, karpathy_file, paint
 
 SAID = [
@@ -112,6 +114,15 @@ def test_flickr8k_as_a_table_with_shares(tmp_path, converted):
     assert sum(map(len, again.values())) == 400, "no picture is in two splits"
     assert 60 < len(again["flickr30k_val"]) < 100 and 25 < len(again["flickr30k_test"]) < 55
     assert files["flickr30k_test"][0]["caption"] == [dict(rows)[files["flickr30k_test"][0]["image"].split("/")[-1]]] * 2
+
+
+def test_a_caption_of_a_table_keeps_its_commas_without_quotes_too(tmp_path, converted):
+    table = tmp_path / "captions.txt"
+    table.write_text("image,caption\n1.jpg,A dog, running, barks .\n1.jpg, A dog .\n")
+    files, _ = converted("flickr8k", [f"train={table}"])
+    assert [one["caption"] for one in files["flickr30k_train"]] == ["A dog, running, barks .", "A dog ."]
+    with pytest.raises(UserError, match=r"line 3: expected NAME.jpg,a caption, found '2.jpg'"):
+        list(flickr_captions(table, ["image,caption", "1.jpg,A dog .", "2.jpg"]))
 
 
 @pytest.mark.parametrize("form", ["token", "table"])
