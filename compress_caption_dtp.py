@@ -97,7 +97,7 @@ class Caption(Task):
         """CIDEr, and SPICE where it could be computed."""
         return metrics["CIDEr"] + metrics.get("SPICE", 0.0) if "CIDEr" in metrics else metrics["exact_match"]
 
-    def cost(self, model: nn.Module, trace: Trace) -> float:
+    def cost(self, model: nn.Module, trace: Trace) -> flops.Cost:
         image, text = model.visual_encoder.shape, model.text_decoder.bert.shape
         layers = {**trace.layers, "decoder": dense_layers(text.depth, COUNTED_TOKENS)}
         return flops.caption(image, text, layers, model.num_learnable) / flops.GIGA

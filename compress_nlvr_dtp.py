@@ -59,7 +59,7 @@ class NLVR(Task):
     def score(self, metrics: dict) -> float:
         return metrics["accuracy"]
 
-    def cost(self, model: nn.Module, trace: Trace) -> float:
+    def cost(self, model: nn.Module, trace: Trace) -> flops.Cost:
         from models.nlvr_encoder import FIRST_MERGED_LAYER
 
         image, text = model.visual_encoder.shape, model.text_encoder.shape

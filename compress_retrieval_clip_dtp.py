@@ -86,7 +86,7 @@ class RetrievalClip(Retrieval):
         """Recall of the features [I, F] of all images and [T, F] of all texts."""
         return metrics.similarity_recall(*predictions, matches_of(dataset))
 
-    def cost(self, model: nn.Module, trace: Trace) -> float:
+    def cost(self, model: nn.Module, trace: Trace) -> flops.Cost:
         image, text = model.visual.shape, model.text_shape
         return flops.clip(image, text, trace.layers, model.num_learnable, model.sizes.embed_dim) / flops.GIGA
 

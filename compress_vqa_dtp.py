@@ -98,7 +98,7 @@ class VQA(Task):
     def score(self, metrics: dict) -> float:
         return metrics["accuracy"]
 
-    def cost(self, model: nn.Module, trace: Trace) -> float:
+    def cost(self, model: nn.Module, trace: Trace) -> flops.Cost:
         image, text = model.visual_encoder.shape, model.text_encoder.shape
         layers = {**trace.layers, "decoder": dense_layers(text.depth, COUNTED_TOKENS)}
         return flops.vqa(image, text, layers, model.num_learnable) / flops.GIGA

@@ -156,6 +156,7 @@ def weights_of(folder: str) -> nn.Module:
 
 
 def main() -> None:
+    """Prints one JSON line for every rule at every p, and for its speed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--weights", default="datasets/photos/dinov2-small", help="folder of a Dinov2Model")
     parser.add_argument("--pictures", default="datasets/photos/flickr8k", help="folder of pictures, taken in order")

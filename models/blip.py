@@ -279,6 +279,10 @@ def blip_decoder(
     evaluate: bool = False,
     config: dict | None = None,
 ) -> BlipDecoder:
-    """Builds the captioner and loads a checkpoint of BLIP, of MADTP or of ours."""
+    """Builds the captioner and loads a checkpoint of BLIP, of MADTP or of ours.
+
+    Raises:
+        UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
+    """
     construct = partial(BlipDecoder, image_size=image_size, prompt=prompt)
     return built(construct, {"vit": vit, "med_config": med_config}, config, pretrained, evaluate, ("text_decoder.",))

@@ -73,7 +73,11 @@ def blip_nlvr(
     evaluate: bool = False,
     config: dict | None = None,
 ) -> BlipNLVR:
-    """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours."""
+    """Builds the model and loads a checkpoint of BLIP (one cross-attention: copied into both), of MADTP or of ours.
+
+    Raises:
+        UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
+    """
     if evaluate and (kind := class_of(pretrained)):
         raise UserError(
             f"{pretrained} is a {kind}: transformers has no class with NLVR2's twin encoder; let it start training, or "

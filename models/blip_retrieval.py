@@ -218,7 +218,11 @@ def blip_retrieval(
     evaluate: bool = False,
     config: dict | None = None,
 ) -> BlipRetrieval:
-    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
+    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours.
+
+    Raises:
+        UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
+    """
     sizes = {"vit": vit, "med_config": med_config, "embed_dim": embed_dim}
     contrast = {"queue_size": queue_size, "momentum": momentum, "negative_all_rank": negative_all_rank}
     construct = partial(BlipRetrieval, image_size=image_size, **contrast)

@@ -129,7 +129,11 @@ def blip_vqa(
     evaluate: bool = False,
     config: dict | None = None,
 ) -> BlipVQA:
-    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours."""
+    """Builds the model and loads a checkpoint of BLIP, of MADTP or of ours.
+
+    Raises:
+        UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
+    """
     sizes = {"vit": vit, "med_config": med_config}
     construct = partial(BlipVQA, image_size=image_size)
     return built(construct, sizes, config, pretrained, evaluate, fresh=("text_encoder.", "text_decoder."))

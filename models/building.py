@@ -31,6 +31,9 @@ def built(
         evaluate: everything but the guidance's own weights has to be in the checkpoint.
         fresh: parts that a checkpoint of an earlier stage may lack when the model is to be trained.
         convert: changes to the checkpoint's entries before they are loaded, besides resizing positions.
+
+    Raises:
+        UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
     """
     content = checkpoint.read(pretrained) if pretrained else None
     stated = architecture.of(content) if content else {}

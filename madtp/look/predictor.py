@@ -200,7 +200,11 @@ def load(
 
 
 def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -> tuple[Task, nn.Module, Stored]:
-    """The task of a checkpoint, its model and how it prunes; see `load`."""
+    """The task of a checkpoint, its model and how it prunes; see `load`.
+
+    Raises:
+        UserError: a file is missing or does not fit, or nothing says what the checkpoint is for.
+    """
     set_seed(0)  # guidance that a dense checkpoint lacks is drawn, and drawn alike every time
     published = checkpoint in available_models()
     checkpoint = checkpoint if published else str(located(checkpoint))

@@ -23,7 +23,11 @@ ACROSS = 6  # layers in the overview
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws what the command line asks for."""
+    """Draws what the command line asks for.
+
+    Raises:
+        UserError: see `draw_split`; or it asks for no sample.
+    """
     if args.number < 1:
         raise UserError(f"--number is {args.number}, expected at least 1")
     for path in draw_split(load_from(args), args.split, args.number, args.out, args.temperature, args.p):

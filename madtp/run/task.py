@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from madtp.cost.flops import Cost
 from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.cost.processes import all_gather_objects
 from madtp.cost.trace import Trace
@@ -69,7 +70,11 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, config: dict, evaluate: bool) -> nn.Module:
-        """The model with the weights of `config["pretrained"]`, or fresh ones where that is empty."""
+        """The model with the weights of `config["pretrained"]`, or fresh ones where that is empty.
+
+        Raises:
+            UserError: sizes or a checkpoint that do not fit.
+        """
 
     def read(self, path: str) -> dict:
         """What a checkpoint holds, see `checkpoint.read`."""
@@ -150,8 +155,8 @@ class Task(ABC):
         """What the best checkpoint is chosen by; higher is better."""
 
     @abstractmethod
-    def cost(self, model: nn.Module, trace: Trace) -> float:
-        """GFLOPs of one sample, from the trace alone."""
+    def cost(self, model: nn.Module, trace: Trace) -> Cost:
+        """GFLOPs of one sample, from the trace alone; of each, [B], where it counts their tokens apart."""
 
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
         """Metrics and cost over all processes: one forward per batch, nothing is exchanged before the last."""

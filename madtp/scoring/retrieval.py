@@ -128,7 +128,7 @@ class Retrieval(Task):
     def score(self, metrics: dict) -> float:
         return metrics["r_mean"]
 
-    def cost(self, model: nn.Module, trace: Trace) -> float:
+    def cost(self, model: nn.Module, trace: Trace) -> flops.Cost:
         width = model.vision_proj.out_features
         image, text = model.visual_encoder.shape, model.text_encoder.shape
         return flops.retrieval(image, text, trace.layers, model.num_learnable, width) / flops.GIGA

@@ -79,6 +79,9 @@ def write_atomic(path: str | Path, text: str) -> None:
     """Writes `text` to `path` in one step: readers see the old file or the new one, never half.
 
     Names of files that the locale has no letters for are written as the bytes that they are.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
     content = text.encode(errors="surrogateescape")
     with whole_file(path, len(content)) as file:

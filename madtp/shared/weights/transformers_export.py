@@ -114,7 +114,11 @@ def preprocessor(task: str, image_size: int, mean: list[float], std: list[float]
 
 
 def write(folder: Path, config: dict, preprocessing: dict, state: dict[str, Tensor]) -> None:
-    """Writes the files of a folder that the library's classes load."""
+    """Writes the files of a folder that the library's classes load.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
     from safetensors.torch import save  # only now: nothing else here writes such a file
 
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
