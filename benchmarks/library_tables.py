@@ -2,7 +2,7 @@
 
 from benchmarks.comparison.reporting import NONE, table
 from benchmarks.lines import Lines
-from benchmarks.photos.results import Results, best_schedule, score, score_name
+from benchmarks.photos.results import Results, best_schedule, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 
 SHARES = (0.3, 0.5, 0.7)
@@ -44,7 +44,7 @@ def photo_models(lines: Lines) -> str:
             cost = f"{ours['percent']:.0f} ({ours['image_percent']:.0f})"
             schedule = theirs.get("shape", theirs["schedule"])
             gap = results.against(ours, theirs)
-            name = f"{task}, {score_name(task)}"
+            name = f"{task_name(task)}, {score_name(task)}"
             rows.append([name, cost, f"{score(dense):.1f}", scores[0], f"{scores[1]}, {schedule}", str(gap)])
     costs = "% of GFLOPs (of the tower's)"
     return table(["", costs, "dense", "coverage (of dense)", "ToMe (of dense), best schedule", "difference"], rows)
