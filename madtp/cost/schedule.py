@@ -7,6 +7,7 @@ a forward pass.
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def amounts_for(
     amounts, floor, start = {}, None, FIRST_TEMPERATURE
     for shape in shapes:
         try:
-            start = calibrate(lambda amount, shape=shape: cost(shape, amount), share, start, tolerance)
+            start = calibrate(partial(cost, shape), share, start, tolerance, knob="amount")
         except RatioOutOfReach as error:
             floor = error
         else:

@@ -44,6 +44,7 @@ def calibrate(
     tolerance: float = TOLERANCE,
     slack: float = 0.0,
     evaluations: int = 24,
+    knob: str = "temperature",
 ) -> float:
     """Searches the temperature whose cost is `target`: multiplicative bracket, then bisection in log T.
 
@@ -57,6 +58,7 @@ def calibrate(
         tolerance: in shares of dense.
         slack: how far beyond the ceiling the target may lie; it is then moved onto the ceiling.
         evaluations: what the search may spend.
+        knob: what people call that which is searched.
 
     Returns:
         The temperature seen whose cost is closest to the target. If none is within the tolerance: the closest of those
@@ -83,8 +85,8 @@ def calibrate(
             target = _reachable(ceiling, target, tolerance, slack)
         temperature, factor = _next(low, high, factor), 4.0
     closest = min(seen, key=lambda t: (seen[t] > target, abs(seen[t] - target)))
-    found = 100 * target, closest, 100 * seen[closest], "" if low else ", and a lower one hardly more"
-    logger.warning("no temperature found that costs %.1f %% of dense; T %.4g costs %.1f %%%s", *found)
+    found = knob, 100 * target, knob, closest, 100 * seen[closest], "" if low else ", and a lower one hardly more"
+    logger.warning("no %s found that costs %.1f %% of dense; %s %.4g costs %.1f %%%s", *found)
     return closest
 
 

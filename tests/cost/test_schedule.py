@@ -41,6 +41,13 @@ def test_shapes_that_cannot_cost_the_share_are_left_out():
     assert list(some) == [shape for shape in SHAPES if shape / 2 <= 0.605]
 
 
+def test_a_cost_between_two_steps_is_said_of_an_amount(caplog):
+    amounts = amounts_for(lambda shape, amount: 0.8 if amount < 3 else 0.4, 0.5, shapes=[1.0])
+    assert amounts[1.0] >= 3
+    said = f"no amount found that costs 50.0 % of dense; amount {amounts[1.0]:g} costs 40.0 %"
+    assert caplog.messages == [said]
+
+
 def test_the_least_moved_wins():
     assert least_moved({0.5: 3.0, 1.0: 1.0, 2.0: 1.5}, 0.5) == 1.0
     assert least_moved({0.5: 0.0, 1.0: 1.0}, 0.5) == 0.5
