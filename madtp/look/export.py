@@ -16,8 +16,10 @@ from torch import nn
 
 from clip.tokenizer import MARKS, byte_pairs
 from madtp.look.predictor import built
+from madtp.method.rules import setting
 from madtp.shared.files import prepare_output, write_atomic
 from madtp.shared.weights import transformers_export as export
+from madtp.shared.weights.checkpoint import Stored
 from models.blip import VIT_SIZES
 from transform.pictures import MEAN, STD
 
@@ -25,7 +27,11 @@ SPECIAL = {"bos_token": MARKS[0], **dict.fromkeys(("eos_token", "unk_token", "pa
 
 
 def run(args: Namespace) -> None:
-    """Writes the folder, and says what is in it and what is not."""
+    """Writes the folder, and says what is in it and what is not.
+
+    Raises:
+        UserError: a file is missing or does not fit, or the library has no class for this model.
+    """
     chosen, model, stored = built(args.checkpoint, args.task, args.config, args.set)
     task, folder = chosen.name, Path(args.output_dir)
     kind, config = export.class_of(task), config_of(task, model)
@@ -34,7 +40,7 @@ def run(args: Namespace) -> None:
     export.write(folder, config, preprocessing, export.weights(model.state_dict(), task))
     write_vocabulary(task, model, folder)
     print(f"wrote {folder}: a {kind} with its preprocessor_config.json and its vocabulary")
-    print(left_behind(stored.temperature))
+    print(left_behind(stored))
 
 
 def config_of(task: str, model: nn.Module) -> dict:
@@ -59,9 +65,10 @@ def write_vocabulary(task: str, model: nn.Module, folder: Path) -> None:
     write_atomic(folder / "tokenizer_config.json", json.dumps(about | SPECIAL, indent=2) + "\n")
 
 
-def left_behind(temperature: float | None) -> str:
-    """What the folder does not hold."""
-    stays = "the pruning stays behind: learnable tokens, what aligns with them, and the temperature"
-    if not temperature:
+def left_behind(stored: Stored) -> str:
+    """What the folder does not hold of how a model prunes."""
+    stays = "the pruning stays behind: learnable tokens, what aligns with them, and how much goes"
+    if not stored.temperature:
         return stays
-    return f"{stays} {temperature:.4g}, at which this model was scored; dense its scores are others"
+    pruned = setting(stored.keep, stored.temperature, stored.shape)
+    return f"{stays}; this model was scored at {pruned}, and dense its scores are others"

@@ -10,7 +10,9 @@ from PIL import Image
 import clip
 from clip.model import Sizes
 from madtp.__main__ import main
+from madtp.look.export import left_behind
 from madtp.shared.weights import architecture, checkpoint
+from madtp.shared.weights.checkpoint import Stored
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from models.blip_retrieval import blip_retrieval
@@ -77,7 +79,11 @@ def test_captions(exported):
     captions = ours.generate(IMAGES, num_beams=1, max_length=14, min_length=5)
     assert captions == [ours.decode(row[ours.prompt_length :]) for row in generated]
     assert "a BlipForConditionalGeneration" in exported.said.out
-    assert "the pruning stays behind" in exported.said.out and "the temperature 3.5, at which" in exported.said.out
+    assert "the pruning stays behind" in exported.said.out and "was scored at T 3.5, and dense" in exported.said.out
+
+
+def test_of_coverage_its_amount_stays_behind():
+    assert "was scored at amount 1.2, shape 0.7, and dense" in left_behind(Stored(1.2, "coverage", shape=0.7))
 
 
 def test_answers(exported):
