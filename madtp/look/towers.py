@@ -18,11 +18,10 @@ from madtp.shared.weights import checkpoint, hub
 from madtp.shared.weights.architecture import MED
 from madtp.shared.weights.towers import Normalisation, image_tower, text_tower
 from models.blip import check_vit
-from models.tokenizer import check_vocabulary, fingerprint, init_tokenizer
+from models.tokenizer import FILES, check_vocabulary, fingerprint, init_tokenizer
 from transform.pictures import MEAN, STD
 
 CHECKPOINT = "towers.pth"
-VOCABULARY = ("vocab.txt", "tokenizer.json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
                 f"{name}: no such folder; give one with config.json and weights, or OWNER/NAME and --download"
             )
     folder = args.tokenizer or text_folder
-    if not any((Path(folder) / name).exists() for name in VOCABULARY):
-        raise UserError(f"{folder} has no {' and no '.join(VOCABULARY)}; --tokenizer names a folder that has one")
+    if not any((Path(folder) / name).exists() for name in FILES):
+        raise UserError(f"{folder} has no {' and no '.join(FILES)}; --tokenizer names a folder that has one")
     tokenizer = init_tokenizer(folder)
     image = image_tower(
         image_folder, Normalisation(MEAN, STD), Normalisation(args.mean, args.std) if args.mean else None

@@ -171,6 +171,8 @@ class TestOpenClip:
             ({"vision_cfg": {}, "text_cfg": {}, "custom_text": True}, "custom_text True"),
             ({"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}, "text_cfg": {}}, "another activation, norm"),
             ({"vision_cfg": 3}, "expected a model_cfg"),
+            ({"vision_cfg": {}, "text_cfg": {"heads": 0}}, r"are \(64, 512, 0\), expected integers; fetch it again"),
+            ({"vision_cfg": {"head_width": "80"}, "text_cfg": {}}, r"are \('80', 512, 8\), expected integers"),
         ],
     )
     def test_a_config_of_what_ours_cannot_be(self, tmp_path, config, said):

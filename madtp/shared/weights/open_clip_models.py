@@ -6,7 +6,7 @@ Its own towers have the names of OpenAI's, and so of ours. What their shapes hid
 from collections.abc import Iterable
 from pathlib import Path
 
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, excerpt
 from madtp.shared.files import read_json
 
 CONFIG = "open_clip_config.json"
@@ -56,8 +56,11 @@ def architecture(folder: Path) -> dict:
             raise UserError(f"{path}: {name} {tower[name]} is not supported; use a CLIP with open_clip's own towers")
     if any(tower.get(name) for tower in (vision, text) for name in ("act_kwargs", "norm_kwargs", "attentional_pool")):
         raise UserError(f"{path}: its towers have another activation, norm or pooling; use a CLIP without them")
+    sizes = vision.get("head_width", 64), text.get("width", 512), text.get("heads", 8)
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(f"{path}: head_width, width and heads are {excerpt(sizes)}, expected integers; fetch it again")
     return {
         "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
-        "head_width": vision.get("head_width", 64),
-        "text_head_width": text.get("width", 512) // text.get("heads", 8),
+        "head_width": sizes[0],
+        "text_head_width": sizes[1] // sizes[2],
     }
