@@ -202,6 +202,8 @@ def search(
 ) -> None:
     """Finds amount and shape: of those that cost this share of dense, the ones that move the model's answers least.
 
+    A single shape has nothing to be compared with: its first batch tells the size of the images, and so the amount.
+
     Raises:
         UserError: no shape costs so little, or there is no image.
     """
@@ -210,10 +212,12 @@ def search(
         pruned.amount = 0.0
         dense = adapted.answer(images)
         amounts = amounts or amounts_at(pruned, share, shapes)
+        if len(amounts) == 1:
+            moved = dict.fromkeys(amounts, 0.0)
+            break
         for shape, amount in amounts.items():
             pruned.shape, pruned.amount = shape, amount
-            distance = squared_distance(dense, adapted.answer(images)) if len(amounts) > 1 else 0.0
-            moved[shape] = moved.get(shape, 0.0) + distance
+            moved[shape] = moved.get(shape, 0.0) + squared_distance(dense, adapted.answer(images))
     if not moved:
         raise UserError("there is no image in batches: give some of those that the model will see")
     pruned.shape = least_moved(moved, share)

@@ -47,6 +47,13 @@ def test_a_search_that_is_broken_off_leaves_the_model_dense():
         assert torch.equal(model(noise()), dense(noise()))
 
 
+def test_a_shape_that_is_given_takes_one_batch():
+    """Whatever a loader would go on to read."""
+    batches = iter([noise(), noise(), noise()])
+    assert abs(madtp.cost(madtp.prune(make("timm"), 0.3, batches, shape=1.0))["percent"] - 70) < 100 / PATCHES
+    assert len(list(batches)) == 2
+
+
 @pytest.mark.parametrize("name", ["timm", "timm-average-no-class"])
 def test_no_image_gets_no_answer(name):
     model = make(name)
