@@ -56,7 +56,7 @@ def which_model(parser: ArgumentParser) -> None:
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--temperature", type=float, help="pruning temperature instead of the checkpoint's; 0 is dense")
+    how.add_argument("--temperature", type=float, help="or coverage's amount, instead of the checkpoint's; 0 is dense")
     how.add_argument(
         "--p", type=float, help="share of the GFLOPs to remove; the temperature is found for the first samples"
     )

@@ -69,7 +69,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--accum", type=int, default=1, help="batches per optimizer step")
     flag("--num_workers", type=int, default=4, help="processes that load data, for each rank")
     flag("--bad_images", choices=("stop", "skip"), default="stop", help="what training does at an unreadable image")
-    flag("--temperature", type=float, help="pruning temperature for the whole run, instead of a controller")
+    flag("--temperature", type=float, help="pruning temperature, or coverage's amount, instead of a controller")
     flag("--keep", choices=RULES, help="the rule of which tokens stay, instead of the config's or the model's")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
