@@ -15,16 +15,18 @@ class Form(NamedTuple):
         read: yields the records of several.
         rows: what a record becomes.
         has_splits: the splits stand in the files, not in their names.
+        draws: pictures can be given another split; else all is for training.
     """
 
     read: Callable[[Sequence[Source]], Iterator[Record | LeftOut]]
     rows: Rows
     has_splits: bool = False
+    draws: bool = True
 
 
 FORMS = {
     "vqav2": Form(questions.read_vqa, questions.question_rows),
-    "visual_genome": Form(questions.read_genome, questions.question_rows, True),
+    "visual_genome": Form(questions.read_genome, questions.question_rows, True, draws=False),
     "vizwiz": Form(questions.read_vizwiz, questions.question_rows),
     "daquar": Form(questions.read_daquar, questions.question_rows),
     "karpathy": Form(captions.read_karpathy, captions.caption_rows, True),

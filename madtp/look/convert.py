@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.forms import form_of
 from data.official import FORMS
-from data.official.captions import COCO, FLICKR
+from data.official.captions import COCO, FLICKR, caption_rows
 from data.official.conversion import Converted, Draw, convert
 from data.official.records import SPLITS, LeftOut, Record, Source
 from data.official.statements import STATEMENTS
@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
     """Converts what the command line names.
 
     Raises:
-        UserError: a file that is not of the form, or nothing to convert.
+        UserError: a flag that this form has no use for, a file that is not of the form, or nothing to convert.
     """
+    refuse_without_effect(args)
     out, form = Path(args.out), FORMS[args.form]
     sources = [source_of(name, args.form) for name in args.files]
     draw = Draw({name: text for name in ("val", "test") if (text := getattr(args, name))})
@@ -46,6 +47,17 @@ def run(args: argparse.Namespace) -> None:
     if missing := done.looked_for.missing:
         write_atomic(absent_list, "".join(f"{name}\n" for name in missing))
     print(*summary(done, absent_list, args.images, draw), sep="\n")
+
+
+def refuse_without_effect(args: argparse.Namespace) -> None:
+    """Raises a UserError about a flag that would change nothing."""
+    form = FORMS[args.form]
+    if args.drop_missing and not args.images:
+        raise UserError("--drop_missing needs to know where pictures should be: --images FOLDER")
+    if args.name and form.rows is not caption_rows:
+        raise UserError(f"--name is for files with captions, and {args.form} has none; leave it out")
+    if (args.val or args.test) and not form.draws:
+        raise UserError(f"all of {args.form} is for training; leave out --val and --test")
 
 
 def source_of(text: str, form: str) -> Source:

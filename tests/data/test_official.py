@@ -255,6 +255,9 @@ def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
         (["nlvr2", "{}", "--val", "1.5"], "expected parts of the training pictures, together below 1"),
         (["nlvr2", "{}", "--val", "nowhere.txt"], "--val nowhere.txt: expected a part of the training pictures"),
         (["nlvr2", "{}", "--images", "nowhere"], "--images: nowhere is not a folder"),
+        (["nlvr2", "{}", "--drop_missing"], "--drop_missing needs to know where pictures should be: --images FOLDER"),
+        (["nlvr2", "{}", "--name", "flickr30k"], "--name is for files with captions, and nlvr2 has none"),
+        (["visual_genome", "{}", "--val", "0.1"], "all of visual_genome is for training; leave out --val and --test"),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
