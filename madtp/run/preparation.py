@@ -228,7 +228,9 @@ def announce(run: Run, controller: Controller, progress: Progress) -> None:
         "effective batch %d = %d x %d processes x %d accumulated", batch * processes * accum, batch, processes, accum
     )
     logger.info("%s; the best checkpoint is chosen on %s", controller, run.selection)
-    if progress.epoch or progress.step:
+    if progress.epoch >= run.config["max_epoch"]:
+        logger.info("all %d epochs are done; a larger --epoch with --resume_anyway trains on", progress.epoch)
+    elif progress.epoch or progress.step:
         logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
     if is_main():
         if not goes_on_here(run.folder, run.args.resume):

@@ -173,10 +173,13 @@ def test_resume_auto_begins_where_there_is_nothing_to_resume(run):
     assert status == 0 and len(records) == 1
 
 
-def test_a_finished_run_resumes_to_its_end_at_once(run):
+def test_a_finished_run_resumes_to_its_end_at_once_and_says_so(run, capsys):
     _, _, before = run("--p", 0.3, "--epoch", 1)
+    assert "epochs are done" not in capsys.readouterr().out
     status, task, after = run("--p", 0.3, "--epoch", 1, "--resume", run.folder / "checkpoint_last.pth")
     assert status == 0 and after == before and task.model.forwards == []
+    said = capsys.readouterr().out
+    assert "all 1 epochs are done; a larger --epoch with --resume_anyway trains on" in said and "resuming" not in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(run, capsys):
