@@ -1,7 +1,9 @@
 """Half of a timm vision transformer's cost, in one line.
 
-python -m pip install .   # in the clone, once
-python examples/prune_timm.py [--pretrained]
+    python -m pip install .   # in the clone, once
+    python examples/prune_timm.py [--pretrained]
+
+Without --pretrained the model is a random one, and nothing is downloaded.
 """
 
 import sys
