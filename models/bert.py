@@ -22,6 +22,7 @@ from madtp.method.errors import UserError, excerpt
 from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.packed import Packed
+from madtp.method.pruning import Kept
 from madtp.shared.files import read_json
 from madtp.shared.layers import Guidance, run_layers
 
@@ -188,7 +189,9 @@ class SelfAttention(nn.Module):
         self.self = Attention(config, config.hidden_size)
         self.output = Output(config, config.hidden_size)
 
-    def forward(self, hidden: Sequences, mask: Tensor | None, causal: bool, scores: bool, past: KeysValues | None):
+    def forward(
+        self, hidden: Sequences, mask: Tensor | None, causal: bool, scores: bool, past: KeysValues | None
+    ) -> tuple[Tensor, AttentionScores | None, KeysValues]:
         keys_values = self.self.keys_values(hidden)
         if past is not None:
             key, value = (torch.cat(pair, dim=2) for pair in zip(past[:2], keys_values[:2], strict=True))
@@ -226,7 +229,16 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = Output(config, config.intermediate_size)
 
-    def forward(self, hidden, layout, guidance, mask, causal, states, past):
+    def forward(
+        self,
+        hidden: Tensor,
+        layout: Rectangle,
+        guidance: Guidance,
+        mask: Tensor | None,
+        causal: bool,
+        states: tuple[Any, Tensor | None] | None,
+        past: KeysValues | None,
+    ) -> tuple[Tensor, Rectangle, Tensor | None, Kept | None, KeysValues]:
         """One layer; `states` is None or (keys and values, their mask), `mask` [B, L] covers the past too."""
         alignment, aligned = self.query_model(hidden, layout, *guidance)
         hidden, scores, present = self.attention(Sequences(hidden, layout), mask, causal, guidance.prunes, past)

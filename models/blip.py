@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding
+from transformers import BatchEncoding, BertConfig
 
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
@@ -108,7 +108,7 @@ class BlipBase(nn.Module):
         sides = {"states": states, "words": words, "keep": self.keep}
         return self.text_encoder(text.input_ids, text.attention_mask, **sides, **guidance)
 
-    def text_config(self, med_config: str | Path | dict, states_width: int):
+    def text_config(self, med_config: str | Path | dict, states_width: int) -> BertConfig:
         """BERT sizes that fit this model's tokenizer and what the text attends to.
 
         Raises:
@@ -135,7 +135,9 @@ class BlipBase(nn.Module):
         """How many tokens texts have before they are cut."""
         return [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
 
-    def tokenize(self, texts: Sequence[str], first_token: str, padding: str = "longest", max_length: int | None = None):
+    def tokenize(
+        self, texts: Sequence[str], first_token: str, padding: str = "longest", max_length: int | None = None
+    ) -> BatchEncoding:
         """Token ids and mask [B, L] on the model's device, the first token replaced by the mode's own."""
         encoded = self.tokenizer(
             list(texts), padding=padding, truncation=max_length is not None, max_length=max_length, return_tensors="pt"

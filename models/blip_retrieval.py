@@ -69,7 +69,9 @@ class BlipRetrieval(MomentumContrast, BlipBase):
         text = self.tokenize(captions, "[CLS]", padding="max_length", max_length=self.text_limits["caption"])
         return text.input_ids, text.attention_mask
 
-    def encode_image(self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None):
+    def encode_image(
+        self, image: Tensor, temperature: float = 0.0, trace: Trace | None = None
+    ) -> tuple[Sequences, Tensor]:
         """Tokens of images [B, 3, H, W], for `match`, and their normalised features [B, E]."""
         return self._image(image, Guidance.by(self.space_dict, temperature, False), trace)[:2]
 

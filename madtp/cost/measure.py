@@ -65,7 +65,8 @@ class CostMeter:
 
         Returns:
             `gflops`, `gflops_dense`, `percent` of dense and `tokens` left after every layer, tower by tower, are means;
-            `percent_p10`, `percent_p90`, `tokens_p10` and `tokens_p90` the 10th and the 90th percentile.
+            `percent_p10`, `percent_p90`, `tokens_p10` and `tokens_p90` the 10th and the 90th percentile;
+            `samples_per_second` is that of all processes together, in the time of the slowest.
         """
         processes = all_gather_objects((self.costs, self.tokens, self.seconds))
         costs, tokens = (sum((process[part] for process in processes), Counter()) for part in (0, 1))

@@ -1,7 +1,7 @@
 """From a loss to a step: AdamW, the learning-rate schedule, scaled losses, accumulated gradients, clipping."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class Optimization:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def accumulate(self, batch: int):
+    def accumulate(self, batch: int) -> AbstractContextManager:
         """A context for the batch's forward and backward; processes exchange gradients only where a step follows."""
         silent = not self.steps_after(batch) and hasattr(self.model, "no_sync")
         return self.model.no_sync() if silent else nullcontext()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -62,6 +62,6 @@ def inference(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
         yield model
 
 
-def autocast(dtype: torch.dtype, device: torch.device):
+def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
     """Mixed precision of this type, nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

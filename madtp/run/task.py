@@ -114,7 +114,7 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list:
-        """One inference forward: one picklable result per sample, and the forward's trace."""
+        """One inference forward: one picklable result per sample; what every layer did goes into the trace."""
 
     def probe(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> None:
         """The cheapest forward whose trace tells the cost; by default the inference itself."""

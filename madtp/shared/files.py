@@ -5,8 +5,10 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from madtp.method.errors import UserError
 
@@ -15,7 +17,7 @@ FETCH = "a pointer of Git LFS: run `git lfs pull` in its folder"
 
 
 @contextmanager
-def whole_file(path: str | Path, size: int = 0):
+def whole_file(path: str | Path, size: int = 0) -> Iterator[BinaryIO]:
     """Opens `path` for writing bytes so that it is replaced only by a complete file; a failure leaves the old one.
 
     Args:
