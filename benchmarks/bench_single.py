@@ -81,7 +81,7 @@ def repeated(work):
 def main() -> None:
     """Prints one JSON line per row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--p", type=float, nargs="+", default=[0.5, 0.7], help="shares of the GFLOPs to remove")
+    parser.add_argument("--p", type=float, nargs="+", default=[0.3, 0.5], help="shares of the GFLOPs to remove")
     parser.add_argument("--width", type=int, nargs="+", default=[96, 192, 384], help="of the model, a multiple of 32")
     parser.add_argument("--side", type=int, nargs="+", default=[7, 14], help="patches on a side of a picture")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")

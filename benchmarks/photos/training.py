@@ -56,7 +56,7 @@ class Recipe:
 RECIPES = {
     "retrieval": Recipe(64, 2, 5e-5, ("vision_proj", "text_proj", "temp"), 2e-4, 10),
     "caption": Recipe(24, 3, 2e-4, ("crossattention",), 1e-3, epochs=2),
-    "vqa": Recipe(8, 8, 1e-4, (), 1e-4, epochs=6),
+    "vqa": Recipe(8, 8, 1e-4, (), 1e-4, epochs=3),
 }
 
 
