@@ -35,6 +35,13 @@ class Command(NamedTuple):
     flags: str = ""
 
 
+class Parser(ArgumentParser):
+    """One whose mistakes are one line, as all others are."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
 COMMANDS = {
     "predict": Command(
         "answers about your own pictures, by any checkpoint, dense or compressed",
@@ -146,7 +153,7 @@ def perform(name: str, words: Sequence[str]) -> int:
         )
     if str(CLONE) not in sys.path:
         sys.path.insert(0, str(CLONE))  # models, data and the scripts are there, and are installed nowhere
-    parser = ArgumentParser(prog=f"python -m madtp {name}", description=command.about, allow_abbrev=False)
+    parser = Parser(prog=f"python -m madtp {name}", description=command.about, allow_abbrev=False)
     if command.flags:
         resolve_name(command.flags)(parser)
     args = parser.parse_args(words)

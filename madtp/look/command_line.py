@@ -5,9 +5,11 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from madtp.look.scripts import SCRIPTS
 from madtp.look.stages import DEMOS
-from madtp.run.clone import own_file
+from madtp.run.clone import named_path, own_file
 from madtp.run.keys import TASK_KEYS
 
+PATH = {"type": named_path}
+FOLDER = PATH | {"metavar": "FOLDER"}
 WEIGHTS = "file of weights, folder of a run or of transformers, or name of a published CLIP"
 # What `towers` writes anew: BLIP's tasks.
 CONFIGS = [own_file(f"configs/{name}.yaml") for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split()]
@@ -32,6 +34,7 @@ def predict(parser: ArgumentParser) -> None:
     flag(
         "--image",
         nargs="+",
+        **PATH,
         required=True,
         metavar="PATH",
         help="pictures, folders of any number; NLVR2: pairs in turn",
@@ -43,6 +46,7 @@ def predict(parser: ArgumentParser) -> None:
     )
     flag(
         "--visualize",
+        **PATH,
         metavar="PNG",
         help="file to draw what every layer kept; of several samples X-1.png, X-2.png, ... for X.png",
     )
@@ -52,7 +56,7 @@ def predict(parser: ArgumentParser) -> None:
 def which_model(parser: ArgumentParser) -> None:
     """Which model is asked, and how it prunes."""
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help=WEIGHTS)
+    flag("--checkpoint", **PATH, required=True, help=WEIGHTS)
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     how = parser.add_mutually_exclusive_group()
@@ -72,21 +76,21 @@ def visualize(parser: ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--split", choices=("val", "test"), default="test", help="of the data set")
     flag("--number", type=int, default=4, help="of samples; at most one batch of the evaluation")
-    flag("--out", help="folder for the pictures; by default `pictures` beside the checkpoint")
+    flag("--out", **PATH, help="folder for the pictures; by default `pictures` beside the checkpoint")
 
 
 def report(parser: ArgumentParser) -> None:
     """Which runs."""
     flag = parser.add_argument
-    flag("folders", nargs="+", metavar="OUTPUT_DIR", help="folder of a run, or of several")
-    flag("--out", help="the page; by default report.html in the first folder")
+    flag("folders", nargs="+", **PATH, metavar="OUTPUT_DIR", help="folder of a run, or of several")
+    flag("--out", **PATH, help="the page; by default report.html in the first folder")
     flag("--no_drawing", action="store_true", help="show only the pictures that are there already")
 
 
 def app(parser: ArgumentParser) -> None:
     """Which models, and where the page is."""
     flag = parser.add_argument
-    flag("--checkpoint", nargs="+", required=True, help=f"{WEIGHTS}; one or several")
+    flag("--checkpoint", nargs="+", **PATH, required=True, help=f"{WEIGHTS}; one or several")
     flag("--config", default="", help="YAML file of all; the one beside each checkpoint if not given")
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
     flag("--port", type=int, default=7860, help="of the page on this machine")
@@ -101,7 +105,7 @@ def demo(parser: ArgumentParser) -> None:
 def demo_data(parser: ArgumentParser) -> None:
     """How much is made of what."""
     flag = parser.add_argument
-    flag("--out", default="datasets/demo", help="folder to write")
+    flag("--out", **PATH, default="datasets/demo", help="folder to write")
     flag("--seed", type=int, default=0)
     flag("--train", type=int, default=6000, help="training images")
     flag("--val", type=int, default=512, help="validation images")
@@ -118,8 +122,8 @@ def convert(parser: ArgumentParser) -> None:
     flag = parser.add_argument
     flag("form", choices=list(FORMS), metavar="FORM", help="one of those below")
     flag("files", nargs="+", metavar="FILE", help="unpacked; where its name tells no split: train=FILE, val=, test=")
-    flag("--out", required=True, metavar="FOLDER", help="where the tasks will read them, their ann_root")
-    flag("--images", metavar="FOLDER", help="look for every picture in it; the image_root (or vqa_root) of the task")
+    flag("--out", **FOLDER, required=True, help="where the tasks will read them, their ann_root")
+    flag("--images", **FOLDER, help="look for every picture in it; the image_root (or vqa_root) of the task")
     flag("--drop_missing", action="store_true", help="leave out what speaks of pictures that are not there")
     flag("--val", metavar="SHARE|LIST", help="training pictures to validate on: a part like 0.1, or a file of names")
     flag("--test", metavar="SHARE|LIST", help="the same to test on")
@@ -133,33 +137,33 @@ def convert(parser: ArgumentParser) -> None:
 def towers(parser: ArgumentParser) -> None:
     """Which towers, and where they go."""
     flag = parser.add_argument
-    flag("--image", required=True, metavar="FOLDER", help="config.json and weights of a Dinov2Model or a ViTModel")
-    flag("--text", required=True, metavar="FOLDER", help="config.json and weights of a BertModel, with its vocabulary")
+    flag("--image", **FOLDER, required=True, help="config.json and weights of a Dinov2Model or a ViTModel")
+    flag("--text", **FOLDER, required=True, help="config.json and weights of a BertModel, with its vocabulary")
     flag("--download", action="store_true", help="fetch them from the hub, where OWNER/NAME is given for a folder")
     flag("--tokenizer", metavar="FOLDER", help="of the text tower, where its own folder has no vocabulary")
     flag("--mean", nargs=3, type=float, help="that the image tower's pixels had; its preprocessor_config.json says it")
     flag("--std", nargs=3, type=float, help="likewise")
     flag("--image_size", type=int, help="pixels on a side, instead of the image tower's own")
     flag("--config", nargs="+", default=CONFIGS, metavar="YAML", help="configurations to write anew for these towers")
-    flag("--output_dir", default="pretrained/towers", metavar="FOLDER", help="where the files go")
+    flag("--output_dir", **FOLDER, default="pretrained/towers", help="where the files go")
 
 
 def export(parser: ArgumentParser) -> None:
     """Which model, and where it goes."""
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help=WEIGHTS)
+    flag("--checkpoint", **PATH, required=True, help=WEIGHTS)
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
     flag(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
     )
-    flag("--output_dir", required=True, metavar="FOLDER", help="where the files go")
+    flag("--output_dir", **FOLDER, required=True, help="where the files go")
 
 
 def check(parser: ArgumentParser) -> None:
     """Which data."""
     flag = parser.add_argument
-    flag("--config", required=True, help="YAML file")
+    flag("--config", **PATH, required=True, help="YAML file")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
     flag("--task", choices=["nlvr", *TASK_KEYS], help="that the file is for, where its keys do not tell")
     flag("--num_workers", type=int, default=4 * (os.cpu_count() or 1), help="threads to read images")
@@ -168,7 +172,7 @@ def check(parser: ArgumentParser) -> None:
 def answers(parser: ArgumentParser) -> None:
     """Whose answers count, and where the list goes."""
     flag = parser.add_argument
-    flag("--config", default=own_file("configs/vqa.yaml"), help="names ann_root and train_files")
+    flag("--config", **PATH, default=own_file("configs/vqa.yaml"), help="names ann_root and train_files")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
-    flag("--out", help="file to write, instead of answer_list.json in ann_root")
+    flag("--out", **PATH, help="file to write, instead of answer_list.json in ann_root")
     flag("--least", type=int, default=9, help="questions that an answer needs (9)")

@@ -9,7 +9,7 @@ import torch
 from madtp.method.errors import UserError
 from madtp.method.rules import RULES
 from madtp.run import scalars
-from madtp.run.clone import own_file
+from madtp.run.clone import named_path, own_file
 from madtp.run.config import resolve
 from madtp.run.keys import checked, keys_of
 
@@ -52,8 +52,9 @@ def command_line(task) -> argparse.ArgumentParser:
     about = sys.modules[type(task).__module__].__doc__
     parser = _Parser(description=about, allow_abbrev=False, formatter_class=_Help)
     flag = parser.add_argument
-    flag("--config", default=own_file(task.default_config), help="YAML file")
-    flag("--output_dir", default=f"output/{task.name}", help="folder for checkpoints, logs and results")
+    flag("--config", type=named_path, default=own_file(task.default_config), help="YAML file")
+    output = f"output/{task.name}"
+    flag("--output_dir", type=named_path, default=output, help="folder for checkpoints, logs and results")
     flag("--pretrained", help="checkpoint to start from or to evaluate, instead of the config's")
     flag(
         "--download",

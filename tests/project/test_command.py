@@ -55,6 +55,30 @@ def test_an_unknown_command_is_one_line(capsys):
     assert said.startswith("error: there is no command 'predikt', but predict, ") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["predict", "--checkpoint", "x.pth", "--image", ""], "--image"),
+        (["predict", "--checkpoint", "", "--image", "x"], "--checkpoint"),
+        (["convert", "coco", "x.json", "--out", ""], "--out"),
+        (["convert", "coco", "x.json", "--out", "x", "--images", ""], "--images"),
+        (["export", "--checkpoint", "x.pth", "--output_dir", ""], "--output_dir"),
+        (["report", ""], "OUTPUT_DIR"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(words, flag, capsys):
+    """As of "$FOLDER" where nobody has set it."""
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: argument {flag}: the path is empty, ") and said.count("\n") == 1
+
+
+def test_an_unknown_flag_is_one_line(capsys):
+    assert main(["report", "x", "--quik"]) == 2
+    flags = "python -m madtp report --help lists the flags"
+    assert capsys.readouterr().err == f"error: unrecognized arguments: --quik; {flags}\n"
+
+
 def test_who_has_read_enough_hears_no_complaint():
     """As in `python -m madtp flops | head -1`."""
     command = subprocess.Popen([sys.executable, "-m", "madtp", "flops"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

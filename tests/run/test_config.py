@@ -267,6 +267,7 @@ class TestMistakes:
             (["--p", "half"], "invalid float value: 'half'; --help lists the flags"),
             (["--amp", "fp8"], "invalid choice: 'fp8'"),
             (["--evaluat"], "unrecognized arguments: --evaluat"),
+            (["--output_dir", ""], "argument --output_dir: the path is empty, as by a variable of the shell"),
             (["--epoch", "0"], "--epoch: max_epoch is 0, expected an integer, at least 1"),
             (["--accum", "0"], "--accum is 0, expected at least 1"),
             (["--seed", "4294967296"], "--seed is 4294967296, expected at most 4294967295"),
