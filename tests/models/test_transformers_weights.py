@@ -195,6 +195,24 @@ class TestFolders:
         with pytest.raises(UserError, match="a model of type 'blip-2'; of transformers' these are read: BlipForCond"):
             ours(blip_decoder, tmp_path)
 
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
+    def test_wrappers_around_its_names(self, tmp_path, prefix):
+        """Of parallel, compiled and trained models whose state dicts were put beside the library's config.json."""
+        theirs = blip(BlipForConditionalGeneration)
+        folder = saved(theirs, tmp_path)
+        (folder / "model.safetensors").unlink()
+        state = {f"{prefix}{name}": value for name, value in theirs.state_dict().items()}
+        torch.save(state, folder / "pytorch_model.bin")
+        own = ours(blip_decoder, folder)
+        expected = theirs.state_dict()["vision_model.encoder.layers.1.mlp.fc1.weight"]
+        assert own.visual_encoder.blocks[1].mlp.fc1.weight.equal(expected)
+
+    def test_weights_without_their_config(self, tmp_path):
+        folder = saved(blip(BlipForConditionalGeneration), tmp_path)
+        (folder / "config.json").unlink()
+        with pytest.raises(UserError, match="has a model.safetensors and no config.json, which belongs to it"):
+            ours(blip_decoder, folder)
+
     def test_an_adapter_is_no_model(self, tmp_path):
         (tmp_path / "adapter_config.json").write_text("{}")
         with pytest.raises(UserError, match="holds an adapter of PEFT and no model: merge it"):

@@ -150,13 +150,14 @@ class TestLoad:
         assert "loaded 7, no place for 1 (itm_head.bias)" in caplog.text
 
     @pytest.mark.parametrize("evaluate", [True, False])
-    def test_weights_that_layers_of_ours_do_not_have_are_another_model_s(self, path, caplog, evaluate):
-        """Layer scale, say: without it the other weights make another model, which nothing else would tell."""
+    @pytest.mark.parametrize("odd", ["1.0.gamma", "1.1.weight"])
+    def test_weights_that_layers_of_ours_do_not_have_are_another_model_s(self, path, caplog, evaluate, odd):
+        """Layer scale, or one layer more: without it the others make another model, which nothing else would tell."""
         source = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
-        torch.save(source.state_dict() | {"1.0.gamma": torch.ones(2), "2.bias": torch.ones(2)}, path)
+        torch.save(source.state_dict() | {odd: torch.ones(2), "2.bias": torch.ones(2)}, path)
         checkpoint.load(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))), path, evaluate=evaluate)
         warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        said = f"{path} has in its layers what this model's have not, so this is another one: 1.0.gamma"
+        said = f"{path} has layers, or in them weights, that this model has not, so this is another one: {odd}"
         assert warned == ([said] if evaluate else [])
 
     def test_alignment_guidance_may_be_absent(self, path):

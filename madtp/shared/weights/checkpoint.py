@@ -33,7 +33,7 @@ Convert = Callable[[StateDict, nn.Module], StateDict]
 # What no dense checkpoint holds: the alignment guidance, drawn anew; and buffers that are the same in every model.
 EXPECTED_MISSING = ("space_dict", "query_model", "position_ids")
 
-LAYER = re.compile(r".*\.\d+\.")
+LAYER = re.compile(r"(.*)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ def read(path: str | Path) -> dict:
     place = folders.located(path)
     if place.is_dir():
         transformers_models.check_kind(place)
-        entries, notes = {"model": folders.read_weights(place)}, []
-    else:
-        entries, notes = unwrapped(read_file(place), path)
+    entries, notes = unwrapped(folders.read_weights(place) if place.is_dir() else read_file(place), path)
     _check(place, entries)
     if adapter := next((name for name in entries["model"] if ".lora_" in name), None):
         raise UserError(
@@ -252,7 +250,9 @@ def fit(
     if is_main():
         logger.info(", ".join([_summary(path, report, model), *content.get("notes", ())]))
         if evaluate and (odd := _odd(unexpected, own)):
-            logger.warning("%s has in its layers what this model's have not, so this is another one: %s", path, odd)
+            logger.warning(
+                "%s has layers, or in them weights, that this model has not, so this is another one: %s", path, odd
+            )
     return report
 
 
@@ -280,9 +280,9 @@ def _fault(key: str, own: StateDict, state: StateDict) -> str:
 
 
 def _odd(unexpected: Iterable[str], own: Iterable[str]) -> str:
-    """The first weight without a place in a layer that the model has as well; nothing where there is none."""
-    layers = {found[0] for key in own if (found := LAYER.match(key))}
-    return next((key for key in unexpected if (found := LAYER.match(key)) and found[0] in layers), "")
+    """The first weight without a place in, or behind, layers that the model has as well; nothing if there is none."""
+    stacks = {found[1] for key in own if (found := LAYER.match(key))}
+    return next((key for key in unexpected if (found := LAYER.match(key)) and found[1] in stacks), "")
 
 
 def _first(names: Iterable[str], number: int | None = None, most: int = 3) -> str:

@@ -57,6 +57,8 @@ def _inside(folder: Path) -> Path:
         way_out = "merge it into its model (merge_and_unload) and save that"
         raise UserError(f"{folder} holds an adapter of PEFT and no model: {way_out}")
     if not own:
+        if weights := next((name for name in WHOLE if any(folder.glob(f"{name}*"))), ""):
+            raise UserError(f"{folder} has a {weights} and no {CONFIG}, which belongs to it; fetch that too")
         way_out = f"name {' or '.join(inner)}" if (inner := _deeper(folder)) else "name the checkpoint file in it"
         raise UserError(f"{folder} is a folder without {BEST} or {CONFIG}: {way_out}")
     return folder
