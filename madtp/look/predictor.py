@@ -27,7 +27,7 @@ from madtp.run.task import Task
 from madtp.shared.inference import prepare
 from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
-from madtp.shared.weights.transformers_models import task_of
+from madtp.shared.weights.transformers_models import check_kind, task_of
 from utils import set_seed
 
 
@@ -211,6 +211,7 @@ def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -
     config = config or beside(checkpoint)
     task = task or ("retrieval_clip" if published else task_of(checkpoint))
     if not (task or config):
+        checkpoint_there(checkpoint)
         raise UserError(f"{checkpoint}: no config.yaml beside it; say what it is with --task or --config")
     chosen = task_named(exact_name(task or configuration.task_of(config), checkpoint))
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
@@ -219,6 +220,20 @@ def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -
     stored = chosen.adopt(evaluate=True, own_size=not config and "image_size" not in named)
     stored = asked_by_rule(stored, chosen.config, named)
     return chosen, chosen.build_model(chosen.config, evaluate=True), stored
+
+
+def checkpoint_there(checkpoint: str) -> None:
+    """Refuses what is no checkpoint, or is one of a class that no task is for, which no --task would mend.
+
+    Raises:
+        UserError: says which of the two.
+    """
+    if not Path(checkpoint).exists():
+        raise UserError(
+            f"{checkpoint}: no such checkpoint; docs/tasks.md lists the downloads, --checkpoint names another"
+        )
+    if Path(checkpoint).is_dir():
+        check_kind(checkpoint)
 
 
 def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:

@@ -55,7 +55,8 @@ def find_pictures(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         UserError: a path does not exist, or a folder has no pictures.
     """
     found, left_out = [], []
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
         if path.is_dir():
             files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
             inside = [file for file in files if not other_kind(file)]
@@ -68,7 +69,7 @@ def find_pictures(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
         elif path.is_file():
             found.append(path)
         else:
-            raise UserError(f"{path}: no such picture; give files or folders to --image")
+            raise UserError(f"{given}: no such picture; give files or folders to --image")
     return found, left_out
 
 

@@ -95,6 +95,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
         ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
         ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
         ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),
+        ("caption", ["--image", "https://a.b/c.png"], "https://a.b/c.png: no such picture"),
         ("caption", ["--image", "README.md"], "README.md is no picture that can be read"),
         ("caption", ["--image", "configs"], "configs has no pictures in it"),
         ("caption", ["--image", "README.md", "CONTRIBUTING.md"], "of 2 samples none can be read"),
@@ -207,6 +208,15 @@ def test_a_pipe_among_the_pictures_is_not_waited_for(checkpoint, folder, capsys)
     os.mkfifo(folder / "pipe.png")
     assert main(["predict", "--checkpoint", checkpoint("caption"), "--image", str(folder)]) == 1
     assert f"note: left out, {folder}/pipe.png is no picture that can be read: it is no file" in capsys.readouterr().err
+
+
+def test_no_checkpoint_is_not_one_without_a_configuration(pictures, tmp_path, capsys):
+    missing = str(tmp_path / "missing")
+    assert main(["predict", "--checkpoint", missing, "--image", pictures[0]]) == 2
+    assert f"error: {missing}: no such checkpoint; " in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    assert main(["predict", "--checkpoint", str(tmp_path), "--image", pictures[0]]) == 2
+    assert f"{tmp_path} is a model of type 'siglip'; of transformers' these are read: " in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_path, capsys):

@@ -45,7 +45,7 @@ def is_theirs(state: dict[str, Tensor]) -> bool:
     return any(name.startswith(("vision_model.", "text_model.")) for name in state)
 
 
-def check_kind(folder: Path) -> None:
+def check_kind(folder: str | Path) -> None:
     """Refuses a folder that is no whole model, before its weights are read.
 
     Raises:
