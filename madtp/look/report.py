@@ -20,7 +20,7 @@ from madtp.look import charts, paper, runs
 from madtp.look.runs import Run
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
-from madtp.shared.files import write_atomic
+from madtp.shared.files import prepare_output, write_atomic
 
 PICTURES = 6  # of a folder
 KNOBS = {COVERAGE: "amount"}  # what other rules have in place of T
@@ -39,10 +39,11 @@ details { margin: 1em 0; } summary { cursor: pointer; } pre { background: #f5f5f
 def run(args: argparse.Namespace) -> None:
     """Writes the page."""
     found = runs.read(args.folders)
+    path = Path(args.out or Path(args.folders[0]) / "report.html")
+    prepare_output(path.parent)
     if not args.no_drawing:
         for one in found:
             draw_pictures(one)
-    path = Path(args.out or Path(args.folders[0]) / "report.html")
     write_atomic(path, page(found, list(map(Path, args.folders))))
     print(path)
 

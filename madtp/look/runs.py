@@ -17,6 +17,7 @@ SCORES = {
     "caption": ("CIDEr", "SPICE", "Bleu_4", "METEOR", "ROUGE_L", "exact_match"),
     "retrieval": ("txt_r1", "img_r1", "txt_r5", "img_r5", "r_mean"),
 }
+FILES = ("log.txt", "evaluate.txt")
 NEEDED = {"percent", "temperature"}  # in every line of a log or an evaluation
 
 
@@ -74,7 +75,7 @@ class Run:
 
 
 def read(folders: Iterable[str | Path]) -> list[Run]:
-    """The runs in some folders, or in the folders right below them.
+    """The runs in some folders, or in the folders right below them, of which those that have yet to begin do not count.
 
     Raises:
         UserError: a folder has none, or a file of a run cannot be read.
@@ -82,6 +83,7 @@ def read(folders: Iterable[str | Path]) -> list[Run]:
     runs = []
     for folder in map(Path, folders):
         inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")), key=_age)
+        inside = [run for run in inside if _has_written(run)] or inside
         if not inside:
             raise UserError(f"{folder}: no run, that is no config.yaml beside a log.txt or evaluate.txt; name another")
         runs += map(_read, inside)
@@ -89,7 +91,11 @@ def read(folders: Iterable[str | Path]) -> list[Run]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in ("log.txt", "evaluate.txt"))
+    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in FILES)
+
+
+def _has_written(folder: Path) -> bool:
+    return any((folder / name).is_file() and (folder / name).stat().st_size for name in FILES)
 
 
 def _age(folder: Path) -> float:
@@ -99,7 +105,7 @@ def _age(folder: Path) -> float:
 def _read(folder: Path) -> Run:
     task = configuration.task_of(str(folder / "config.yaml"))
     config = configuration.resolve(str(folder / "config.yaml"), task)
-    records, evaluations = (_records(folder / name) for name in ("log.txt", "evaluate.txt"))
+    records, evaluations = (_records(folder / name) for name in FILES)
     if not records and not evaluations:
         raise UserError(f"{folder}: its log is empty; wait for the first epoch to end")
     return Run(folder, config, records, evaluations[-1] if evaluations else None)

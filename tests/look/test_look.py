@@ -156,6 +156,24 @@ def test_runs_are_read(run_folder):
         runs.read([run_folder / "pictures"])
 
 
+def test_a_run_without_an_epoch_keeps_no_other_from_the_page(run_folder, tmp_path, capsys):
+    """One that has just begun, or was refused, as for a p out of reach."""
+    shutil.copytree(run_folder, tmp_path / "done")
+    shutil.copytree(run_folder, tmp_path / "begun")
+    (tmp_path / "begun" / "log.txt").write_text("")
+    assert [run.folder.name for run in runs.read([tmp_path])] == ["done"]
+    assert main(["report", str(tmp_path / "begun")]) == 2
+    assert "its log is empty; wait for the first epoch to end" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_page_is_made_before_anything_is_drawn(run_folder, tmp_path, capsys):
+    page = tmp_path / "new" / "page.html"
+    assert main(["report", str(run_folder), "--out", str(page), "--no_drawing"]) == 0 and page.is_file()
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(run_folder), "--out", str(tmp_path / "file" / "page.html")]) == 2
+    assert f"cannot write to {tmp_path / 'file'}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line, says", [("5", "not from this"), ('{"a": 1}', "not from this"), ("{", "damaged")])
 def test_a_log_of_others_is_named(line, says, run_folder, tmp_path, capsys):
     shutil.copy(run_folder / "config.yaml", tmp_path)
