@@ -16,10 +16,12 @@ from torch import nn
 
 from clip.tokenizer import MARKS, byte_pairs
 from madtp.look.predictor import built
+from madtp.method.errors import UserError
 from madtp.method.rules import setting
 from madtp.shared.files import prepare_output, write_atomic
 from madtp.shared.weights import transformers_export as export
 from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.folders import CONFIG, WHOLE
 from models.blip import VIT_SIZES
 from transform.pictures import MEAN, STD
 
@@ -30,12 +32,14 @@ def run(args: Namespace) -> None:
     """Writes the folder, and says what is in it and what is not.
 
     Raises:
-        UserError: a file is missing or does not fit, or the library has no class for this model.
+        UserError: a file is missing or does not fit, the library has no class for this model, or the folder has one.
     """
     chosen, model, stored = built(args.checkpoint, args.task, args.config, args.set)
     task, folder = chosen.name, Path(args.output_dir)
     kind, config = export.class_of(task), config_of(task, model)
     prepare_output(folder)
+    if there := next((name for name in (CONFIG, *WHOLE) if (folder / name).exists()), ""):
+        raise UserError(f"{folder / there} is there already; remove it or name another folder with --output_dir")
     preprocessing = export.preprocessor(task, model.architecture["image_size"], list(MEAN), list(STD))
     export.write(folder, config, preprocessing, export.weights(model.state_dict(), task))
     write_vocabulary(task, model, folder)

@@ -185,6 +185,13 @@ class TestRefused:
         assert "questions as wide as images, and here they are 48 and 32 wide" in exported.said.err
         assert not folder.exists()
 
+    def test_a_model_that_is_there(self, exported):
+        _, folder = exported("caption")
+        before = (folder / "model.safetensors").read_bytes()
+        exported("caption", status=2)
+        assert "config.json is there already; remove it or name another folder" in exported.said.err
+        assert (folder / "model.safetensors").read_bytes() == before
+
     def test_no_folder_to_write(self, exported, tmp_path):
         (tmp_path / "theirs").write_text("a file")
         exported("caption", status=2)
