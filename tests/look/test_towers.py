@@ -71,6 +71,8 @@ def test_they_are_no_model_to_evaluate(tmp_path, flags):
     "more, said",
     [
         (["--mean", "0.5", "0.5", "0.5"], "--mean and --std belong together"),
+        (["--mean", *"000", "--std", *"101"], "std [1.0, 0.0, 1.0] of its pixels, expected std above 0"),
+        (["--mean", "nan", *"00", "--std", *"111"], "mean [nan, 0.0, 0.0]"),
         (["--image_size", "60"], "image_size 60 is no multiple of patch_size 14"),
         (["--config", "configs/retrieval_coco_clip.yaml"], "is for CLIP, which has its own two towers"),
         (["--tokenizer", "nowhere"], "nowhere has no vocab.txt and no tokenizer.json; --tokenizer names a folder"),

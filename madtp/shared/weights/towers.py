@@ -8,6 +8,7 @@ Shapes: D width, P pixels on a side of a patch, G patches on a side, V words, L 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,6 +75,8 @@ def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation
     state, unknown = names.to_ours(weights, names.IMAGE_TOWER)
     _refuse_unknown(unknown, BESIDE_IMAGE, folder)
     trained = trained or stated_normalisation(folder, config.model_type)
+    if not all(map(math.isfinite, (*trained.mean, *trained.std))) or min(trained.std) <= 0:
+        raise UserError(f"{folder}: mean {trained.mean} and std {trained.std} of its pixels, expected std above 0")
     try:
         fold_normalisation(state, taken, trained)
         scaled = fold_layer_scale(state)
@@ -149,11 +152,16 @@ def stated_normalisation(folder: str | Path, model_type: str) -> Normalisation:
         if stated.get("do_normalize") is False:
             return Normalisation((0, 0, 0), (1, 1, 1))
         pair = stated.get("image_mean"), stated.get("image_std")
-        if all(isinstance(values, list) and len(values) == 3 for values in pair):
+        if all(isinstance(values, list) and len(values) == 3 and all(map(is_number, values)) for values in pair):
             return Normalisation(*pair)
     if model_type == "dinov2":
         return Normalisation(*IMAGENET)
     raise UserError(f"{folder}: no {PREPROCESSOR} says its image_mean and image_std; give them by --mean and --std")
+
+
+def is_number(value: object) -> bool:
+    """Whether JSON held a number there."""
+    return type(value) in (int, float)
 
 
 def fold_normalisation(state: dict[str, Tensor], taken: Normalisation, trained: Normalisation) -> None:
