@@ -24,6 +24,7 @@ LIBRARIES = ("timm", "open_clip", "transformers")
 INPUTS = {IMAGE: "pixel_values", TEXT: "input_ids"}
 WANTED = {IMAGE: "images [B, 3, H, W]", TEXT: "words [B, L]"}
 ONE_BY_ONE = "answer layer by layer, as masks, intermediate states or recomputed layers may ask for"
+ENOUGH = 512  # images, or texts, by which a schedule is chosen
 FINEST = 0.001  # of dense: how closely p is met where tokens are many enough
 
 Batches = Tensor | Mapping[str, Any] | Iterable[Any]
@@ -48,8 +49,8 @@ def prune(
         model: of timm, open_clip or transformers.
         p: the share of the tower's GFLOPs to remove; 0 is the dense model.
         batches: some images as the model takes them, [B, 3, H, W], a few dozen of what it will see; or a mapping with
-            `pixel_values`, or what a loader gives, of which the first images count. No labels are needed. For a text
-            tower words likewise, [B, L], as `input_ids`.
+            `pixel_values`, or what a loader gives, of which the first 512 images or so count. No labels are needed. For
+            a text tower words likewise, [B, L], as `input_ids`.
         amount: how much goes, as `cost` tells it of a model pruned before, instead of p and batches.
         shape: when it goes, likewise; with p and batches it is not searched.
         tower: "image", or "text" for that of SigLIP. Each is pruned by a call of its own.
@@ -207,7 +208,7 @@ def search(
     Raises:
         UserError: no shape costs so little, or there is no image.
     """
-    amounts, moved = {}, {}
+    amounts, moved, seen = {}, {}, 0
     for images in batches:
         pruned.amount = 0.0
         dense = adapted.answer(images)
@@ -218,6 +219,9 @@ def search(
         for shape, amount in amounts.items():
             pruned.shape, pruned.amount = shape, amount
             moved[shape] = moved.get(shape, 0.0) + squared_distance(dense, adapted.answer(images))
+        seen += len(images)
+        if seen >= ENOUGH:  # a loader of all that a model is trained on takes hours, or never ends
+            break
     if not moved:
         raise UserError("there is no image in batches: give some of those that the model will see")
     pruned.shape = least_moved(moved, share)

@@ -86,3 +86,16 @@ def test_a_head_that_paints_is_left_aside():
     model = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**TOWER, encoder_stride=PATCH)).double()
     madtp.prune(model, 0.3, noise())
     assert model(noise()).reconstruction.shape == noise().shape
+
+
+def test_an_endless_loader_is_read_in_part():
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield noise().repeat(50, 1, 1, 1)
+
+    model = madtp.prune(make("timm"), 0.3, endless())
+    assert abs(madtp.cost(model)["percent"] - 70) < 5
+    assert sum(read) == 2  # of 300 images
