@@ -97,6 +97,8 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
     except Exception as error:  # there is no telling what a decoder raises over broken bytes
         if getattr(error, "errno", None) in EXHAUSTED:
             raise Exhausted(f"{path} is not read: {error.strerror}; allow more, or lower --num_workers") from error
+        if isinstance(error, IsADirectoryError):
+            raise UnfitImage("it is a folder") from error
         if path.suffix.lower() in HEIC and "HEIF" not in readable_formats():
             raise UnfitImage("HEIC takes another package, pip install pillow-heif; or save it as JPEG") from error
         raise ValueError(_instead(path, error) or str(error) or type(error).__name__) from error

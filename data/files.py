@@ -77,8 +77,10 @@ def image_folder(root: str | Path, key: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not Path(root).is_dir():
-        raise UserError(f"{key}: {root} is not a folder; put the images there or set {key} in the config")
+    if not str(root) or not Path(root).is_dir():
+        raise UserError(
+            f"{key}: {root or 'an empty name'} is not a folder; put the images there or set {key} in the config"
+        )
     return Path(root)
 
 

@@ -30,6 +30,9 @@ def read_nlvr2(sources: Sequence[Source]) -> Iterator[Record]:
                 raise UserError(
                     f"{source.path}, entry {number}: 'label' should be True or False, it is {excerpt(one.get('label'))}"
                 )
+            if one["identifier"].count("-") < 2:
+                found = f"'identifier' should be like dev-850-0-0, it is {excerpt(one['identifier'])}"
+                raise UserError(f"{source.path}, entry {number}: {found}")
             pair = one["identifier"].rpartition("-")[0]
             pictures = tuple(nlvr2_places(f"{pair}-img{side}.png", one.get("directory")) for side in (0, 1))
             yield Record(source.own_split(pair), STATEMENTS, pictures, {"sentence": one["sentence"], "label": label})

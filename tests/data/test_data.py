@@ -294,6 +294,8 @@ def test_missing_folders_are_named_by_their_key(config):
     for task, key in {"nlvr": "image_root", "vqa": "vg_root"}.items():
         with pytest.raises(UserError, match=f"{key}: /nowhere"):
             create_dataset(task, {**config, key: "/nowhere"})
+    with pytest.raises(UserError, match="image_root: an empty name is not a folder"):
+        create_dataset("nlvr", {**config, "image_root": ""})
     with pytest.raises(UserError, match="/nowhere/nlvr_train.json.*ann_root"):
         create_dataset("nlvr", {**config, "ann_root": "/nowhere"})
     with pytest.raises(UserError, match="imagenet"):

@@ -221,3 +221,8 @@ def test_long_texts_in_a_png_lose_no_picture(tmp_path):
     text.add_text("workflow", "step " * 2**20, zip=True)
     scene().save(tmp_path / "p.png", pnginfo=text)
     assert decode_image(tmp_path / "p.png").size == scene().size
+
+
+def test_a_folder_in_place_of_a_picture_is_not_to_be_fetched_again(tmp_path):
+    with pytest.raises(UnfitImage, match="^it is a folder$"):
+        decode_image(tmp_path)

@@ -267,6 +267,12 @@ def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
     assert complaint in said and said.count("\n") == 1
 
 
+def test_an_identifier_that_names_no_pictures_is_refused(tmp_path, capsys):
+    (path,) = nlvr2_file(tmp_path, "train", [("7", None, "Two dogs.", "True")])
+    assert main(["convert", "nlvr2", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert f"{path}, entry 0: 'identifier' should be like dev-850-0-0, it is '7'" in capsys.readouterr().err
+
+
 def test_a_file_of_another_form_is_named(tmp_path, capsys):
     (path,) = nlvr2_file(tmp_path, "dev", STATEMENTS)
     assert main(["convert", "karpathy", str(path), "--out", str(tmp_path / "out")]) == 2
