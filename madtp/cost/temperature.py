@@ -101,9 +101,10 @@ def _reachable(ceiling: float, target: float, tolerance: float, slack: float) ->
     """The target, or the ceiling where that is dearer by no more than the slack."""
     if ceiling > target + tolerance + slack:
         most = math.floor(1000 * (1 - ceiling)) / 1000
+        way_out = f"so p can be at most {most:.3g}; lower p" if most > 0 else "pruning spends more than it saves"
         raise RatioOutOfReach(
             f"p {1 - target:.3g} is out of reach: pruned as far as it goes this model still costs "
-            f"{100 * ceiling:.1f} % of dense, so p can be at most {most:.3g}; lower p"
+            f"{100 * ceiling:.1f} % of dense, {way_out}"
         )
     if ceiling <= target + tolerance:
         return target

@@ -200,7 +200,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(_compiled()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody is at home
-        logger.info("pruning takes its small steps one by one, for want of a C compiler: %s", error)
+        logger.info("pruning takes its small steps one by one, since those in C could not be compiled: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, pointer, *[number] * 7, *[pointer] * 3]

@@ -80,6 +80,11 @@ def test_a_target_beyond_the_ceiling_is_an_error_that_names_it():
     assert len(asked) <= 4
 
 
+def test_a_model_too_small_to_prune_has_no_largest_p():
+    with pytest.raises(RatioOutOfReach, match=r"still costs 150.0 % of dense, pruning spends more than it saves$"):
+        calibrate(lambda temperature: 1.5, 0.5, 1.0)
+
+
 def test_slack_moves_the_target_onto_the_ceiling():
     cost = smooth(64, 0.52)
     found = calibrate(cost, 0.5, 64.0, slack=0.04)
