@@ -52,9 +52,16 @@ def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> Non
 
 
 def begin_anew(folder: Path) -> None:
-    """Removes what is left of an earlier run, which a new one would not replace before it has its own."""
-    for name in (LOG, BEST, LAST):
-        (folder / name).unlink(missing_ok=True)
+    """Removes what is left of an earlier run, which a new one would not replace before it has its own.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    for path in (folder / name for name in (LOG, BEST, LAST)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {path}: {error.strerror}; choose another --output_dir") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -37,6 +37,21 @@ class _Console(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+class _File(logging.FileHandler):
+    """The log on the disk. Where no more of it can be written that is said once, and the run goes on."""
+
+    said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.said:
+            print(f"{self.baseFilename} is not written on: {sys.exc_info()[1]}", file=sys.stderr)
+        self.said = True
+
+    def close(self) -> None:
+        with suppress(OSError):  # what it could not write before
+            super().close()
+
+
 def progress_bar(batches: Iterable, name: str) -> tqdm:
     """The batches with a bar on the main process's terminal; none where the output is no terminal."""
     return tqdm(batches, desc=name, leave=False, disable=not (is_main() and sys.stderr.isatty()))
@@ -44,10 +59,18 @@ def progress_bar(batches: Iterable, name: str) -> tqdm:
 
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Sends the main process's log to the terminal and, with the time in front, to `train.log`; the others' nowhere."""
+    """Sends the main process's log to the terminal and, with the time in front, to `train.log`; the others' nowhere.
+
+    Raises:
+        UserError: that file cannot be written.
+    """
     handlers = [logging.NullHandler()]
     if is_main():
-        file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
+        path = folder / "train.log"
+        try:
+            file = _File(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         handlers = [_Console(), file]
     root = logging.getLogger()
@@ -115,7 +138,7 @@ def start_log(folder: Path, epoch: int) -> None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, OSError) as error:
         raise UserError(f"{path} is no log of a run here, or damaged: {error}; move it out of the way") from error
     write_atomic(path, "".join(f"{line}\n" for line in kept))
 

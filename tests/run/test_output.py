@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,26 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, flags, capfd, na
         assert checkpoint.read(path)["epoch"] == (1 if "last" in name else 0)
     assert run(Toy(), flags=flags("out", "--set", "ramp=0", "--resume")) == [0]
     assert len((path.parent / "log.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
+def test_a_log_that_cannot_be_written_on_is_said_once(tmp_path, flags, capfd):
+    """On a disk without a byte left, or with one that is left until the run is over."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train.log").symlink_to("/dev/full")
+    assert run(Toy(), flags=flags("out")) == [0]
+    said = f"{tmp_path / 'out' / 'train.log'} is not written on: [Errno 28] No space left on device\n"
+    assert capfd.readouterr().err == said
+    assert len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["train.log", "log.txt"])
+def test_a_log_that_cannot_be_opened_is_one_line(tmp_path, flags, capfd, name):
+    """It may be another user's."""
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert run(Toy(), flags=flags("out", "--overwrite")) == [2]
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and f"{tmp_path / 'out' / name}" in error and error.count("\n") == 1
 
 
 class Greedy(Toy):
