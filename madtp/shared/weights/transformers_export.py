@@ -121,11 +121,11 @@ def write(folder: Path, config: dict, preprocessing: dict, state: dict[str, Tens
     """
     from safetensors.torch import save  # only now: nothing else here writes such a file
 
+    content = save(state, metadata={"format": "pt"})
+    with whole_file(folder / WHOLE[0], len(content)) as file:  # first, for where the disk is full the rest is no use
+        file.write(content)
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     write_atomic(folder / PREPROCESSOR, json.dumps(preprocessing, indent=2) + "\n")
-    content = save(state, metadata={"format": "pt"})
-    with whole_file(folder / WHOLE[0], len(content)) as file:
-        file.write(content)
 
 
 def _tower(sizes: Mapping, tower: str) -> dict:
