@@ -11,11 +11,13 @@ from models.tokenizer import check_vocabulary
 
 logger = logging.getLogger(__name__)
 
+DEFAULTS = {"sd_num": 100, "sd_dim": 768, "tokenizer": "pretrained/bert-base-uncased"}  # of the paper's models
+
 
 def built(
     construct: Callable[..., nn.Module],
     sizes: dict,
-    config: dict,
+    config: dict | None,
     pretrained: str,
     evaluate: bool,
     fresh: Sequence[str] = (),
@@ -26,7 +28,7 @@ def built(
     Args:
         construct: the model from its sizes and `config`.
         sizes: by name, as chosen; those that a checkpoint says itself go before them.
-        config: of the model.
+        config: of the model; what it does not say of `DEFAULTS` is as there.
         pretrained: checkpoint, or an empty string for a model from scratch.
         evaluate: everything but the guidance's own weights has to be in the checkpoint.
         fresh: parts that a checkpoint of an earlier stage may lack when the model is to be trained.
@@ -35,6 +37,7 @@ def built(
     Raises:
         UserError: sizes that do not fit each other, or a checkpoint that cannot be read or does not fit.
     """
+    config = DEFAULTS | (config or {})
     content = checkpoint.read(pretrained) if pretrained else None
     stated = architecture.of(content) if content else {}
     own = {name: stated[name] for name in sizes if name in stated}

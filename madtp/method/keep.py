@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from madtp.method.errors import UserError, excerpt
 from madtp.method.layout import ALONE, RECTANGLE, Masked, Sequences
 from madtp.method.merged import Merged, Schedule
 from madtp.method.packed import Packed
-from madtp.method.rules import BATCH, COVERAGE, SAMPLE
+from madtp.method.rules import BATCH, COVERAGE, RULES, SAMPLE
 
 
 def keep_batch(x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
@@ -74,8 +75,14 @@ KEEP: dict[str, Keep] = {BATCH: keep_batch, SAMPLE: keep_sample}
 
 
 def rule_of(config: dict, depth: int) -> Keep:
-    """The rule that a configuration names by `keep`, with its `shape`, for an image tower of some depth."""
+    """The rule that a configuration names by `keep`, with its `shape`, for an image tower of some depth.
+
+    Raises:
+        UserError: there is no rule of this name.
+    """
     name = config.get("keep", BATCH)
+    if name not in RULES:
+        raise UserError(f"keep is {excerpt(name)}, expected one of {', '.join(RULES)}")
     return Coverage(depth, config.get("shape") or 1.0) if name == COVERAGE else KEEP[name]
 
 

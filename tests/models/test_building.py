@@ -1,6 +1,7 @@
 """Checkpoints that say themselves what they are, and what is said where they run as something else."""
 
 import logging
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,19 @@ from models.blip_retrieval import blip_retrieval
 from models.blip_vqa import blip_vqa
 from tests.models.test_models import STATEMENTS
 from tests.tiny import BERT, CONFIG, SIZES, VIT, build, images
+
+
+def test_without_a_configuration_a_model_is_the_paper_s(tmp_path, monkeypatch):
+    """As with BLIP's own builders, which take none."""
+    shutil.copytree(CONFIG["tokenizer"], tmp_path / "pretrained" / "bert-base-uncased")
+    monkeypatch.chdir(tmp_path)
+    assert blip_decoder(**SIZES).space_dict.shape == (100, 768)
+    assert blip_decoder(**SIZES, config={"sd_num": 6}).space_dict.shape == (6, 768)
+
+
+def test_a_rule_that_is_none_is_named():
+    with pytest.raises(UserError, match="keep is 'all', expected one of batch, sample, coverage"):
+        blip_decoder(**SIZES, config=CONFIG | {"keep": "all"})
 
 
 def test_the_checkpoint_s_own_sizes_go_before_the_configuration_s(tmp_path):
