@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
     """The configuration of a task: defaults < the file at `path` < `assignments`, each KEY=VALUE.
 
+    A text that begins with ~/ is a path in the user's home, which no shell has put in its place here.
+
     Raises:
         UserError: a key or value that does not exist or does not fit, or a file that cannot be read.
     """
@@ -34,6 +37,8 @@ def resolve(path: str, task: str, assignments: Iterable[str] = ()) -> dict:
         value = "" if not text and isinstance(config.get(name), str) else _yaml(text, f"--set {assignment}")
         value = _put(config.get(name, {}), name, inner, value)
         config |= checked(_split_batch_size({name: value}), keys, "--set")
+    at_home = {name: text for name, text in config.items() if isinstance(text, str) and text.startswith("~/")}
+    config |= {name: os.path.expanduser(text) for name, text in at_home.items()}
     for name in ("med_config", "tokenizer"):
         config[name] = own_file(config[name]) if isinstance(config[name], str) else config[name]
     return config

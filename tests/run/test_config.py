@@ -170,6 +170,12 @@ class TestOrder:
         config["betas"].append(1)
         assert parse()[1]["betas"] == [0.9, 0.999]
 
+    def test_home_is_found(self, parse, monkeypatch):
+        monkeypatch.setenv("HOME", "/home/me")
+        _, config = parse("image_root: ~/images", "--set", "ann_root=~/annotation", "tokenizer=~me/bert")
+        assert (config["image_root"], config["ann_root"]) == ("/home/me/images", "/home/me/annotation")
+        assert config["tokenizer"] == "~me/bert"
+
     def test_batch_size_stands_for_both(self, parse):
         def sizes(*arguments):
             config = parse(*arguments)[1]
