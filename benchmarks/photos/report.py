@@ -161,8 +161,9 @@ def split(results: Results) -> str:
 
 
 def comparisons(results: Results) -> str:
-    """How many differences have an interval, on both splits."""
-    return str(sum(found.comparisons + finetuned.comparisons(found) for found in (results, tested(results))))
+    """How many differences have an interval, on both splits, of the models that were trained for longer too."""
+    worlds = [one for usual in (results, trained_longer(results)) for one in (usual, tested(usual))]
+    return str(sum(found.comparisons + finetuned.comparisons(found) for found in worlds))
 
 
 def missing(results: Results) -> str:
@@ -205,7 +206,12 @@ def final_tuned_gap(results: Results, *cells: str) -> str:
 
 def longer(results: Results, block: str, *arguments: str) -> str:
     """Another block, of the dense models that were trained for longer."""
-    return BLOCKS[block](Results(results.folder / LONGER, results.pictures), *arguments)
+    return BLOCKS[block](trained_longer(results), *arguments)
+
+
+def trained_longer(results: Results) -> Results:
+    """The same by these models."""
+    return Results(results.folder / LONGER, results.pictures)
 
 
 def machines(results: Results) -> str:
