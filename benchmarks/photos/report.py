@@ -210,7 +210,7 @@ def longer(results: Results, block: str, *arguments: str) -> str:
 
 
 def trained_longer(results: Results) -> Results:
-    """The same by these models."""
+    """What the dense models that were trained for longer were asked."""
     return Results(results.folder / LONGER, results.pictures)
 
 

@@ -34,12 +34,13 @@ def run(args: Namespace) -> None:
     Raises:
         UserError: a file is missing or does not fit, the library has no class for this model, or the folder has one.
     """
-    chosen, model, stored = built(args.checkpoint, args.task, args.config, args.set)
-    task, folder = chosen.name, Path(args.output_dir)
-    kind, config = export.class_of(task), config_of(task, model)
-    prepare_output(folder)
+    folder = Path(args.output_dir)
     if there := next((name for name in (CONFIG, *WHOLE) if (folder / name).exists()), ""):
         raise UserError(f"{folder / there} is there already; remove it or name another folder with --output_dir")
+    chosen, model, stored = built(args.checkpoint, args.task, args.config, args.set)
+    task = chosen.name
+    kind, config = export.class_of(task), config_of(task, model)
+    prepare_output(folder)
     preprocessing = export.preprocessor(task, model.architecture["image_size"], list(MEAN), list(STD))
     export.write(folder, config, preprocessing, export.weights(model.state_dict(), task))
     write_vocabulary(task, model, folder)

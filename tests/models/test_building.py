@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from madtp.method.errors import UserError
+from madtp.run.keys import COMMON_KEYS
 from madtp.shared.weights import architecture
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval
 from models.blip_vqa import blip_vqa
+from models.building import DEFAULTS
 from tests.models.test_models import STATEMENTS
 from tests.tiny import BERT, CONFIG, SIZES, VIT, build, images
 
@@ -19,6 +21,7 @@ def test_without_a_configuration_a_model_is_the_paper_s(tmp_path, monkeypatch):
     """As with BLIP's own builders, which take none."""
     shutil.copytree(CONFIG["tokenizer"], tmp_path / "pretrained" / "bert-base-uncased")
     monkeypatch.chdir(tmp_path)
+    assert {name: COMMON_KEYS[name].default for name in DEFAULTS} == DEFAULTS, "as the scripts have them"
     assert blip_decoder(**SIZES).space_dict.shape == (100, 768)
     assert blip_decoder(**SIZES, config={"sd_num": 6}).space_dict.shape == (6, 768)
 

@@ -121,7 +121,10 @@ def read(path: str | Path) -> dict:
     place = folders.located(path)
     if place.is_dir():
         transformers_models.check_kind(place)
-    entries, notes = unwrapped(folders.read_weights(place) if place.is_dir() else read_file(place), path)
+        content = folders.read_weights(place)
+    else:
+        content = read_file(place)
+    entries, notes = unwrapped(content, path)
     _check(place, entries)
     if adapter := next((name for name in entries["model"] if ".lora_" in name), None):
         raise UserError(
