@@ -74,14 +74,16 @@ def read_all(loader: torch.utils.data.DataLoader) -> None:
 
 def transforms_of(size: int) -> dict[str, Callable]:
     """Ours, and what they are compared with."""
-    resize = transforms.Resize((size, size), interpolation=transforms.InterpolationMode.BICUBIC)
+    bicubic = transforms.InterpolationMode.BICUBIC
+    resize = transforms.Resize((size, size), interpolation=bicubic)
+    crop = transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=bicubic)
     to_floats = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     training = training_transform(size)
     return {
         "evaluation": evaluation_transform(size),
         "evaluation" + PLAIN: transforms.Compose([resize, *to_floats]),
         "training": training,
-        "training" + PLAIN: transforms.Compose([*training.transforms[:-1], *to_floats]),
+        "training" + PLAIN: transforms.Compose([crop, *training.transforms[1:-1], *to_floats]),
     }
 
 

@@ -7,12 +7,12 @@ its process and from there to the device. The models normalise what comes as int
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from transform.randaugment import RandAugment
 
@@ -22,18 +22,14 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
     """Resizes to a square, whatever the shape was."""
-    return transforms.Compose([transforms.PILToTensor(), Square(image_size)])
+    return transforms.Compose([Square(image_size), transforms.PILToTensor()])
 
 
 def training_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """Crops half to all of the image, flips it every other time and augments it twice at random.
-
-    Fidelity: Pillow resizes what was cropped, more slowly than `Square`, so that a run which an earlier version began
-    goes on with the very pictures that it began with.
-    """
+    """Crops half to all of the image, flips it every other time and augments it twice at random."""
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(image_size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
+            SquareCrop(image_size, scale=(0.5, 1.0)),
             transforms.RandomHorizontalFlip(),
             RandAugment(count=2, level=5, probability=0.5),
             transforms.PILToTensor(),
@@ -42,7 +38,7 @@ def training_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
 
 
 class Square:
-    """Resizes uint8 [3, H, W] to [3, S, S] bicubically, within two levels of 255 of what Pillow makes of it.
+    """Resizes an RGB image to S x S bicubically, within two levels of 255 of what Pillow makes of it.
 
     PyTorch does that in vectors of integers where the processor has them.
     """
@@ -50,13 +46,26 @@ class Square:
     def __init__(self, side: int):
         self.side = side
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[1:] == (self.side, self.side):
-            return pixels
-        return F.interpolate(pixels[None], (self.side, self.side), mode="bicubic", antialias=True)[0]
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.side, self.side):
+            return image
+        pixels = torch.from_numpy(np.array(image))
+        height, width, channels = pixels.shape
+        # The strides of channels that lie together, which indexing loses in a batch of one: they are resized at once.
+        batch = pixels.as_strided((1, channels, height, width), (pixels.numel(), 1, width * channels, channels))
+        resized = F.interpolate(batch, (self.side, self.side), mode="bicubic", antialias=True)
+        return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
 
     def __repr__(self) -> str:
         return f"Square({self.side})"
+
+
+class SquareCrop(transforms.RandomResizedCrop):
+    """Crops a part of an RGB image, drawn as torchvision draws it, and resizes that as `Square` does."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        top, left, height, width = self.get_params(image, self.scale, self.ratio)
+        return Square(self.size[0])(image.crop((left, top, left + width, top + height)))
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -16,11 +16,17 @@ ROTATION = 30  # degrees
 GRAY = [128, 128, 128]  # what shows where the image was moved away
 
 
-def _move(image: Image.Image, translate: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)):
-    """Shifts the image by parts of its sides, or shears it away from its top left corner."""
-    pixels = [round(translate[0] * image.width), round(translate[1] * image.height)]
-    degrees = [math.degrees(math.atan(slope)) for slope in shear]
-    return F.affine(image, 0.0, pixels, 1.0, degrees, InterpolationMode.BILINEAR, GRAY, center=[0, 0])
+def _translate(image: Image.Image, across: float = 0, down: float = 0) -> Image.Image:
+    """Moves the image by parts of its sides, to whole pixels."""
+    moved = Image.new(image.mode, image.size, tuple(GRAY))
+    moved.paste(image, (round(across * image.width), round(down * image.height)))
+    return moved
+
+
+def _shear(image: Image.Image, across: float = 0, down: float = 0) -> Image.Image:
+    """Shears the image away from its top left corner, by pixels per pixel."""
+    degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
+    return F.affine(image, 0.0, [0, 0], 1.0, degrees, InterpolationMode.BILINEAR, GRAY, center=[0, 0])
 
 
 def _blend(enhance: Callable, image: Image.Image, p: float) -> Image.Image:
@@ -31,10 +37,10 @@ def _blend(enhance: Callable, image: Image.Image, p: float) -> Image.Image:
 
 # What each does at the part `p` of its full strength.
 GEOMETRIC = {
-    "shear_x": lambda image, p: _move(image, shear=(SHEAR * p, 0)),
-    "shear_y": lambda image, p: _move(image, shear=(0, SHEAR * p)),
-    "translate_x": lambda image, p: _move(image, translate=(SHIFT * p, 0)),
-    "translate_y": lambda image, p: _move(image, translate=(0, SHIFT * p)),
+    "shear_x": lambda image, p: _shear(image, across=SHEAR * p),
+    "shear_y": lambda image, p: _shear(image, down=SHEAR * p),
+    "translate_x": lambda image, p: _translate(image, across=SHIFT * p),
+    "translate_y": lambda image, p: _translate(image, down=SHIFT * p),
     "rotate": lambda image, p: F.rotate(image, ROTATION * p, InterpolationMode.BILINEAR, fill=GRAY),
 }
 OPERATIONS = {

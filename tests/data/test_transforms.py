@@ -8,14 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import affine
 
 import clip.model as clip
 from data.text import clean_caption, clean_question
 from models.vit import VisionTransformer
 from tests.golden.fill import fill
 from transform.pictures import evaluation_transform, normalised, training_transform
-from transform.randaugment import GEOMETRIC, OPERATIONS, RandAugment, augment
+from transform.randaugment import GEOMETRIC, OPERATIONS, SHIFT, RandAugment, augment
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,15 +53,25 @@ def test_integers_are_normalised_and_floats_left_alone():
     assert normalised(found) is found
 
 
-def test_training_pictures_are_bit_for_bit_what_workers_normalised():
-    """Runs of earlier versions go on with the same pictures."""
-    training = training_transform(24)
-    floats = Compose([*training.transforms[:-1], ToTensor(), Normalize(MEAN, STD)])
-    for seed in range(8):
+@pytest.mark.parametrize("side", [24, 60])
+def test_training_crops_as_torchvision_does(side):
+    """The same parts of the image, resized within two levels of 255 of what Pillow makes of them."""
+    ours = training_transform(side).transforms[0]
+    theirs = RandomResizedCrop(side, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC)
+    for seed in range(20):
         torch.manual_seed(seed)
-        found = normalised(torch.stack([training(picture())]))
+        found = np.asarray(ours(picture(90, 70))).astype(int)
         torch.manual_seed(seed)
-        assert torch.equal(found[0], floats(picture()))
+        assert np.abs(found - np.asarray(theirs(picture(90, 70)))).max() <= 2
+
+
+@pytest.mark.parametrize("level", [-10, -3, 0, 1, 5, 10])
+def test_translation_is_an_affine_map(level):
+    for name, side in (("translate_x", (1, 0)), ("translate_y", (0, 1))):
+        image = picture(192, 131)
+        pixels = [round(SHIFT * level / 10 * size) * along for size, along in zip(image.size, side, strict=True)]
+        expected = affine(image, 0.0, pixels, 1.0, [0, 0], InterpolationMode.BILINEAR, [128] * 3)
+        assert augment(image, name, level).tobytes() == expected.tobytes()
 
 
 def test_models_see_the_same_in_integers_and_in_floats():
