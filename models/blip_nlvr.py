@@ -49,9 +49,15 @@ class BlipNLVR(BlipBase):
             temperature: pruning temperature; 0 is the dense model.
             train: return the losses.
             trace: where to write down what each layer did to its tokens.
+
+        Raises:
+            UserError: there are not two images for every statement.
         """
         align = train and temperature > 0
         text = self.tokenize(text, "[ENC]")
+        if len(image) != 2 * len(text.input_ids):
+            expected = "expected two of each, the left images of the batch before the right ones"
+            raise UserError(f"{len(image)} images for {len(text.input_ids)} statements, {expected}")
         words = self.look_up(text)
         states, image_aligned = self.encode(image, temperature, align, trace, together=2)
         output = self.read(text, words, states.chunk(2), temperature, align, trace)

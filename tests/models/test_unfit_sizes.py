@@ -50,6 +50,12 @@ def test_a_vocabulary_that_is_none(tmp_path, vocabulary):
         init_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_statement_has_two_images(number):
+    with pytest.raises(UserError, match=f"{number} images for 2 statements, expected two of each"):
+        blip_nlvr(**SIZES, config=CONFIG)(images(number).float(), ["a dog", "a man"], train=False)
+
+
 def test_a_text_longer_than_the_positions():
     model = blip_nlvr(**SIZES | {"med_config": BERT | {"max_position_embeddings": 8}}, config=CONFIG)
     with pytest.raises(UserError, match=r"a text has \d+ tokens, max_position_embeddings of med_config allows 8"):
