@@ -60,7 +60,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
             execute(task, args, config, interruption)
     except Interrupted as signal:
         status = signal.status
-    except (UserError, RuntimeError, MemoryError) as error:
+    except (UserError, RuntimeError, MemoryError, OSError) as error:
         if (fault := as_user_error(error)) is None:
             raise
         if isinstance(fault, RatioOutOfReach):
@@ -83,16 +83,21 @@ def execute(task: Task, args: Namespace, config: dict, interruption: Interruptio
     with owned(folder, args), output.logging_to(folder), supervised(), logging_elsewhere as write_scalars:
         run = prepare(task, args, config)
         run.interruption, run.write_scalars = interruption, write_scalars
-        if is_main() and not (args.evaluate and (folder / "config.yaml").exists()):  # a run's own stay
-            output.write_environment(folder)
-            configuration.write(config, folder / "config.yaml")
         (evaluate_only if args.evaluate else compress)(run)
+
+
+def write_settings(run: Run) -> None:
+    """Writes what the run is, once nothing stands against it: until then the folder tells of the one before."""
+    if is_main():
+        output.write_environment(run.folder)
+        configuration.write(run.config, run.folder / "config.yaml")
 
 
 def compress(run: Run) -> None:
     """The epoch loop: find the temperature, train, find it again for the weights that moved, evaluate, save."""
     epochs = run.config["max_epoch"]
     controller, state = begin(run)
+    write_settings(run)
     sample = run.calibration_sample()
     state.progress.shape = settle_shape(run, sample, controller.target(epochs - 1), state.progress.shape)
 
@@ -262,6 +267,8 @@ def temperature_to_score(run: Run) -> float:
 
 def evaluate_only(run: Run) -> None:
     """What --evaluate does: scores the checkpoint at its own temperature and writes results and `evaluate.txt`."""
+    if not (run.folder / "config.yaml").exists():  # that of the run whose folder this is stays
+        write_settings(run)
     temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
     if note := prunes.other_company(run.config["batch_size_test"]):

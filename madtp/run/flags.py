@@ -113,6 +113,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}, expected at least {least}")
         if value is not None and value > MOST.get(name, value):
             raise UserError(f"--{name} is {value}, expected at most {MOST[name]}")
+    if args.evaluate and args.resume:
+        raise UserError("--evaluate goes on with no run, so leave --resume out; --pretrained names what is scored")
     for flag in filter(vars(args).get, ("tensorboard", "wandb")):
         scalars.check_installed(flag)
     check_device(args.device)

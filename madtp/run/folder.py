@@ -42,7 +42,9 @@ def goes_on_here(folder: Path, request: str | None) -> bool:
 
 
 def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> None:
-    """Raises a UserError where a new run would replace an earlier one that nobody gave up."""
+    """Raises a UserError where a run would replace an earlier one that nobody gave up, or go on with one given up."""
+    if overwrite and (request == "auto" or goes_on_here(folder, request)):
+        raise UserError(f"--resume goes on with the run in {folder}, --overwrite replaces it; leave one out")
     left = left_behind(folder)
     if not left or overwrite or goes_on_here(folder, request):
         return

@@ -174,10 +174,12 @@ def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
     """What decides the temperature: the user, nothing (p 0), the released ladder or the closed loop.
 
     Raises:
-        UserError: a rule without a temperature is to be steered by one.
+        UserError: a rule without a temperature is to be steered by one, or one that is fixed is to be moved.
     """
     if config["keep"] == COVERAGE and args.controller == "ladder":
         raise UserError("--controller ladder moves MADTP's temperature, which --keep coverage has not; leave one out")
+    if args.temperature is not None and args.controller == "ladder":
+        raise UserError("--controller ladder moves the temperature, which --temperature fixes; leave one out")
     if args.temperature is not None:
         return Fixed(args.temperature)
     if args.p == 0:

@@ -117,6 +117,26 @@ def test_a_run_from_another_folder_does_not_replace_one(train, capfd):
     assert train("--resume", train.folder / LAST) == 0
 
 
+def test_going_on_with_a_run_and_replacing_it_contradict_each_other(train, capfd):
+    assert train("--resume", "--overwrite") == 2, "also where there is nothing yet, or the same command fails later"
+    assert train() == 0 and train(out="other") == 0
+    before = contents(train.folder)
+    for request in ("auto", train.folder, train.folder / LAST):
+        capfd.readouterr()
+        assert train("--resume", request, "--overwrite") == 2
+        assert "--overwrite replaces it; leave one out" in capfd.readouterr().err
+    assert contents(train.folder) == before
+    assert train("--resume", train.folder, "--overwrite", out="other") == 0, "another run takes this one's place"
+
+
+@pytest.mark.parametrize("flags", [("--set", "weight_decay=0.3"), ("--seed", 7), ("--controller", "ladder")])
+def test_what_is_refused_leaves_the_folder_as_it_was(train, flags):
+    assert train() == 0
+    before = contents(train.folder)
+    assert train("--resume", *flags) == 2
+    assert contents(train.folder) == before, "config.yaml would tell of a run that never was"
+
+
 def test_a_run_that_never_began_leaves_nothing_to_replace(train):
     assert train("--p", 0.99) == 2, "out of reach"
     assert train() == 0
