@@ -110,16 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = perform(name, words)
         sys.stdout.flush()
         return status
-    except (UserError, RuntimeError, MemoryError) as error:
-        if (fault := as_user_error(error)) is None:
-            raise
-        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as of `| head`: who read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would try once more
         return PIPE_CLOSED
+    except (UserError, RuntimeError, MemoryError, OSError) as error:
+        if (fault := as_user_error(error)) is None:
+            raise
+        print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
 
 
 def listing() -> str:

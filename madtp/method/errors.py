@@ -1,5 +1,6 @@
 """The error that users see, and how it quotes what they wrote."""
 
+import errno
 import re
 import reprlib
 
@@ -11,11 +12,15 @@ class UserError(ValueError):
 # How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows.
 NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
+UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # what is raised already where one asks whether a path exists
+
 
 def as_user_error(error: Exception) -> UserError | None:
-    """The error if it is the user's to mend, also where memory ran out; None for any other."""
+    """The error if it is the user's to mend, also where memory ran out or a path cannot be; None for any other."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, OSError) and error.errno in UNSEEN and error.filename:
+        return UserError(f"{error.filename}: {error.strerror}; give a path that can be read and written")
     text = str(error)
     if not (isinstance(error, MemoryError) or NO_MEMORY.search(text)):
         return None

@@ -96,6 +96,14 @@ def test_an_error_of_the_user_is_one_line_and_its_status_is_passed_on(monkeypatc
     assert main(["seven"]) == 7
 
 
+@pytest.mark.parametrize("path", ["a" * 300, "a" * 300 + ".pth"])
+def test_a_path_that_cannot_be_looked_at_is_one_line(path, capsys):
+    """On Python up to 3.13 to ask whether it exists raises, as in somebody else's folder."""
+    assert main(["predict", "--checkpoint", path, "--image", "a.jpg"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and path in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["predict", "visualize", "app"])
 def test_a_missing_checkpoint_is_answered_at_once_and_alone(command):
     words = [command, "--checkpoint", "no/such.pth", *(["--image", "a.jpg"] if command == "predict" else [])]

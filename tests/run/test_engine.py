@@ -214,10 +214,13 @@ def other_model(path):
         (["--set", "max_epochs=3"], "max_epoch"),
         (["--p", 1.5], "--p"),
         (["--evaluate"], "--pretrained"),
+        (["--evaluate", "--resume"], "--pretrained"),
+        (["--temperature", 5, "--controller", "ladder"], "leave one out"),
         (["--output_dir", "/proc/out"], "cannot write to /proc/out"),
         (["--resume", "nowhere.pth"], "nowhere.pth"),
         (["--resume", "other.pth"], "other.pth"),
         (["--resume", "weights.pth"], "weights.pth"),
+        (["--resume", "a" * 300], "a: File name too long; give a path"),
         (["--set", "batch_size_train=100"], "100"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a run writes: whole files on a full disk, the same log for the same seed, and how it was made."""
 
+import errno
 import io
 import json
 import random
@@ -100,6 +101,9 @@ def test_errors_of_the_user_are_told_from_others():
     windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes.")
     assert str(as_user_error(windows)).startswith("the memory of this machine ran out (tried to allocate 4096 bytes); ")
     assert str(as_user_error(MemoryError())).startswith("the memory of this machine ran out; smaller ")
+    denied = PermissionError(errno.EACCES, "Permission denied", "/home/other/a.pth")
+    assert str(as_user_error(denied)).startswith("/home/other/a.pth: Permission denied; give a path ")
+    assert as_user_error(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
     assert as_user_error(RuntimeError("shapes differ")) is None and as_user_error(UserError("a")).args == ("a",)
 
 
