@@ -4,7 +4,7 @@
     python -m madtp report output/nlvr_nlvr2_compression_p0.5 output/nlvr_nlvr2_compression_p0.7 --out nlvr.html
 
 A folder may hold a run or, right below it, several. Pictures are those in the folders and in their `pictures`, which
-`python -m madtp visualize` writes; for a run that has none they are drawn, if its checkpoint and data are there.
+`python -m madtp visualize` writes; where there are none of the best model they are drawn, if it and its data are there.
 """
 
 import argparse
@@ -135,10 +135,12 @@ def about_run(name: str, run: Run) -> list[str]:
 
 
 def draw_pictures(run: Run) -> None:
-    """Draws some test samples of a run that has no pictures yet, where it pruned and left a checkpoint."""
+    """Draws test samples of a run that has no pictures of its best model, where it pruned and left a checkpoint."""
     checkpoint = run.folder / "checkpoint_best.pth"
-    if any(picture_files(run.folder)) or not checkpoint.is_file() or not run.best.get("temperature"):
+    if not checkpoint.is_file() or not run.best.get("temperature"):
         return
+    if any(file.stat().st_mtime >= checkpoint.stat().st_mtime for file in picture_files(run.folder)):
+        return  # older ones are of a model that was trained on, or replaced
     from madtp.look import predictor, visualize  # models and data are needed only where something is drawn
 
     try:

@@ -4,6 +4,7 @@ A small model of every task, made here; what it answers and keeps is held to the
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -190,6 +191,21 @@ def test_the_page_says_what_the_log_says_and_needs_no_network(run_folder, tmp_pa
         assert f"<td>{cell}</td>" in page
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == [] and "url(" not in page
     assert page.count("data:image/svg+xml") == 2 and page.count("data:image/png") == 4
+
+
+def test_pictures_of_an_earlier_model_are_drawn_anew(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("pictures"))
+    best, picture = tmp_path / "run" / "checkpoint_best.pth", tmp_path / "run" / "pictures" / "test.png"
+
+    def drawn():
+        assert main(["report", str(tmp_path / "run")]) == 0
+        return picture.stat().st_mtime_ns
+
+    os.utime(best, (1000, 1000))
+    first = drawn()
+    assert drawn() == first, "once for each model"
+    best.touch()
+    assert drawn() > first, "the run went on, or another took its place"
 
 
 def browser():
