@@ -24,6 +24,7 @@ from madtp.__main__ import COMMANDS, main
 from madtp.look.scripts import SCRIPTS
 from madtp.run import config as configuration
 from madtp.run import flags
+from madtp.run.keys import COMMON_KEYS, TASK_KEYS
 from tests.data import official_files as official
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,18 @@ def test_links_lead_to_files_and_headings(page):
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, target
+
+
+def test_every_key_of_a_configuration_is_told_with_its_default():
+    sections = re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", (ROOT / "docs/configuration.md").read_text(), re.M | re.S)
+    told = {}
+    for heading, section in sections:
+        for names, default in re.findall(r"^\| (`[^|]*`) \| (?:`([^|]*)`)? ?\| ", section, re.M):
+            value = YAML(typ="safe").load(default) if default else ""
+            told |= {(heading, name): value for name in re.findall(r"\w+", names)}
+    owners = {"Every task": COMMON_KEYS, "Captioning": TASK_KEYS["caption"]}
+    owners |= {"Visual question answering": TASK_KEYS["vqa"], "Retrieval": TASK_KEYS["retrieval_clip"]}
+    assert told == {(heading, name): key.default for heading, keys in owners.items() for name, key in keys.items()}
 
 
 def test_every_page_stands_in_the_index():
