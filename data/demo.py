@@ -58,7 +58,8 @@ def make(
         UserError: sizes that cannot be, or a folder that cannot be written.
     """
     if min(train, val, test) < 50 or pairs < 6:
-        raise UserError(f"train {train}, val {val}, test {test}, pairs {pairs}: ask for 50 images and 6 pairs or more")
+        asked = f"train {train}, val {val}, test {test}, pairs {pairs}"
+        raise UserError(f"{asked}: ask for 50 images of each split and 6 pairs, or more")
     folder = Path(folder)
     rng = np.random.default_rng(seed)
     splits = sample_splits(rng, {TRAIN: train, VAL: val, TEST: test}, objects, grid)
