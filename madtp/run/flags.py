@@ -73,7 +73,8 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--temperature", type=float, help="pruning temperature, or coverage's amount, instead of a controller")
     flag("--keep", choices=RULES, help="the rule of which tokens stay, instead of the config's or the model's")
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
-    flag("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on from checkpoint_last.pth or from PATH")
+    resume = {"type": named_path, "nargs": "?", "const": "auto", "metavar": "auto|PATH"}
+    flag("--resume", **resume, help="go on from checkpoint_last.pth or from PATH")
     flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs")
     flag("--overwrite", action="store_true", help="replace the run that the output folder holds")
     flag("--save_steps", type=int, default=0, help="optimizer steps between checkpoints within an epoch; 0 for none")

@@ -22,7 +22,7 @@ class Key:
         default: the value where nobody says otherwise.
         kind: its type or types, the default's own unless given. An integer will do for a float.
         choices: the texts it may be, any if empty.
-        least: the smallest number.
+        least: the smallest number, or length of a list.
         most: the largest number.
         items: what each item of a list may be.
         length: of a list, any if None.
@@ -58,7 +58,7 @@ class Key:
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, list):
-            return self.length is None or len(value) == self.length
+            return self.length in (None, len(value)) and len(value) >= (self.least or 0)
         above = (self.least is None or value >= self.least) and value != math.inf
         return above and (self.most is None or value <= self.most)
 
@@ -153,7 +153,7 @@ TASK_KEYS = {
     "vqa": {
         "vqa_root": Key("datasets/vision/coco"),
         "vg_root": Key("datasets/vision/visual-genome"),
-        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], items=Key("")),
+        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], least=1, items=Key("")),
         "inference": Key("rank", choices=("rank", "generate")),
         "k_test": Key(128, least=1),
     },

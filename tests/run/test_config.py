@@ -222,6 +222,10 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"--set: metrics\[1\] is 'Meteor', expected one of Bleu, METEOR, ROUGE_L"):
             configuration.resolve("configs/caption_coco.yaml", "caption", ["metrics=[CIDEr, Meteor]"])
 
+    def test_some_file_is_trained_on(self, parse):
+        with pytest.raises(UserError, match=r"train_files is \[\], expected a list, at least 1"):
+            parse("", "--set", "train_files=[]", task="vqa")
+
     @pytest.mark.parametrize(
         "text, message",
         [
@@ -274,6 +278,7 @@ class TestMistakes:
             (["--amp", "fp8"], "invalid choice: 'fp8'"),
             (["--evaluat"], "unrecognized arguments: --evaluat"),
             (["--output_dir", ""], "argument --output_dir: the path is empty, as by a variable of the shell"),
+            (["--resume", ""], "argument --resume: the path is empty"),
             (["--epoch", "0"], "--epoch: max_epoch is 0, expected an integer, at least 1"),
             (["--accum", "0"], "--accum is 0, expected at least 1"),
             (["--seed", "4294967296"], "--seed is 4294967296, expected at most 4294967295"),
