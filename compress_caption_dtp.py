@@ -50,6 +50,8 @@ class Caption(Task):
         if config["max_length"] <= model.prompt_length:
             taken = f"[DEC] and the prompt take {model.prompt_length} tokens"
             raise UserError(f"max_length is {config['max_length']}, but {taken}; raise it, or shorten the prompt")
+        if config["min_length"] > config["max_length"]:
+            raise UserError(f"min_length is {config['min_length']}, but max_length {config['max_length']}; lower it")
         return model
 
     def losses(self, model: nn.Module, batch: dict, temperature: float, progress: float) -> dict[str, Tensor]:

@@ -258,6 +258,8 @@ def temperature_to_score(run: Run) -> float:
     if args.temperature is not None or args.p == 0:
         return args.temperature or 0.0
     if run.config["keep"] != COVERAGE or stored.prunes_by(COVERAGE):
+        own = run.pruned_at(stored.temperature)
+        logger.info("scored at the checkpoint's own %s; --p does not change it, --temperature does", own)
         return stored.temperature
     sample = run.calibration_sample()
     settle_shape(run, sample, 1 - args.p, None)

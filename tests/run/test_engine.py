@@ -132,6 +132,7 @@ def test_a_dense_checkpoint_is_evaluated_dense(run, tmp_path):
     status, task, _ = run("--evaluate", "--pretrained", tmp_path / "dense.pth")
     assert status == 0 and set(task.model.forwards) == {0.0}
     assert json.loads((run.folder / "evaluate.txt").read_text())["percent"] == 100
+    assert "the checkpoint's own T 0; --p does not change it" in (run.folder / "train.log").read_text(), "it is .5"
 
 
 def test_p_0_trains_the_dense_model_and_leaves_the_alignment_alone(run):
@@ -267,6 +268,21 @@ def test_a_task_compresses_resumes_and_evaluates(data, tmp_path, name):
     evaluated = json.loads((out / "evaluate.txt").read_text())
     for key in (f"val_{score}", "percent", "temperature", "tokens"):
         assert evaluated[key] == records[-1][key]
+
+
+@pytest.mark.parametrize(
+    "keys, says",
+    [
+        ({"max_length": 4}, "max_length is 4, but [DEC] and the prompt take 4 tokens"),
+        ({"max_length": 65}, "max_length is 65, but the position embeddings allow 64"),
+        ({"min_length": 21}, "min_length is 21, but max_length 20"),
+    ],
+)
+def test_lengths_that_no_caption_can_have(data, tmp_path, capsys, keys, says):
+    config = write_config(data, tmp_path / "caption.yaml", "caption", **keys)
+    flags = ["--config", str(config), "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--num_workers", "0"]
+    assert main(Caption(), flags) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", TASKS)
