@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from compress_caption_dtp import Caption
 from models.bert import read_config
 from models.blip import init_tokenizer
 from models.blip_nlvr import blip_nlvr
@@ -60,3 +61,17 @@ def test_a_text_longer_than_the_positions():
     model = blip_nlvr(**SIZES | {"med_config": BERT | {"max_position_embeddings": 8}}, config=CONFIG)
     with pytest.raises(UserError, match=r"a text has \d+ tokens, max_position_embeddings of med_config allows 8"):
         model(images(2).float(), ["a dog and a man in a green car driving down the road"], train=False)
+
+
+@pytest.mark.parametrize(
+    "limits, says",
+    [
+        ({"max_length": 4}, "max_length is 4, but .* the prompt take 4 tokens"),
+        ({"max_length": 41}, "max_length is 41, but the position embeddings allow 40"),
+        ({"min_length": 21}, "min_length is 21, but max_length 20; lower it"),
+    ],
+)
+def test_lengths_that_no_caption_can_have(limits, says):
+    config = {"pretrained": "", "prompt": "a picture of ", "min_length": 5, "max_length": 20} | CONFIG | SIZES | limits
+    with pytest.raises(UserError, match=says):
+        Caption().build_model(config, evaluate=False)

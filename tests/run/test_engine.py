@@ -270,21 +270,6 @@ def test_a_task_compresses_resumes_and_evaluates(data, tmp_path, name):
         assert evaluated[key] == records[-1][key]
 
 
-@pytest.mark.parametrize(
-    "keys, says",
-    [
-        ({"max_length": 4}, "max_length is 4, but [DEC] and the prompt take 4 tokens"),
-        ({"max_length": 65}, "max_length is 65, but the position embeddings allow 64"),
-        ({"min_length": 21}, "min_length is 21, but max_length 20"),
-    ],
-)
-def test_lengths_that_no_caption_can_have(data, tmp_path, capsys, keys, says):
-    config = write_config(data, tmp_path / "caption.yaml", "caption", **keys)
-    flags = ["--config", str(config), "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--num_workers", "0"]
-    assert main(Caption(), flags) == 2
-    assert says in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_a_probe_costs_what_the_inference_costs(data, tmp_path, name):
     config = write_config(data, tmp_path / "config.yaml", name)
