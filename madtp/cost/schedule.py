@@ -25,7 +25,7 @@ def planned(schedule: Schedule, amount: float) -> list[LayerTrace]:
     """What the layers of a tower will do to their tokens at an amount, from the first to the last."""
     layers, entered = [], schedule.tokens + schedule.prefix
     for _ in range(schedule.depth):
-        left = min(entered, schedule.left(amount) + schedule.prefix)
+        left = schedule.left(amount) + schedule.prefix
         layers.append(LayerTrace(entered, left, amount > 0, rule=COVERAGE))
         entered, schedule = left, schedule.next()
     return layers

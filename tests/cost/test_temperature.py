@@ -40,6 +40,19 @@ def test_search_reaches_any_target_between_dense_and_ceiling(midpoint, start, sl
     assert math.isfinite(found) and found > 0
 
 
+@pytest.mark.parametrize("start", [1e-9, 1e12])
+def test_a_start_beyond_all_bounds_is_brought_back(start):
+    cost = smooth(64, 0.4)
+    assert abs(cost(calibrate(cost, 0.7, start)) - 0.7) <= TOLERANCE
+
+
+@pytest.mark.parametrize("evaluations", [3, 5, 8])
+def test_the_search_asks_no_more_than_it_may(evaluations):
+    cost, asked = counted(lambda t: 1.0 if t < 1e4 else 0.5)
+    calibrate(cost, 0.7, 1.0, evaluations=evaluations)
+    assert len(asked) == len(set(asked)) <= evaluations
+
+
 def test_a_warm_start_that_still_fits_costs_one_evaluation():
     cost, asked = counted(smooth(64, 0.4))
     assert calibrate(cost, cost(50.0), 50.0) == 50.0

@@ -33,7 +33,7 @@ assert utils.is_main() == (rank == 0)
 mine = torch.tensor([1.0, 10.0 * rank])
 assert utils.all_reduce_sum(mine).tolist() == [2.0, 10.0]
 assert mine.tolist() == [1.0, 10.0 * rank]
-assert utils.all_reduce_sum(rank + 0.5) == 2.0
+assert utils.all_reduce_sum(2**40 + rank + 0.5) == 2**41 + 2
 assert utils.all_gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
 meters = utils.Meters()
 meters.update(n=1 + 2 * rank, loss=torch.tensor(float(rank)))
