@@ -10,7 +10,9 @@ import torch
 from torch.func import grad, vmap
 
 from madtp.method.alignment import QueryModel, aligned_feature, similarity_loss
-from madtp.method.layout import RECTANGLE
+from madtp.method.layout import RECTANGLE, Masked
+from madtp.method.merged import Merged, Schedule
+from madtp.method.pruning import own_tokens
 from tests.golden.fill import seeded
 from tests.kept import keeping
 
@@ -53,7 +55,7 @@ def test_similarity_loss_equals_loops():
 
 def test_similarity_loss_sees_directions_only():
     image = seeded(1, 3, 4, 5).double()
-    for factor, expected in ((7.0, 0.0), (-0.1, 2.0)):
+    for factor, expected in ((7.0, 0.0), (1e-6, 0.0), (-0.1, 2.0)):
         assert similarity_loss(image, factor * image).item() == pytest.approx(expected, abs=1e-12)
     assert similarity_loss(image, torch.zeros_like(image)).item() == 1
     half = similarity_loss(image.bfloat16(), image.bfloat16())
@@ -84,6 +86,27 @@ def test_only_what_is_used_is_computed(temperature, align):
     assert (alignment is not None) == (align or temperature > 0)
     assert (aligned is not None) == align
     assert QueryModel(4, 4)(seeded(1, 2, 5, 4), RECTANGLE, None, temperature, align) == (None, None)
+    covered = Merged(Schedule(3, 1.0, 4))  # whose rule goes by no alignment
+    alignment, aligned = QueryModel(4, 4)(seeded(1, 2, 5, 4), covered, seeded(2, 3, 4), temperature, align)
+    assert (alignment is not None, aligned is not None) == (align, align)
+
+
+def test_a_token_counts_as_often_as_it_has_patches():
+    model, x, space_dict = QueryModel(4, 4), seeded(1, 2, 4, 4).double(), seeded(2, 3, 4).double()
+    sizes = torch.tensor([[1.0, 3, 1, 2], [1, 1, 5, 1]])
+    _, aligned = model(x, Merged(Schedule(3, 1.0, 3), sizes), space_dict, 1.0, True)
+    for row in range(2):
+        every_patch = x[row].repeat_interleave(sizes[row].long(), dim=0).unsqueeze(0)
+        torch.testing.assert_close(aligned[row], model(every_patch, RECTANGLE, space_dict, 1.0, True)[1][0])
+
+
+def test_what_is_no_token_has_no_view():
+    model, x, space_dict = QueryModel(4, 4), seeded(1, 2, 5, 4).double(), seeded(2, 3, 4).double()
+    lengths = torch.tensor([3, 5])
+    _, aligned = model(x, Masked(own_tokens(lengths, 5)), space_dict, 1.0, True)
+    for row, length in enumerate(lengths):
+        alone = model(x[row : row + 1, :length], RECTANGLE, space_dict, 1.0, True)[1]
+        torch.testing.assert_close(aligned[row], alone[0])
 
 
 def aligned_plainly(query, space_dict):

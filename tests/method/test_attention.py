@@ -190,7 +190,9 @@ def test_gradients_repeat_themselves_and_survive_checkpointing(amp):
 
     first, again = gradients(run(*tensors), tensors), gradients(run(*tensors), tensors)
     recomputed = gradients(checkpoint(run, *tensors, use_reentrant=False), tensors)
-    torch.testing.assert_close((again, recomputed), (first, first), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):  # the backward pass too
+        within = gradients(run(*tensors), tensors)
+    torch.testing.assert_close((again, recomputed, within), (first, first, first), rtol=0, atol=0)
 
 
 def test_scores_come_from_the_weights_before_dropout():
@@ -199,6 +201,25 @@ def test_scores_come_from_the_weights_before_dropout():
     whole_output, whole_scores = attend(*tensors, scores=True)
     assert not torch.allclose(output, whole_output)
     torch.testing.assert_close(scores.self_attention, whole_scores.self_attention)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_without_gradients_too_only_what_counts_is_counted(dtype):
+    tensors, mask, counted = inputs(3, 2, 9, 4, dtype), masks("padding", 3, 9), counts("some", 3, 9)
+    found = flat(attend(*tensors, mask, scores=True, counted=counted))
+    expected = attend_by_loops(*tensors, mask, counted)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_token_of_which_no_head_makes_anything_is_not_attended_to(dtype, grad):
+    query, key, value = inputs(2, 3, 6, 4, dtype)
+    value[1, :] = 0
+    with torch.set_grad_enabled(grad):
+        _, scores = attend(query, key, value, scores=True)
+    assert scores.cls_attention[0].gt(0).all() and not scores.cls_attention[1].any()
 
 
 def test_inputs_stay_as_they_were():
@@ -242,6 +263,8 @@ def test_the_map_is_never_whole(grad):
         assert entries < heads * length * length  # not even for one sample
         longer = largest(batch, 2 * length)
         assert longer <= 2 * heads * attention_blocks.QUERY_BLOCK * length  # linear in the length
+        assert largest(1, length) < heads * length * length
+        assert largest(400, 30) <= attention_blocks.CPU_ENTRIES  # many short ones share no map either
     whole = largest(batch, length, dropout=0.1)
     assert whole == batch * heads * length * length  # what the watch sees when it is
 

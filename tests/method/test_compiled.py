@@ -233,6 +233,29 @@ def test_compiled_functions_are_kept(monkeypatch, tmp_path):
     assert compiled._compiled() == first and list(tmp_path.rglob("*")) == [tmp_path / "madtp", first]
 
 
+def test_what_is_kept_is_named_by_all_that_it_was_made_of(monkeypatch, tmp_path):
+    """Another release, or another machine that shares the folder, compiles anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "any")
+    monkeypatch.setattr(compiled, "_compile", lambda command, made: made.touch())
+    another = tmp_path / "another.c"
+    another.write_text("/* changed */")
+    own = torch.backends.cpu.get_cpu_capability()
+    changes = [
+        (compiled, "SOURCES", [*compiled.SOURCES[:-1], another]),
+        (compiled, "HEADER", another),
+        (compiled, "FLAGS", ("-O0",)),
+        (compiled.platform, "platform", lambda: "another system"),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "AVX512" if own == "AVX2" else "AVX2"),
+    ]
+    made = {compiled._compiled()}
+    for changed in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(*changed)
+            made.add(compiled._compiled())
+    assert len(made) == 1 + len(changes) and all(file.is_file() for file in made)
+
+
 @needs_compiler
 @torch.inference_mode()
 @pytest.mark.parametrize("answer", ["exit 1", "echo no library > $out; exit 0"])

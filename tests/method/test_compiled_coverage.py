@@ -92,6 +92,17 @@ def test_what_is_equally_good_is_taken_in_the_same_order(seed, keep, monkeypatch
 
 
 @torch.inference_mode()
+def test_without_attention_too(covered):
+    x, attention, sizes = example(30)
+    found, expected = (
+        shortened(*given, 1, 9)
+        for given in ((x, 0 * attention, sizes), (x.double(), 0 * attention.double(), sizes.double()))
+    )
+    same(found, expected)
+    assert len(covered) == 1
+
+
+@torch.inference_mode()
 def test_copies_are_as_near_as_can_be_and_go_into_one(covered):
     x = seeded(0, 3, 9, 16).float().repeat_interleave(4, dim=1)[:, torch.randperm(36, generator=torch.manual_seed(1))]
     tokens, sizes, rows, owner = shortened(x, torch.ones(3, 36), None, 0, 9)

@@ -191,6 +191,10 @@ def test_the_class_token_s_attention_is_a_row_of_the_map(masked):
         torch.testing.assert_close(attend(query, key, value, bias)[0], logits.softmax(dim=-1) @ value)
 
 
+def test_without_attention_all_tokens_are_alike():
+    torch.testing.assert_close(importance(torch.zeros(2, 4)), torch.full((2, 4), 1 / 8))
+
+
 def test_the_schedule_falls_from_all_tokens_to_one():
     for shape in (0.35, 1.0, 2.0, 500.0):
         assert [left_by(144, 0.0, shape, layer, 12) for layer in range(12)] == [144] * 12

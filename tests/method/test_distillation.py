@@ -19,7 +19,8 @@ def left_by(tower, keep, temperature, space_dict):
 def model():
     """A model, its image tower, and a teacher that is another tower."""
     model, draw = build(blip_nlvr), torch.Generator().manual_seed(0)
-    teacher = Teacher(model.visual_encoder)
+    teacher = Teacher(model.train().visual_encoder)
+    model.eval()
     with torch.no_grad():
         for parameter in teacher.tower.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw).double())

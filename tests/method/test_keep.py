@@ -4,6 +4,7 @@ The slow side runs every sample by itself under the rule `batch`, which golden v
 packs them for inference and masks them for training.
 """
 
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,9 +262,10 @@ def test_padded_attention_equals_sample_by_sample():
     counts, readers = [5, 2, 5, 3], [3, 4, 1, 2]
     layout, others = Packed(counts, torch.device("cpu")), Packed(readers, torch.device("cpu"))
     query, key, value = torch.randn(3, 1, 2, sum(counts), 4, dtype=torch.float64)
-    for causal in (False, True):
-        output, scores = layout.attend(query, key, value, causal=causal, scores=True)
-        padded, padded_scores = layout._attend_padded(query, key, value, None, causal, True)
+    hidden = torch.arange(5) < torch.tensor([[4], [1], [5], [2]])  # padding of a text's own
+    for mask, causal in product((None, hidden), (False, True)):
+        output, scores = layout.attend(query, key, value, mask, causal, scores=True)
+        padded, padded_scores = layout._attend_padded(query, key, value, mask, causal, True)
         close(padded, output)
         for one, other in zip(padded_scores, scores, strict=True):
             close(one.where(layout.inside[:, 1:], 0), other)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from madtp.method.attention import AttentionScores
-from madtp.method.pruning import importance, prune_tokens, threshold
+from madtp.method.layout import RECTANGLE, Masked
+from madtp.method.packed import Packed
+from madtp.method.pruning import assess, importance, own_tokens, pass_alike, prune_tokens, threshold
 from tests.kept import keeping
 
 INFINITY = float("inf")
@@ -197,6 +199,50 @@ def test_the_merged_token_is_a_weighted_mean(seed):
     torch.testing.assert_close(merged, torch.ones_like(merged), rtol=0, atol=1e-6)
 
 
+def test_tokens_of_no_importance_merge_into_nothing():
+    """Neither what nobody attends to nor what aligns with nothing makes a sum that cannot be divided by."""
+    x = torch.randn(1, 7, 4, generator=torch.Generator().manual_seed(0))
+    best = torch.tensor([[3.0, 2.0, 0, 0, 0, 0]])
+    scores, alignment = AttentionScores(torch.zeros(1, 6), best / 10), best.unsqueeze(2).expand(-1, -1, 3)
+    with torch.inference_mode():
+        ways = prune_tokens(x, scores, alignment, INFINITY)[0], RECTANGLE.prune(x, scores, alignment, INFINITY)[0]
+    for shortened in ways:
+        assert shortened[:, :3].equal(x[:, :3]) and shortened[:, 3:].eq(0).all() and shortened.shape[1] == 4
+
+
+def own_of(lengths):
+    return own_tokens(torch.tensor(lengths), 12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0, INFINITY])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_no_token_is_not_important_and_passes_nowhere(seed, temperature):
+    """Also where importance is negative, as that of what aligns with nothing may be."""
+    _, scores, alignment = inputs(seed, batch=4)
+    alignment, own = alignment - 3, own_of([12, 7, 3, 1])
+    scores = AttentionScores(*(values * own for values in scores))
+    significance, passing = assess(scores, alignment, temperature, own=own)
+    assert not significance[~own].any() and not passing[~own].any()
+    for row, length in enumerate(own.sum(dim=1).tolist()):
+        alone = AttentionScores(*(values[row : row + 1, :length] for values in scores))
+        expected = assess(alone, alignment[row : row + 1, :length], temperature)
+        torch.testing.assert_close(significance[row, :length], expected[0][0])
+        assert passing[row, :length].equal(expected[1][0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_one_sample_all_sequences_pass_as_many_as_the_neediest(seed):
+    draw = torch.Generator().manual_seed(seed)
+    own = own_of([12, 7, 5] * 2)
+    significance = torch.randn(6, 12, generator=draw) * own
+    passing = (torch.rand(6, 12, generator=draw) < 0.4) & own
+    found = pass_alike(significance, passing, 2, own)
+    for row in range(6):
+        count = max(int(passing[row % 3].sum()), int(passing[row % 3 + 3].sum()))
+        tokens = sorted(range(int(own[row].sum())), key=lambda j: -float(significance[row, j]))
+        assert found[row].nonzero().squeeze(1).tolist() == sorted(tokens[:count])
+
+
 def test_gradients_flow_through_the_merged_token():
     x, scores, alignment = inputs(0, batch=2, tokens=7)
     guides = tuple(tensor.requires_grad_() for tensor in (*scores, alignment))
@@ -228,3 +274,11 @@ def test_autocast_does_not_move_the_threshold():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast, same = prune_tokens(x, scores, alignment, 4.0)
     assert under_autocast.equal(shortened) and same.indices.equal(kept.indices)
+    own = torch.arange(201) < torch.tensor([[201], [150], [180]])
+    scores = AttentionScores(*(values * own[:, 1:] for values in scores))
+    packed = Packed.of(x, own)
+    for tokens, layout, given in ((x, Masked(own), alignment), (*packed, alignment[own[:, 1:]].unsqueeze(0))):
+        shortened, _, kept = layout.prune(tokens, scores, given, 4.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under_autocast, _, same = layout.prune(tokens, scores, given, 4.0)
+        assert under_autocast.equal(shortened) and same.rows.equal(kept.rows)
