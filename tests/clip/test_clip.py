@@ -15,6 +15,7 @@ from clip.retrieval import LARGEST_SCALE, ClipRetrieval
 from compress_retrieval_clip_dtp import RetrievalClip
 from madtp.cost.measure import CalibrationSample
 from madtp.cost.trace import Trace
+from madtp.method.layout import Rectangle, Sequences
 from madtp.run.engine import evaluate, main, prepare
 from madtp.run.flags import parse
 from madtp.scoring.metrics import Matches, retrieval_recall, similarity_recall
@@ -142,6 +143,30 @@ def test_an_image_keeps_two_tokens_at_least():
         assert all(layer.kept is None or layer.kept.indices.shape[1] >= 2 for layer in trace.layers["image"])
 
 
+class Asked(Rectangle):
+    """Tokens whose layers say how many each has to keep, and which one."""
+
+    def __init__(self):
+        self.limits = []
+
+    def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
+        self.limits.append((min_keep, None if protected is None else protected.flatten().tolist()))
+        return x, self, None
+
+
+@torch.no_grad()
+def test_an_image_keeps_two_tokens_and_a_text_all_up_to_its_end():
+    model, image, text = build(), Asked(), Asked()
+    model.keep = lambda x, *_: Sequences(x, image)
+    model.encode_image(images(2), 8.0)
+    model.keep = lambda x, *_: Sequences(x, text)
+    ids = words(*TEXTS)
+    model.encode_text(ids, 8.0)
+    ends = ids.argmax(dim=1)
+    assert image.limits == [(2, None)] * 3
+    assert text.limits == [(int(ends.max()) + 3, (ends - 1).tolist())] * 3
+
+
 # Texts.
 
 
@@ -185,12 +210,21 @@ def test_a_step(temperature):
     torch.testing.assert_close(model.visual_m.proj, before + 0.005)
     assert model.ptr_queue.item() == 3 and model.idx_queue[0, :4].tolist() == [1, 2, 1, -100]
     assert not model.image_queue[:, :3].equal(queue[:, :3]) and model.image_queue[:, 3:].equal(queue[:, 3:])
+    assert temperature == 0 or not result["loss_sim_m"].requires_grad, "the twins teach nothing"
     sum(loss for loss in result.values()).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     guidance = {name for name, _ in model.named_parameters() if "query_model" in name or name == "space_dict"}
     online = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert moved == (online if temperature > 0 else online - guidance)
     assert not any(name.split(".")[0].endswith("_m") for name in online)
+
+
+@pytest.mark.parametrize("given, bounded", [(-3.0, 1.0), (2.0, math.exp(2)), (9.0, 100.0)])
+def test_the_scale_of_similarities_stays_within_bounds(given, bounded):
+    model = train()
+    with torch.no_grad():
+        model.logit_scale.fill_(given)
+    assert model.bounded_scale().item() == pytest.approx(bounded)
 
 
 def test_the_queue_holds_what_the_momentum_towers_say():

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from models import answer_ranking
 from models.answer_ranking import batches, candidate_losses, rank_answers
 from models.blip_vqa import blip_vqa
+from models.med import token_losses
 from tests.golden.fill import fill, seeded
 from tests.models.test_golden import CONFIG
 from tests.models.test_transformers_parity import BERT, IMAGE_SIZE, VIT
@@ -72,6 +73,13 @@ def test_losses_equal_the_plain_form(model, question, k, tokens, monkeypatch):
     assert [ANSWERS[index] for index in best] == [
         ANSWERS[chosen[row.argmin()]] for chosen, row in zip(candidates, expected.gather(1, candidates), strict=True)
     ]
+
+
+def test_losses_of_halves_are_in_single_precision():
+    logits, targets = seeded(1, 2, 3, 50).bfloat16(), torch.tensor([[4, 49, -100], [0, 7, 7]])
+    found = token_losses(logits, targets)
+    assert found.dtype == torch.float32 and found[0, 2] == 0
+    torch.testing.assert_close(found.double(), token_losses(logits.double(), targets), rtol=1e-5, atol=1e-5)
 
 
 def test_candidates_have_the_likeliest_first_words(model, question):

@@ -39,6 +39,7 @@ class TestFiles:
             assert again(SENTENCE).input_ids == golden(SENTENCE).input_ids
             assert fingerprint(again) == fingerprint(golden)
             assert again.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [200, 201]
+            assert again.decode([200, 30, 201], skip_special_tokens=True) == again.decode([30])
 
     def test_neither(self, tmp_path):
         with pytest.raises(

@@ -6,6 +6,7 @@ import torch
 
 from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage, keep_batch
+from madtp.method.layout import RECTANGLE
 from madtp.shared.layers import Guidance
 from models.vit import Block, VisionTransformer
 from tests.golden.fill import fill, seeded
@@ -105,6 +106,12 @@ def test_stochastic_depth_grows_from_zero_and_rests_in_evaluation():
     assert not torch.allclose(model.train()(image)[0], model(image)[0])
     still = build(drop_path_rate=0.0).train()
     assert still(image)[0].equal(build()(image)[0])
+
+
+def test_what_stochastic_depth_passes_over_does_nothing():
+    block, x = Block(32, 2, 4.0, 1e-6, sd_dim=32, drop_path=1.0).double(), images(2)[..., 0, :32]
+    assert block.train()(x, RECTANGLE, Guidance())[0].equal(x)
+    assert not torch.allclose(block.eval()(x, RECTANGLE, Guidance())[0], x)
 
 
 @pytest.mark.parametrize("amp", [False, True])

@@ -279,6 +279,15 @@ def test_a_batch_of_one_image_has_no_negatives(model):
     close(losses["loss_itm"], F.cross_entropy(logits, torch.ones(2, dtype=torch.long)))
 
 
+def test_the_contrastive_temperature_stays_within_bounds():
+    model = blip_retrieval(**SIZES, embed_dim=16, queue_size=6)
+    for given, bounded in ((1e-6, 0.001), (0.07, 0.07), (2.0, 0.5)):
+        with torch.no_grad():
+            model.temp.fill_(given)
+        assert model.bounded_scale().item() == pytest.approx(1 / bounded)
+        assert model.temp.item() == pytest.approx(bounded)
+
+
 def test_a_step_moves_twins_and_queue():
     model = fill(blip_retrieval(**SIZES, embed_dim=16, queue_size=6)).double()
     model.copy_params()
@@ -293,7 +302,7 @@ def test_a_step_moves_twins_and_queue():
     states, _ = model.visual_encoder_m(image, model.space_dict, PRUNING)
     close(model.image_queue[:, :2], F.normalize(model.vision_proj_m(states[:, 0]), dim=-1).T)
     assert model.idx_queue.tolist() == [[8, 9] + [EMPTY] * 4]
-    assert model.temp.item() == 0.5
+    assert model.temp.item() == 0.5 and not losses["loss_sim_m"].requires_grad
     sum(losses.values()).backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {name for name, _ in model.named_parameters() if name.partition(".")[0].endswith("_m")}

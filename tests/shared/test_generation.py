@@ -108,7 +108,10 @@ def test_beam_search_equals_computing_anew(decoder, states, states_mask, followi
 
 
 class Table:
-    """A decoder whose next token hangs on a seed, the row and the text so far: eight words, the last one ends."""
+    """A decoder whose next token hangs on a seed, the row and the text so far: eight words, the last one ends.
+
+    By an odd seed it is so sure of itself that a second beam is far behind the first.
+    """
 
     def __init__(self, seed):
         self.seed, self.bert = seed, SimpleNamespace(cross_keys_values=lambda states: states)
@@ -116,7 +119,7 @@ class Table:
     def following(self, row, tokens):
         logits = torch.randn(8, generator=torch.Generator().manual_seed(hash((self.seed, row, *tokens)) % 2**60))
         logits[7] += 1
-        return logits.double()
+        return (20 if self.seed % 2 else 1) * logits.double()
 
     def __call__(self, input_ids, mask, keys_values, states_mask, past):
         tokens = input_ids if past is None else torch.cat([past[0].key, input_ids], dim=1)
@@ -131,6 +134,21 @@ def test_beam_search_of_many_random_texts(beams):
         table, limits = Table(seed), {"max_length": 8, "min_length": 4, "length_penalty": length_penalty}
         found = beam_search(table, prompt(2), torch.zeros(2, 1, 1), num_beams=beams, eos=7, **limits)
         assert lists(found) == [beam_search_anew(table.following, row, beams, **limits, eos=7) for row in range(2)]
+
+
+class Halves(Table):
+    """The same, as mixed precision answers."""
+
+    def __call__(self, *inputs, **context):
+        logits, output = super().__call__(*inputs, **context)
+        return logits.bfloat16(), output
+
+
+def test_logits_of_halves_are_summed_in_single_precision():
+    text = CachedDecoder(Halves(0), prompt(2), torch.zeros(2, 1, 1), None, beams=2)
+    for _ in range(2):
+        assert text.step().dtype == torch.float32
+        text.extend(torch.arange(4), torch.arange(4))
 
 
 def test_one_beam_takes_the_likeliest_token(decoder, states, states_mask, following):

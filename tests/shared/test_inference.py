@@ -89,6 +89,12 @@ def test_small_layers_stay_as_they_are_in_single_precision(monkeypatch):
         assert not replaced(model)
 
 
+def test_what_is_of_another_precision_stays_as_it_is():
+    model = build(blip_nlvr).double()
+    with prepared(model, torch.float32):
+        assert not replaced(model)
+
+
 class Casts(TorchDispatchMode):
     """Counts how often matrices of these shapes are cast."""
 
