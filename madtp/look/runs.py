@@ -1,6 +1,7 @@
 """Reads the folders that runs leave: configuration, log and evaluation."""
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,8 +78,10 @@ class Run:
 def read(folders: Iterable[str | Path]) -> list[Run]:
     """The runs in some folders, or in the folders right below them, of which those that have yet to begin do not count.
 
+    Of several in a folder those that cannot be read are named and left out.
+
     Raises:
-        UserError: a folder has none, or a file of a run cannot be read.
+        UserError: a folder has none that can be read.
     """
     runs = []
     for folder in map(Path, folders):
@@ -86,7 +89,21 @@ def read(folders: Iterable[str | Path]) -> list[Run]:
         inside = [run for run in inside if _has_written(run)] or inside
         if not inside:
             raise UserError(f"{folder}: no run, that is no config.yaml beside a log.txt or evaluate.txt; name another")
-        runs += map(_read, inside)
+        runs += _read_all(inside)
+    return runs
+
+
+def _read_all(folders: Iterable[Path]) -> list[Run]:
+    runs, faults = [], []
+    for folder in folders:
+        try:
+            runs.append(_read(folder))
+        except UserError as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0]
+    for fault in faults:
+        print(f"note: left out, {fault}", file=sys.stderr)
     return runs
 
 

@@ -167,6 +167,18 @@ def test_a_run_without_an_epoch_keeps_no_other_from_the_page(run_folder, tmp_pat
     assert "its log is empty; wait for the first epoch to end" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file, content", [("log.txt", "{"), ("config.yaml", "{["), ("config.yaml", "nonsense: 1")])
+def test_a_run_that_cannot_be_read_keeps_no_other_from_the_page(run_folder, tmp_path, capsys, file, content):
+    for name in ("done", "damaged"):
+        shutil.copytree(run_folder, tmp_path / name)
+    (tmp_path / "damaged" / file).write_text(content)
+    assert [run.folder.name for run in runs.read([tmp_path])] == ["done"]
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: left out, {tmp_path}/damaged/{file}") and said.count("\n") == 1
+    with pytest.raises(UserError, match=file):
+        runs.read([tmp_path / "damaged"])
+
+
 def test_the_folder_of_a_page_is_made_before_anything_is_drawn(run_folder, tmp_path, capsys):
     page = tmp_path / "new" / "page.html"
     assert main(["report", str(run_folder), "--out", str(page), "--no_drawing"]) == 0 and page.is_file()

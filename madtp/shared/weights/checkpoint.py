@@ -243,7 +243,7 @@ def fit(
         faults = _first(reversed(faults.values()), len(unfit), most=5)
         theirs, ours = task_of(state), task_of(own)
         which = f"it is of {theirs} and the model of {ours}, " if theirs and theirs != ours else ""
-        raise UserError(f"{path} does not fit this model: {which}check --config and --pretrained: {faults}")
+        raise UserError(f"{path} does not fit this model: {which}check --config and the checkpoint: {faults}")
     if broken := [key for key in loaded if not _is_finite(state[key])]:
         way_out = "the training that made it went astray, take an earlier checkpoint"
         raise UserError(f"{path} has weights that are infinite or no numbers, {_first(broken)}: {way_out}")

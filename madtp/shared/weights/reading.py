@@ -64,4 +64,4 @@ def _why_unreadable(error: Exception) -> str:
         return f"refused, because reading it would run code ({wanted[1]}); save its state dict alone, as tensors"
     if "TorchScript" in str(error):
         return "is a TorchScript archive, which only the CLIP task reads"
-    return "is not a checkpoint or is damaged; download it again"
+    return "is not a checkpoint or is damaged; fetch it again, or take another"
