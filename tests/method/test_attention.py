@@ -246,7 +246,8 @@ class Largest(TorchDispatchMode):
 
 
 def largest(batch, length, **kwargs):
-    tensors = tuple(tensor.requires_grad_() for tensor in inputs(batch, 4, length, 2, torch.float32))
+    dtype = torch.float32 if torch.is_grad_enabled() else torch.float64  # which C does not take
+    tensors = tuple(tensor.requires_grad_() for tensor in inputs(batch, 4, length, 2, dtype))
     with Largest() as watched:
         attended = attend(*tensors, scores=True, **kwargs)
         if torch.is_grad_enabled():

@@ -36,3 +36,13 @@ def test_the_words_that_may_begin_an_answer_are_those_to_every_question_alone(ke
         question = model.text_encoder(text.input_ids, text.attention_mask, states=states, **guidance)
         logits, _ = model.text_decoder(start, torch.ones_like(start), states=question.states)
         torch.testing.assert_close(found[row], logits[0, 0].softmax(dim=-1))
+
+
+@torch.no_grad()
+def test_in_mixed_precision_they_are_probabilities_too():
+    captioner, answerer, image = build(blip_decoder).float(), build(blip_vqa).float(), images(3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = captioner.next_words(image, CAPTIONS)[:, 0], answerer.first_word(image, STATEMENTS)
+    for likelihood in found:
+        assert likelihood.dtype == torch.float32
+        torch.testing.assert_close(likelihood.sum(dim=1), torch.ones(3), rtol=0, atol=1e-5)
