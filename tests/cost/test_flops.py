@@ -12,7 +12,7 @@ from torch import nn
 
 from clip.model import CLIP, Sizes
 from madtp.cost import flops
-from madtp.cost.trace import Trace
+from madtp.cost.trace import LayerTrace, Trace
 from madtp.method import pruning
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
@@ -203,6 +203,16 @@ def test_cost_of_the_paper_s_conventions():
     table = flops.paper_table()
     assert table["retrieval"] == pytest.approx(153.2, abs=0.05)
     assert table["retrieval_clip"] == pytest.approx(395.7, abs=0.05)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_coverage_costs_pairs_of_patches_whatever_stands_in_front(class_token):
+    for prefix, left in ((1, 9), (5, 9), (5, 20)):
+        shape = flops.TowerShape(8, 32.0, 12, prefix, class_token)
+        layers = ([LayerTrace(prefix + 20, prefix + left, scored, rule="coverage")] for scored in (True, False))
+        pruned, dense = (flops.tower(shape, rows) for rows in layers)
+        pairs = 20 * 20 + 20 if left < 20 else 0  # similarities, and the means
+        assert pruned - dense == 8 * (pairs + 20 * class_token)
 
 
 def test_learnable_tokens_cost_nothing_at_temperature_zero():

@@ -39,9 +39,10 @@ def test_every_patch_is_held_against_the_token_that_it_is_part_of(model):
     torch.testing.assert_close(teacher.distance(images(3), left).double(), sum(far) / 3, atol=1e-6, rtol=1e-6)
 
 
-def test_places_say_what_every_token_stands_for(model):
+@pytest.mark.parametrize("shape", [0.7, 1e-9])  # in every layer, or all in the first
+def test_places_say_what_every_token_stands_for(model, shape):
     model, tower, _ = model
-    left = left_by(tower, Coverage(3, 0.7), 1.5, model.space_dict)
+    left = left_by(tower, Coverage(3, shape), 1.5, model.space_dict)
     sizes = left.layout.sizes_of_tokens[:, 1:]
     for own, places in zip(sizes, left.layout.places, strict=True):
         assert torch.bincount(places, minlength=len(own)).tolist() == own.tolist()

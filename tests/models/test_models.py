@@ -333,6 +333,14 @@ def test_questions_are_answered_both_ways():
     assert len(generated) == 3 and all(isinstance(text, str) for text in generated)
 
 
+@torch.no_grad()
+def test_long_texts_are_cut_where_blip_cuts_them():
+    long = "a dog " * 60
+    assert build(blip_vqa).tokenize_questions([long]).input_ids.shape == (1, 35)
+    assert build(Miniature.retrieval).encode_captions(["a dog", long])[0].shape == (2, 35)
+    assert build(blip_decoder).next_words(images(1), [long]).shape[:2] == (1, 40)
+
+
 def test_answers_count_by_their_weights():
     model, image = build(blip_vqa), images(3)
 

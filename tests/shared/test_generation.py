@@ -132,7 +132,8 @@ class Table:
 def test_beam_search_of_many_random_texts(beams):
     for seed, length_penalty in product(range(30), (0.0, 1.0, 2.0)):
         table, limits = Table(seed), {"max_length": 8, "min_length": 4, "length_penalty": length_penalty}
-        found = beam_search(table, prompt(2), torch.zeros(2, 1, 1), num_beams=beams, eos=7, **limits)
+        given = {name: limit for name, limit in limits.items() if limit != 1.0}  # which the penalty is by itself
+        found = beam_search(table, prompt(2), torch.zeros(2, 1, 1), num_beams=beams, eos=7, **given)
         assert lists(found) == [beam_search_anew(table.following, row, beams, **limits, eos=7) for row in range(2)]
 
 
@@ -254,7 +255,7 @@ def test_samples_never_leave_the_nucleus(decoder, states, states_mask, following
         )
         drawn.add(str(texts))
         for row, text in enumerate(texts):
-            assert text[:3] == PROMPT and 6 <= len(text) <= 12
+            assert text[:3] == PROMPT and 6 <= len(text) <= 12 and EOS not in text
             ended = [*text, EOS] if len(text) < 12 else text
             for length in range(3, len(ended)):
                 logits = following(row, ended[:length]).clone()
@@ -264,3 +265,11 @@ def test_samples_never_leave_the_nucleus(decoder, states, states_mask, following
                     logits[EOS] = -math.inf
                 assert ended[length] in nucleus_by_loops(logits.softmax(dim=0).tolist(), top_p)
     assert (len(drawn) == 1) == (top_p == 0)
+
+
+def test_a_generator_repeats_its_texts(decoder, states):
+    def drawn(seed):
+        source = torch.Generator().manual_seed(seed)
+        return lists(nucleus_sampling(decoder, prompt(), states, eos=EOS, max_length=8, generator=source))
+
+    assert drawn(3) == drawn(3) != drawn(4)
