@@ -213,6 +213,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks what the command line names; the exit status, 1 if training would fail."""
     task = args.task or configuration.task_of(args.config)
     config = configuration.resolve(args.config, task, args.set)
+    configuration.refuse_contradictions(config)
     found = check(task, config, max(1, args.num_workers))
     print(f"{args.config}: {task}")
     for name, findings in found.items():

@@ -50,6 +50,24 @@ def refuse_unsaid_shape(config: dict, temperature: float | None) -> None:
         raise UserError(f"--temperature {temperature:g} is an amount by coverage and needs a shape: --set shape=1")
 
 
+def refuse_idle_shape(config: dict) -> None:
+    """Raises a UserError where a shape is chosen for a rule that has none."""
+    if config["shape"] is not None and config["keep"] != COVERAGE:
+        idle = f"shape is {config['shape']:g}, but tokens are kept by {config['keep']}, which has no shape"
+        raise UserError(f"{idle}; prune by --keep coverage, or leave it out (--set shape=null)")
+
+
+def refuse_contradictions(config: dict) -> None:
+    """Raises a UserError where keys of a training run leave one another without effect, or turn it around."""
+    refuse_idle_shape(config)
+    if config["vit_grad_ckpt"] and not config["vit_ckpt_layer"]:
+        idle = "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"
+        raise UserError(f"{idle}; say of how many, like --set vit_ckpt_layer=12, or leave both out")
+    if config["min_lr"] > config["init_lr"]:
+        least, first = config["min_lr"], config["init_lr"]
+        raise UserError(f"min_lr {least:g} is above init_lr {first:g}, from which the rate falls to it; lower min_lr")
+
+
 def named(assignments: Iterable[str]) -> set[str]:
     """The keys that assignments set."""
     return {assignment.partition("=")[0].partition(".")[0] for assignment in assignments}

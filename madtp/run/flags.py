@@ -10,7 +10,7 @@ from madtp.method.errors import UserError
 from madtp.method.rules import RULES
 from madtp.run import scalars
 from madtp.run.clone import named_path, own_file
-from madtp.run.config import resolve
+from madtp.run.config import refuse_contradictions, resolve
 from madtp.run.keys import checked, keys_of
 
 # The smallest and largest values of flags.
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
         The flags, and the configuration: defaults < file < --set < --pretrained, --epoch, --clip_grad, --keep, --amp.
 
     Raises:
-        UserError: a flag, key or value that does not exist or does not fit, or a file that cannot be read.
+        UserError: a flag, key or value that does not exist or does not fit the others, or a file that cannot be read.
     """
     args = command_line(task).parse_args(argv)
     _check(args)
@@ -44,6 +44,8 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
     for name in ("keep", "amp"):
         if getattr(args, name) is not None:
             config[name] = getattr(args, name)
+    if not args.evaluate:
+        refuse_contradictions(config)
     return args, config
 
 

@@ -127,6 +127,8 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         named = configuration.named(args.set)
         keep = config["keep"] if args.keep or "keep" in named else None
         config |= stored.rule(keep, config["shape"], args.temperature, "shape" in named)
+        if "shape" in named:
+            configuration.refuse_idle_shape(config)
     configuration.refuse_unsaid_shape(config, args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():
@@ -159,6 +161,8 @@ def begin(run: Run) -> tuple[Controller, State]:
     controller = choose_controller(run.task, args, run.config)
     if not controller.prunes:
         freeze_alignment(run.model)
+        if run.config["distill"]:
+            logger.warning("distill %g has no effect: nothing is pruned that could learn", run.config["distill"])
     elif run.config["distill"]:
         run.model.teacher = teacher_of(run.model, run.config)
     optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)

@@ -244,6 +244,8 @@ def test_the_truth_for_captions_is_looked_at(data, examine):
 def test_a_wrong_configuration_is_an_error_of_its_own(examine, data):
     status, said = examine(data, "nlvr", "--set", "image_sise=3")
     assert status == 2 and said.startswith("error: --set: unknown key 'image_sise'") and said.count("\n") == 1
+    status, said = examine(data, "nlvr", "--set", "min_lr=1")
+    assert status == 2 and said.startswith("error: min_lr 1 is above init_lr") and said.count("\n") == 1
 
 
 def test_every_configuration_tells_its_task():

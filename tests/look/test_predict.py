@@ -197,8 +197,11 @@ def test_another_rule_is_not_passed_over(trained, asked_by, checkpoint, pictures
 
 
 def test_the_rules_of_the_paper_share_their_temperature_and_a_shape_may_be_chosen(checkpoint, pictures, capsys):
-    (record,) = asked(capsys, "--checkpoint", checkpoint("caption"), "--image", pictures[0], "--set", "keep=batch")
+    flags = ["--checkpoint", checkpoint("caption"), "--image", pictures[0], "--set", "keep=batch"]
+    (record,) = asked(capsys, *flags)
     assert (record["compressed"]["keep"], record["compressed"]["temperature"]) == ("batch", TEMPERATURE)
+    assert main(["predict", *flags, "shape=2"]) == 2
+    assert "shape is 2, but tokens are kept by batch" in capsys.readouterr().err
     flags = ["--checkpoint", checkpoint("caption", "coverage", 1.0), "--image", pictures[0]]
     own, chosen = (asked(capsys, *flags, *shape)[0]["compressed"] for shape in ([], ["--set", "shape=2"]))
     assert (own["shape"], chosen["shape"]) == (0.7, 2.0) and own["tokens"] != chosen["tokens"]

@@ -298,6 +298,33 @@ class TestMistakes:
         with pytest.raises(UserError, match=re.escape(message)):
             parse("", *flags)
 
+    @pytest.mark.parametrize(
+        "text, flags, message",
+        [
+            ("shape: 0.7", [], "shape is 0.7, but tokens are kept by batch, which has no shape"),
+            ("keep: coverage\nshape: 0.7", ["--keep", "sample"], "shape is 0.7, but tokens are kept by sample"),
+            ("vit_grad_ckpt: true", [], "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"),
+            ("min_lr: 1e-4", ["--set", "init_lr=1e-6"], "min_lr 0.0001 is above init_lr 1e-06"),
+        ],
+    )
+    def test_keys_that_leave_each_other_without_effect(self, parse, text, flags, message):
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            parse(text, *flags)
+        assert "\n" not in str(error.value)
+        assert parse(text, *flags, "--evaluate")[0].evaluate, "whose model is what it is"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "keep: coverage\nshape: 0.7",
+            "vit_grad_ckpt: true\nvit_ckpt_layer: 4",
+            "vit_ckpt_layer: 4",
+            "init_lr: 1e-4\nmin_lr: 1e-4",
+        ],
+    )
+    def test_keys_that_go_together(self, parse, text):
+        parse(text)
+
     def test_no_file(self, tmp_path):
         for path in (tmp_path / "nowhere.yaml", tmp_path):
             with pytest.raises(UserError, match=f"{path}: .*--config names"):

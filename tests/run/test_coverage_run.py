@@ -95,6 +95,7 @@ def test_a_dense_checkpoint_is_pruned_untrained(folder, tmp_path):
         ("half", ("--keep", "batch"), "prunes by coverage"),
         ("half", ("--set", "keep=batch"), "prunes by coverage"),
         ("dense", ("--keep", "coverage", "--temperature", "2"), "needs a shape"),
+        ("dense", ("--set", "shape=1"), "shape is 1, but tokens are kept by batch"),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, checkpoint, flags, says):
@@ -141,6 +142,12 @@ def test_the_checkpoint_teaches_what_it_is_pruned_to_before_and_after_a_stop(fol
     assert whole.keys() == parts.keys() and all(torch.equal(value, parts[name]) for name, value in whole.items())
     records = [json.loads(line) for line in (tmp_path / "whole" / "log.txt").read_text().splitlines()]
     assert all(record["train_loss_distil"] > 0 for record in records)
+
+
+def test_a_dense_run_has_nothing_to_learn_from_the_dense_model(folder, tmp_path, caplog):
+    config = write_config(folder, tmp_path / "taught.yaml", "nlvr", **DENSE | {"distill": 2.0})
+    assert main(NLVR(), [*common(config, tmp_path / "out"), "--p", "0"]) == 0
+    assert caplog.text.count("distill 2 has no effect") == 1
 
 
 def test_a_dense_run_goes_on_dense_or_lends_its_weights(folder, tmp_path, capfd):
