@@ -29,6 +29,13 @@ HIDDEN = {
 }
 OPENAI = {"activation": "quick_gelu", "head_width": 64, "text_head_width": 64, "norm_eps": 1e-5}
 LAION_HEADS = {1280: 80, 1408: 88, 1664: 104}  # of ViT-H, g and bigG, by the width of the image tower
+AXES = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "positional_embedding": 2,
+    "token_embedding.weight": 2,
+    "text_projection": 2,
+}  # of the weights whose shapes tell sizes
 FINE_TUNED = ("space_dict", *QUEUES)  # entries of models that were made of OpenAI's by this method or for it
 
 
@@ -41,13 +48,16 @@ def sizes_of(state: dict[str, Tensor], path: str | Path) -> Sizes:
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{path} is a CLIP with ResNet, which has no tokens to prune; use a ViT, like ViT-B-16.pt")
     check_names(state, path)
-    try:
-        vision_width, _, _, patch_size = state["visual.conv1.weight"].shape
-        patches = len(state["visual.positional_embedding"]) - 1
-        context_length, transformer_width = state["positional_embedding"].shape
-        vocab_size, embed_dim = len(state["token_embedding.weight"]), state["text_projection"].shape[1]
-    except KeyError as error:
-        raise UserError(f"{path} is no CLIP: {error.args[0]} is missing; check --pretrained") from error
+    for name, axes in AXES.items():
+        if name not in state:
+            raise UserError(f"{path} is no CLIP: {name} is missing; check --pretrained")
+        if state[name].dim() != axes:
+            shape = list(state[name].shape)
+            raise UserError(f"{path} is no CLIP: {name} is {shape}, expected {axes} axes; check --pretrained")
+    vision_width, _, _, patch_size = state["visual.conv1.weight"].shape
+    patches = len(state["visual.positional_embedding"]) - 1
+    context_length, transformer_width = state["positional_embedding"].shape
+    vocab_size, embed_dim = len(state["token_embedding.weight"]), state["text_projection"].shape[1]
     return Sizes(
         embed_dim=embed_dim,
         image_resolution=math.isqrt(patches) * patch_size,
@@ -71,7 +81,7 @@ def depth(state: dict[str, Tensor], tower: str) -> int:
 def ratio(state: dict[str, Tensor], tower: str, width: int) -> float:
     """The hidden width of a tower's MLPs over D."""
     hidden = state.get(f"{tower}resblocks.0.mlp.c_fc.bias")
-    return 4.0 if hidden is None else mlp_ratio(len(hidden), width)
+    return 4.0 if hidden is None else mlp_ratio(hidden.numel(), width)
 
 
 def fresh_sizes(chosen: dict | None) -> Sizes:

@@ -91,7 +91,8 @@ def check_vocabulary(tokenizer: BertTokenizer, folder: str, content: Mapping, pa
         UserError: the checkpoint was trained with another vocabulary; says what tells.
     """
     stated, own = content.get("architecture", {}).get("vocabulary"), fingerprint(tokenizer)
-    tables = [table for name, table in content["model"].items() if name.endswith("word_embeddings.weight")]
+    weights = content["model"].items()
+    tables = [table for name, table in weights if name.endswith("word_embeddings.weight") and table.dim()]
     words = len(tables[0]) if tables else len(tokenizer)
     if stated is not None and stated != own:
         raise UserError(f"tokenizer: {path} was trained with {stated}, and {folder} has {own}; {WAY_OUT}")

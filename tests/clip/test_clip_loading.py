@@ -191,6 +191,36 @@ def test_no_clip(load):
         load({"visual_encoder.cls_token": torch.zeros(1)})
 
 
+READ_FIRST = [
+    "visual.conv1.weight",
+    "visual.positional_embedding",
+    "positional_embedding",
+    "text_projection",
+    "token_embedding.weight",
+    "visual.transformer.resblocks.0.mlp.c_fc.bias",
+]
+CHANGES = {
+    "an axis more": lambda value: value[None],
+    "two axes more": lambda value: value[..., None, None],
+    "a number": lambda value: value.flatten()[0],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", READ_FIRST)
+def test_a_weight_of_another_form_is_named(load, monkeypatch, capsys, tmp_path, name, change):
+    """Wherever its shape is looked at first: to know the sizes, to resize positions, or to fit it."""
+    state = dense()
+    state[name] = CHANGES[change](state[name])
+    with pytest.raises(UserError, match=rf"{name.replace('.bias', '')}\S* is \[.*\]"):
+        load(state)
+    flags = ["--p", "0", "--device", "cpu", "--pretrained", str(load.path), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(RetrievalClip, "datasets", lambda self, evaluate: (None, None, None))
+    assert main(RetrievalClip(), flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {load.path} ") and said.count("\n") == 1
+
+
 def test_another_guidance(load):
     state = fill(ClipRetrieval(SIZES, 6, 40, queue_size=8)).state_dict()
     with pytest.raises(UserError, match=r"space_dict is \[6, 40\] in the file and \[7, 40\] in the model"):

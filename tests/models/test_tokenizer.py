@@ -92,6 +92,14 @@ class TestCheckpoint:
         ):
             blip_decoder(str(path), **SIZES, evaluate=evaluate, config=CONFIG | {"tokenizer": folder})
 
+    def test_a_file_whose_table_of_words_is_none(self, path):
+        words = [
+            f"text_decoder.{name}.weight" for name in ("bert.embeddings.word_embeddings", "cls.predictions.decoder")
+        ]
+        torch.save(torch.load(path)["model"] | dict.fromkeys(words, torch.tensor(1.0)), path)
+        with pytest.raises(UserError, match=r"word_embeddings.weight is \[\] in the file"):
+            blip_decoder(str(path), **SIZES, evaluate=True, config=CONFIG)
+
     def test_a_file_that_does_not_say_it_and_another_number_of_words(self, path, tmp_path, caplog):
         content = torch.load(path)
         torch.save(content["model"], path)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from madtp.shared.weights import checkpoint
+from madtp.shared.weights import architecture, checkpoint
 from utils import UserError
 
 
@@ -256,6 +256,18 @@ class TestConvert:
             image = old[1:, channel].reshape(1, 1, 4, 4)
             expected = F.interpolate(image, size=(new, new), mode="bicubic", align_corners=False)
             torch.testing.assert_close(resized[1:, channel].reshape(1, 1, new, new), expected)
+
+    @pytest.mark.parametrize("positions", [torch.ones(()), torch.ones(8), torch.ones(1, 1, 8)])
+    def test_positions_of_no_grid_are_named(self, path, positions):
+        torch.save(Tower().state_dict() | {"visual_encoder.pos_embed": positions}, path)
+        with pytest.raises(UserError, match=r"visual_encoder.pos_embed is \[[\d, ]*\] in the file and \[1, 17, 8\]"):
+            checkpoint.load(Tower(), path, convert=[checkpoint.resize_positions])
+        table, patches = "visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight"
+        assert architecture.image_size({table: positions, patches: torch.ones(8, 3, 4, 4)}) == {}
+        assert architecture.image_size({table: torch.ones(1, 17, 8), patches: positions}) == {}
+        assert architecture.image_size({table: torch.ones(1, 17, 8), patches: torch.ones(8, 3, 4, 4)}) == {
+            "image_size": 16
+        }
 
     def test_constant_positions_stay_constant_in_half_precision(self):
         state = {"visual_encoder.pos_embed": torch.full((1, 17, 8), 0.25, dtype=torch.half)}

@@ -73,9 +73,9 @@ def of(content: Mapping) -> dict:
 def image_size(state: Mapping[str, Tensor]) -> dict:
     """Pixels on a side of the images whose square grid of patches has this many positions; nothing if it is none."""
     for table, patches in (("visual_encoder.pos_embed", "visual_encoder.patch_embed.proj.weight"), CLIP_IMAGE):
-        if table in state and patches in state:
+        if table in state and patches in state and state[table].dim() > 1 and state[patches].dim() == 4:
             grid = math.isqrt(state[table].shape[-2] - 1)
-            if grid**2 == state[table].shape[-2] - 1:
+            if grid and grid**2 == state[table].shape[-2] - 1:
                 return {"image_size": grid * state[patches].shape[-1]}
     return {}
 

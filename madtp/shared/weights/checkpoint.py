@@ -359,7 +359,8 @@ def resize_positions(state: StateDict, model: nn.Module) -> StateDict:
     resized = dict(state)
     for key, positions in state.items():
         of_images = key.endswith("pos_embed") or re.fullmatch(r"visual\w*\.positional_embedding", key)
-        if of_images and key in own and positions.shape[:-2] == own[key].shape[:-2]:
+        alike = of_images and key in own and positions.dim() == own[key].dim()
+        if alike and positions.shape[:-2] == own[key].shape[:-2]:
             table = _resize_grid(positions.view(positions.shape[-2:]), own[key].shape[-2])
             resized[key] = table.view(*positions.shape[:-2], *table.shape)
     return resized
@@ -368,7 +369,7 @@ def resize_positions(state: StateDict, model: nn.Module) -> StateDict:
 def _resize_grid(positions: Tensor, length: int) -> Tensor:
     """Resizes positions `[1+N, D]` to `[length, D]`: bicubic over the grid, the first (CLS) untouched."""
     old, new = math.isqrt(len(positions) - 1), math.isqrt(length - 1)
-    if old == new or old**2 != len(positions) - 1 or new**2 != length - 1:
+    if old in (0, new) or old**2 != len(positions) - 1 or new**2 != length - 1:
         return positions
     grid = positions[1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)  # [1, D, G, G]
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
