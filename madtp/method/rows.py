@@ -7,7 +7,6 @@ Shapes: B batch, L rows of width D, k rows taken, n sums.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from madtp.method.transforms import is_transformed
 
@@ -52,6 +51,5 @@ class _Added(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple:
         return grad.index_select(0, ctx.saved_tensors[0]), None, None

@@ -163,6 +163,14 @@ def gradients(attended, tensors):
     return torch.autograd.grad(total, tensors)
 
 
+def test_second_derivatives_are_refused():
+    query, key, value = inputs(1, 2, 5, 3)
+    output, _ = attend(query.requires_grad_(), key, value, scores=True)
+    (gradient,) = torch.autograd.grad(output.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_heads_that_attend_equally_share_the_gradient():
     tensors = tuple(tensor[:, :1].repeat(1, 2, 1, 1).requires_grad_() for tensor in inputs(2, 1, 5, 3))
     ours = gradients(attend(*tensors, scores=True), tensors)

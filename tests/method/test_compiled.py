@@ -91,8 +91,22 @@ def test_what_no_step_takes_is_not_misread_either():
 def test_attention_takes_parts_that_lie_differently_in_memory():
     query, key, value = heads_of(2, 3, 9, 4)
     expected = compiled.attend(query, key, value, None)
-    found = compiled.attend(query.contiguous(), key, value.transpose(2, 3).contiguous().transpose(2, 3), None)
-    torch.testing.assert_close(found, expected)
+    turned = [part.transpose(2, 3).contiguous().transpose(2, 3) for part in (query, key, value)]
+    for parts in (turned, (query.contiguous(), key, turned[2])):
+        torch.testing.assert_close(compiled.attend(*parts, None), expected)
+    mask = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask |= torch.eye(9, dtype=torch.bool)
+    expected = compiled.attend(query, key, value, mask)
+    wide = torch.stack([mask, ~mask], dim=-1)
+    for one in (mask.transpose(2, 3).contiguous().transpose(2, 3), wide[..., 0]):
+        assert all(map(torch.equal, compiled.attend(query, key, value, one), expected))
+
+
+@needs_compiler
+def test_weights_are_those_of_double_precision_down_to_the_smallest():
+    logits = torch.linspace(-100, 0, 2001)
+    found = compiled.class_attention(torch.ones(1, 1, 2001, 1), logits.view(1, 1, 2001, 1), None, 0)[0]
+    torch.testing.assert_close(found.double(), logits.double().softmax(dim=0), rtol=1e-6, atol=2e-38)
 
 
 @needs_compiler
@@ -180,6 +194,22 @@ def test_halves_from_mixed_precision_count_as_they_are():
     found, _, own = RECTANGLE.prune(*given)
     assert own.rows.equal(kept.rows)
     torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_prunes_what_lies_in_memory_in_any_way():
+    def turned(part):
+        return part.transpose(0, 1).contiguous().transpose(0, 1)
+
+    x, (sums, cls_attention), alignment = seeded(1, 2, 9, 6), seeded(2, 2, 2, 8).abs(), 5 * seeded(3, 2, 8, 4)
+    place = torch.tensor([[2, 0], [7, 0]])
+    given = *(part.float() for part in (x, sums, cls_attention, alignment)), 2.0, 1
+    expected = compiled.prune(*given, place[:, :1].contiguous())
+    others = compiled.prune(*map(turned, given[:4]), *given[4:], place[:, :1])
+    wide = torch.cat([given[3], given[3]], dim=2)[..., :4]
+    assert all(map(torch.equal, others, expected))
+    assert all(map(torch.equal, compiled.prune(*given[:3], wide, *given[4:], place[:, :1]), expected))
 
 
 @needs_compiler

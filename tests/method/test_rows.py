@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from madtp.method.rows import add_up, take
+from madtp.method.rows import add_up, followed, take
 from tests.golden.fill import seeded
 from tests.kept import keeping
 
@@ -29,6 +29,21 @@ def test_rows_are_added_up_by_owner():
             expected[b, owner[b, row]] += x[b, row]
     torch.testing.assert_close(add_up(x, owner, 5), expected)
     assert torch.autograd.gradcheck(lambda x: add_up(x, owner, 5), [x.requires_grad_()])
+    assert torch.autograd.gradgradcheck(lambda x: add_up(x, owner, 5).square(), [x])
+
+
+def test_what_has_merged_is_followed_through_every_layer():
+    """Rows merge into 9, then 5, then 3: patch by patch."""
+    layers = places(2, 12, 9), places(2, 9, 5), places(2, 5, 3)
+    found = None
+    for owner in layers:
+        found = followed(found, owner)
+    for b in range(2):
+        for patch in range(12):
+            row = patch
+            for owner in layers:
+                row = owner[b, row]
+            assert found[b, patch] == row
 
 
 def test_neither_keeps_what_it_reads():
