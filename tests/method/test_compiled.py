@@ -207,9 +207,25 @@ def test_prunes_what_lies_in_memory_in_any_way():
     given = *(part.float() for part in (x, sums, cls_attention, alignment)), 2.0, 1
     expected = compiled.prune(*given, place[:, :1].contiguous())
     others = compiled.prune(*map(turned, given[:4]), *given[4:], place[:, :1])
-    wide = torch.cat([given[3], given[3]], dim=2)[..., :4]
     assert all(map(torch.equal, others, expected))
-    assert all(map(torch.equal, compiled.prune(*given[:3], wide, *given[4:], place[:, :1]), expected))
+    twice = torch.cat([given[3], given[3]], dim=2)[..., :4], torch.cat([given[3][:, :1], given[3]], dim=1)[:, 1:]
+    for one in twice:  # its tokens, or its samples, lie further apart
+        assert all(map(torch.equal, compiled.prune(*given[:3], one, *given[4:], place[:, :1]), expected))
+
+
+@needs_compiler
+@pytest.mark.parametrize("nearest", [[3, 0, 3, 0, 0, 3, 0, 0], [10, -9, 4, -5, 1, -1, 2, -1.9]])
+@torch.inference_mode()
+def test_importance_may_be_0_or_beyond_1(nearest):
+    """Of all that is dropped, and where alignments add up to almost nothing."""
+    nearest = torch.tensor([nearest], dtype=torch.float)
+    attention = 0.1 * nearest.clamp(min=0, max=1)
+    alignment = torch.stack([nearest, nearest - 1, nearest - 0.5], dim=2)
+    given = seeded(1, 1, 9, 6).float(), AttentionScores(attention, attention), alignment, 2.0
+    expected, kept = prune_tokens(*given)
+    found, _, own = RECTANGLE.prune(*given)
+    assert own.rows.equal(kept.rows)
+    torch.testing.assert_close(found, expected)
 
 
 @needs_compiler

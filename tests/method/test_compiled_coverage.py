@@ -216,6 +216,17 @@ def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, m
     assert all(map(torch.equal, compiled.choose(turned, significance, keep), (kept, owner)))
 
 
+@pytest.mark.parametrize("keep", [1, 2, 5, 12, 30])
+def test_tokens_all_around_are_chosen_as_by_the_steps(keep):
+    """Some point away from all that are more important."""
+    source = torch.Generator().manual_seed(keep)
+    cosine = coverage.similarity(torch.randn(16, 40, 3, generator=source))
+    significance = coverage.importance(torch.rand(16, 40, generator=source).square())
+    kept, owner = compiled.choose(cosine, significance, keep)
+    assert kept.equal(coverage.choose(cosine.double(), significance.double(), keep))
+    assert owner.equal(coverage.owners(cosine.double(), kept))
+
+
 @pytest.mark.parametrize("trains", [False, True])
 def test_gradients_of_every_sample_by_torch_func_are_those_of_each_alone(trains):
     x, attention, _ = example(20)
