@@ -99,8 +99,8 @@ static void medoids(Sample own, int32_t *kept)
     sort(kept, own.keep);
 }
 
-/* What every token would gain as a newcomer; -1 of kept ones, and where another one of the group gains more. */
-static void newcomers(Sample own, const int32_t *kept, const float *best, const int32_t *owner, float *gains)
+/* What every token would gain as a newcomer, a kept one nothing; -1 where another one of its group gains more. */
+static void newcomers(Sample own, const float *best, const int32_t *owner, float *gains)
 {
     float most[own.keep];
     memset(most, 0, sizeof most);
@@ -112,14 +112,10 @@ static void newcomers(Sample own, const int32_t *kept, const float *best, const 
             gain += row[other] > best[other] ? own.significance[other] * (row[other] - best[other]) : 0;
         gains[token] = gain;
     }
-    for (int64_t one = 0; one < own.keep; one++)
-        gains[kept[one]] = 0;
     for (int64_t token = 0; token < own.tokens; token++)
         most[owner[token]] = fmaxf(most[owner[token]], gains[token]);
     for (int64_t token = 0; token < own.tokens; token++)
         gains[token] = gains[token] >= most[owner[token]] ? gains[token] : -1;
-    for (int64_t one = 0; one < own.keep; one++)
-        gains[kept[one]] = -1;
 }
 
 /* Minus what each kept token would be missed by; minus infinity where the kept one nearest to it is missed less. */
@@ -156,7 +152,7 @@ static void exchange(Sample own, int32_t *kept)
     float best[own.tokens], second[own.tokens], after_best[own.tokens], gains[own.tokens], missed[own.keep], gained = 0;
     int32_t owner[own.tokens], come[own.keep], go[own.keep], after[own.keep], pairs = 0;
     nearest(own, kept, best, owner, second);
-    newcomers(own, kept, best, owner, gains);
+    newcomers(own, best, owner, gains);
     leavers(own, kept, best, owner, second, missed);
     largest_first(gains, own.tokens, own.keep, come);
     largest_first(missed, own.keep, own.keep, go);

@@ -258,10 +258,17 @@ def test_training_needs_no_compiler(monkeypatch):
     assert attend(*heads_of(1, 2, 5, 4), scores=True)[0].isfinite().all()
 
 
+def nobody_at_home():
+    raise RuntimeError("could not determine home directory")
+
+
+@pytest.mark.parametrize("compiler, at_home", [("no-such-compiler", True), ("false", True), ("cc", False)])
 @torch.inference_mode()
-def test_without_a_compiler_the_steps_are_taken_one_by_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CC", "no-such-compiler")
+def test_without_a_compiler_the_steps_are_taken_one_by_one(compiler, at_home, monkeypatch, tmp_path):
+    """Also where it fails, and where there is no folder to compile into."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path) if at_home else "")
+    monkeypatch.setattr(compiled.Path, "home", nobody_at_home)
+    monkeypatch.setenv("CC", compiler)
     compiled.library.cache_clear()
     try:
         assert compiled.library() is None and compiled.most_attention() == compiled.ATTENTION
@@ -317,6 +324,7 @@ def test_a_compiler_without_threads_serves_short_sequences(answer, monkeypatch, 
     compiled.library.cache_clear()
     try:
         assert not compiled.library().madtp_threads() and compiled.most_attention() == compiled.ATTENTION
+        assert not compiled.serves_attention(torch.zeros(1, 2, 200, 64))
         torch.testing.assert_close(attend(*heads_of(2, 2, 9, 4), scores=True), expected)
     finally:
         compiled.library.cache_clear()

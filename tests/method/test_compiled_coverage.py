@@ -120,6 +120,15 @@ def test_tokens_in_another_order_are_the_same_tokens(covered):
 
 
 @torch.inference_mode()
+def test_the_length_of_tokens_decides_nothing(covered):
+    x, attention, sizes = example(40)
+    small = 2.0**-30  # which rounds nothing
+    tokens, *others = shortened(small * x, attention, sizes, 1, 13)
+    expected, *same_others = shortened(x, attention, sizes, 1, 13)
+    assert tokens.equal(small * expected) and all(map(torch.equal, others, same_others)) and len(covered) == 2
+
+
+@torch.inference_mode()
 def test_no_patch_is_lost_and_samples_do_not_see_each_other():
     x, attention, sizes = example(50, batch=4)
     found = shortened(x, attention, sizes, 1, 20)
@@ -285,11 +294,12 @@ def test_training_chooses_in_c_and_learns_what_it_does_by_the_steps(dtype, monke
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", [0, 1, 3])
 @torch.inference_mode()
 def test_the_class_token_s_attention_is_that_of_the_steps(prefix, biased, monkeypatch):
+    """With a bias for none, for all alike, and for each of the samples."""
     query, key, _ = seeded(1, 3, 11, 3, 2, 40).float().permute(2, 0, 3, 1, 4)
-    bias = seeded(2, 3, 1, 1, 11).float() if biased else None
+    bias = seeded(2, biased, 1, 1, 11).float() if biased else None
     expected = class_attention(query.double(), key.double(), None if bias is None else bias.double(), prefix)
     turned = key.transpose(2, 3).contiguous().transpose(2, 3)
     calls, plain = [], compiled.class_attention
@@ -305,12 +315,13 @@ def test_the_class_token_s_attention_is_that_of_the_steps(prefix, biased, monkey
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
-@pytest.mark.parametrize("kind", ["plain", "biased", "masked"])
+@pytest.mark.parametrize("kind", ["plain", "biased", "alike", "masked"])
 @torch.inference_mode()
 def test_attention_and_what_the_class_token_pays_are_those_of_the_steps(prefix, kind, monkeypatch):
     parts = query, key, value = seeded(1, 3, 11, 3, 2, 40).float().permute(2, 0, 3, 1, 4)
     mask = torch.arange(11).expand(3, 1, 1, 11) < 7
-    bias = {"plain": None, "biased": seeded(2, 3, 1, 1, 11).float(), "masked": mask}[kind]
+    biases = seeded(2, 3, 1, 1, 11).float()
+    bias = {"plain": None, "biased": biases, "alike": biases[:1], "masked": mask}[kind]
     exact = None if bias is None else mask if bias is mask else bias.double()
     calls, plain = [], compiled.attend_with_class
     monkeypatch.setattr(compiled, "attend_with_class", lambda *given: calls.append(1) or plain(*given))
