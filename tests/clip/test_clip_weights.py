@@ -49,6 +49,15 @@ class TestTransformers:
         torch.testing.assert_close(own.logit_scale.exp() * image @ text.T, expected.logits_per_image, **CLOSE)
         assert own.sizes.vision_head_width == 12 and own.sizes.transformer_head_width == 20
 
+    @pytest.mark.parametrize("change", [torch.Tensor.flatten, lambda weight: weight[:1], lambda weight: weight[0, 0]])
+    def test_queries_of_another_form_than_keys_are_none(self, tmp_path, change):
+        state, folder = their_clip().state_dict(), saved(their_clip(), tmp_path)
+        name = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+        torch.save(state | {name: change(state[name])}, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(UserError, match=r"transformer.resblocks.0.attn.in_proj_weight is missing"):
+            ours(folder)
+
     def test_both_towers_have_one_activation(self, tmp_path):
         with pytest.raises(UserError, match="hidden_act gelu of images and quick_gelu of texts is not supported"):
             ours(saved(their_clip(vision={"hidden_act": "gelu"}), tmp_path))

@@ -118,7 +118,8 @@ def to_ours(state: StateDict, table: Table) -> tuple[StateDict, list[str]]:
         else:
             thirds.setdefault(own, {})[mark[1]] = value
     for own, parts in thirds.items():
-        if len(parts) == 3:  # what lacks a part is missing, and whoever fits it into a model says so
+        alike = len({value.shape for value in parts.values()}) == 1
+        if len(parts) == 3 and alike:  # what lacks a part is missing, and whoever fits it into a model says so
             ours[own] = torch.cat([parts[place] for place in sorted(parts)])
     return ours, unknown
 
