@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from madtp.shared.momentum import EMPTY, QUEUES, MomentumContrast, complete_momentum, ramped_alpha
+from madtp.method.alignment import similarity_loss
+from madtp.shared.momentum import EMPTY, QUEUES, MomentumContrast, Views, complete_momentum, ramped_alpha
 
 WIDTH = 5
 
@@ -129,6 +131,51 @@ def test_gradients_flow_to_online_features_and_scale_alone(model):
     model.enqueue(*tensors[2:], torch.tensor([0, 1]))  # the queue may change before the backward pass
     gradients = torch.autograd.grad(loss, [*tensors[:2], scale])
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_mixed_precision_does_not_round_the_contrastive_loss(model):
+    given = *(features(3, seed) for seed in range(4)), torch.arange(3), 0.4, torch.tensor(2.0)
+    expected = model.contrastive_loss(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.contrastive_loss(*given).equal(expected)
+
+
+class Pairs(Towers):
+    """Pictures and texts are vectors, and one tower takes both."""
+
+    def bounded_scale(self):
+        return torch.tensor(3.0)
+
+    def encode_captions(self, captions):
+        return torch.tensor(captions)
+
+    def views(self, image, text, temperature, trace=None, twin=""):
+        tower, projection = getattr(self, f"image{twin}"), getattr(self, f"projection{twin}")
+        states = tower(image), tower(text)
+        features = (F.normalize(x @ projection, dim=-1) for x in states)
+        return Views(*features, *(x.unsqueeze(1) for x in states))
+
+
+def test_a_step_is_what_its_parts_are():
+    """The twins move first, learn from nothing, and what they see goes into the queue once the losses are there."""
+    torch.manual_seed(0)
+    model, image, text, idx = Pairs(), torch.randn(3, 3), torch.randn(3, 3), torch.tensor([4, 5, 4])
+    scramble(model)
+    slow = deepcopy(model)
+    slow.update_momentum()
+    online, momentum = (slow.views(image, text, 1.0, twin=twin) for twin in ("", "_m"))
+    features = online.image, online.text, momentum.image, momentum.text
+    expected = {
+        "loss_ita": slow.contrastive_loss(*features, idx, 0.4, torch.tensor(3.0)),
+        "loss_sim": similarity_loss(online.image_aligned, online.text_aligned),
+        "loss_sim_m": similarity_loss(momentum.image_aligned, momentum.text_aligned),
+    }
+    losses = model(image, text.tolist(), 0.4, idx, 1.0)
+    torch.testing.assert_close(losses, expected)
+    assert not losses["loss_sim_m"].requires_grad and losses["loss_ita"].requires_grad
+    torch.testing.assert_close((model.image_queue[:, :3].T, model.text_queue[:, :3].T), features[2:])
+    assert model.idx_queue[0, :4].tolist() == [4, 5, 4, EMPTY]
+    assert model(image, text.tolist(), 0.4, idx).keys() == {"loss_ita"}
 
 
 def test_alpha_ramps_over_the_first_epoch():
