@@ -5,14 +5,13 @@ Flags are read before anything slow is imported, so that help and mistakes are a
 
 import os
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-from madtp.method.errors import UserError, as_user_error
+from madtp.method.errors import Flags, UserError, as_user_error
 from madtp.shared.files import print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
@@ -33,13 +32,6 @@ class Command(NamedTuple):
     about: str
     run: str
     flags: str = ""
-
-
-class Parser(ArgumentParser):
-    """One whose mistakes are one line, as all others are."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
 COMMANDS = {
@@ -115,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `| head`: who read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would try once more
         return PIPE_CLOSED
-    except (UserError, RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:
         if (fault := as_user_error(error)) is None:
             raise
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
@@ -153,7 +145,7 @@ def perform(name: str, words: Sequence[str]) -> int:
         )
     if str(CLONE) not in sys.path:
         sys.path.insert(0, str(CLONE))  # models, data and the scripts are there, and are installed nowhere
-    parser = Parser(prog=f"python -m madtp {name}", description=command.about, allow_abbrev=False)
+    parser = Flags(prog=f"python -m madtp {name}", description=command.about, allow_abbrev=False)
     if command.flags:
         resolve_name(command.flags)(parser)
     args = parser.parse_args(words)

@@ -1,12 +1,20 @@
-"""The error that users see, and how it quotes what they wrote."""
+"""The error that users see, how it quotes what they wrote, and flags whose mistakes are such errors."""
 
 import errno
 import re
 import reprlib
+from argparse import ArgumentParser
 
 
 class UserError(ValueError):
     """A mistake the user can mend. Its message is one line: the value, the file and the way out."""
+
+
+class Flags(ArgumentParser):
+    """A command line whose mistakes are a `UserError`, where argparse would print its usage and end the process."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
 # How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows.

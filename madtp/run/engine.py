@@ -60,7 +60,7 @@ def main(task: Task, argv: list[str] | None = None) -> int:
             execute(task, args, config, interruption)
     except Interrupted as signal:
         status = signal.status
-    except (UserError, RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:
         if (fault := as_user_error(error)) is None:
             raise
         if isinstance(fault, RatioOutOfReach):

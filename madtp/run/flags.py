@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from madtp.method.errors import UserError
+from madtp.method.errors import Flags, UserError
 from madtp.method.rules import RULES
 from madtp.run import scalars
 from madtp.run.clone import named_path, own_file
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
 def command_line(task) -> argparse.ArgumentParser:
     """The flags, the same for every task but for two defaults; help begins as the task's script does."""
     about = sys.modules[type(task).__module__].__doc__
-    parser = _Parser(description=about, allow_abbrev=False, formatter_class=_Help)
+    parser = Flags(description=about, allow_abbrev=False, formatter_class=_Help)
     flag = parser.add_argument
     flag("--config", type=named_path, default=own_file(task.default_config), help="YAML file")
     output = f"output/{task.name}"
@@ -99,11 +99,6 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = action.default is not None and action.default is not False and action.default != []
         return super()._get_help_string(action) if told else action.help
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; --help lists the flags")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -43,10 +43,10 @@ def goes_on_here(folder: Path, request: str | None) -> bool:
 
 def refuse_to_replace(folder: Path, request: str | None, overwrite: bool) -> None:
     """Raises a UserError where a run would replace an earlier one that nobody gave up, or go on with one given up."""
-    if overwrite and (request == "auto" or goes_on_here(folder, request)):
+    goes_on, left = goes_on_here(folder, request), left_behind(folder)
+    if overwrite and (goes_on or request == "auto"):
         raise UserError(f"--resume goes on with the run in {folder}, --overwrite replaces it; leave one out")
-    left = left_behind(folder)
-    if not left or overwrite or goes_on_here(folder, request):
+    if overwrite or goes_on or not left:
         return
     resumes = "--resume goes on with it" if LAST in left else f"there is no {LAST} for --resume to go on from"
     replaces = "--overwrite replaces it, another --output_dir leaves it alone"

@@ -274,7 +274,7 @@ class TestMistakes:
             (["--p", "1"], "--p is 1, expected"),
             (["--p", "-0.1"], "--p is -0.1, expected"),
             (["--p", "nan"], "--p is nan, expected"),
-            (["--p", "half"], "invalid float value: 'half'; --help lists the flags"),
+            (["--p", "half"], "argument --p: invalid float value: 'half'"),
             (["--amp", "fp8"], "invalid choice: 'fp8'"),
             (["--evaluat"], "unrecognized arguments: --evaluat"),
             (["--output_dir", ""], "argument --output_dir: the path is empty, as by a variable of the shell"),
