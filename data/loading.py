@@ -168,6 +168,7 @@ def create_loader(
     world: int = 1,
     steps: int = 0,
     replace: bool = False,
+    pin: bool = False,
 ) -> DataLoader:
     """Returns the batches of one process. `loader.batch_sampler.set_epoch(epoch, start_step)` says where to begin.
 
@@ -177,6 +178,7 @@ def create_loader(
         train: shuffled, with equal steps on every process; otherwise in order, each sample once.
         steps: batches of a training epoch at most; 0 for all there are.
         replace: while training, put other samples in the place of those whose images cannot be read.
+        pin: keep batches in memory that a GPU reads by itself.
     """
     return Loader(
         SeededDataset(dataset, seed, train, replace),
@@ -184,7 +186,7 @@ def create_loader(
         collate_fn=Collate(dataset.collate),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         generator=torch.Generator(),  # else every pass draws a number that nobody uses from the global one
     )
 

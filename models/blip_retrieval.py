@@ -186,6 +186,7 @@ def draw_negatives(feature: Tensor, candidates: Tensor, temp: Tensor, same: Tens
     """
     with torch.autocast(feature.device.type, enabled=False):
         weights = (feature @ candidates.T / temp).softmax(dim=1) + 1e-4
+    weights = weights.where(weights.isfinite(), 1.0)  # the loss of such a step is no number, and it is skipped
     weights = weights.masked_fill(same & ~same.all(dim=1, keepdim=True), 0)
     return torch.multinomial(weights, 1).squeeze(1)
 

@@ -130,7 +130,7 @@ def compiled(layers: nn.ModuleList) -> Iterator[None]:
 
     How many tokens are left is known on the host only once it has waited for it, which ends what can be compiled.
     """
-    left_alone = [(layout, "attend"), (merged, "attend"), (merged, "class_attention")]
+    left_alone = [(layout, "attend"), (merged, "attend"), (merged, "attend_with_class")]
     left_alone += [(layout.Rectangle, "prune"), (merged.Merged, "prune")]
     with ExitStack() as patches:
         patches.enter_context(torch._dynamo.config.patch(recompile_limit=64))  # beyond it nothing would be compiled

@@ -21,6 +21,7 @@ HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windo
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))  # that ask a process to leave
 
 PATIENCE = 20.0  # seconds in which the processes of a run usually meet
+TIMEOUT = timedelta(hours=2)  # after which one that waits for the others gives up
 
 
 def is_distributed() -> bool:
@@ -73,7 +74,7 @@ def on_any_process(flag: bool) -> bool:
 @cache
 def _processors() -> dist.ProcessGroup | None:
     """All processes, connected past their GPUs; None is the default group, which will do where there are none."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ def from_main(function: Callable[[], Result]) -> Result:
 def init_distributed(args) -> None:
     """Joins the process group that torchrun or SLURM has announced; plain `python` stays one process.
 
-    Sets `args.distributed` and `args.world_size` to what is so. The device `cuda` becomes this process's own GPU.
+    Sets `args.distributed` and `args.world_size` to what is so, and of several processes `args.device` to the own GPU.
 
     Args:
         args: `device`, `dist_url`, `world_size` of the command line.
@@ -126,6 +127,7 @@ def init_distributed(args) -> None:
     process, processes, local = _announced(args.world_size)
     args.world_size, args.distributed = processes, processes > 1
     if not args.distributed:
+        take_gpu(torch.device(args.device))
         return
     options = {"backend": "gloo"}
     if torch.device(args.device).type == "cuda":
@@ -134,10 +136,17 @@ def init_distributed(args) -> None:
                 f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: "
                 "start as many processes as GPUs (NPROC, --nproc_per_node)"
             )
-        torch.cuda.set_device(local)
-        options = {"backend": "nccl", "device_id": torch.device("cuda", local)}
+        args.device = f"cuda:{local}"
+        take_gpu(torch.device(args.device))
+        options = {"backend": "nccl", "device_id": torch.device(args.device)}
     options |= {"init_method": args.dist_url, "rank": process, "world_size": processes}
     _meet(f"process {process} of {processes}", args.dist_url, options)
+
+
+def take_gpu(device: torch.device) -> None:
+    """Makes a GPU the current one, whose random numbers, clock and name are meant where no other is named."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _meet(who: str, url: str, options: dict) -> None:
@@ -148,7 +157,7 @@ def _meet(who: str, url: str, options: dict) -> None:
     saying.daemon = True
     saying.start()
     try:
-        dist.init_process_group(timeout=timedelta(hours=2), **options)
+        dist.init_process_group(timeout=TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:
         taken = "EADDRINUSE" in str(error) or "in use" in str(error)
         way_out = "another run has it, choose another --master_port" if taken else "start them by torch.distributed.run"

@@ -12,6 +12,7 @@ from torch import nn
 from clip.download import available_models
 from data.vqa_dataset import read_answer_list
 from madtp.cost.measure import CostMeter, to_device, traces
+from madtp.cost.processes import take_gpu
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
 from madtp.look.recording import Tower, recording
@@ -190,6 +191,7 @@ def load(
     if device:
         check_device(device)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    take_gpu(device)
     chosen, model, stored = built(checkpoint, task, config, assignments)
     if chosen.name == "vqa":
         ranks = chosen.config["inference"] == "rank"

@@ -11,6 +11,7 @@ SCRIPTS = {
     "caption": ("compress_caption_dtp", "Caption"),
     "vqa": ("compress_vqa_dtp", "VQA"),
     "retrieval": ("compress_retrieval_dtp", "RetrievalCOCO"),
+    "retrieval_flickr": ("compress_retrieval_flickr_dtp", "RetrievalFlickr"),
     "retrieval_clip": ("compress_retrieval_clip_dtp", "RetrievalClip"),
 }
 

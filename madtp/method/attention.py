@@ -73,7 +73,8 @@ def attend(
                 output, *found = compiled.attend(query, key, value, mask)
                 return output, AttentionScores(*found)
             grad = torch.is_grad_enabled()
-            attended = BlockwiseAttention.apply if grad else _inference_path(query.device.type, query.dtype)
+            kind = query.device, query.dtype, query.shape[-1], mask is not None
+            attended = BlockwiseAttention.apply if grad else _inference_path(*kind)
             output, sums, cls_row = attended(query, key, value, mask, counted)
         return output, AttentionScores(sums[:, 1:], _cls_attention(cls_row[:, :, 1:], output))
 
@@ -121,15 +122,19 @@ def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, pref
 
 
 @cache
-def _inference_path(device: str, dtype: torch.dtype) -> Callable:
-    """The kernels where they are fast, run and agree with the block-wise path on an example; else that path."""
-    if device != "cuda" or dtype.itemsize > 2:  # tensor cores multiply halves only
+def _inference_path(device: torch.device, dtype: torch.dtype, width: int, masked: bool) -> Callable:
+    """The kernels where they are fast, run and agree with the block-wise path on an example; else that path.
+
+    Heads of another width, or with a mask, are another kernel, which may need more than a GPU has.
+    """
+    if device.type != "cuda" or dtype.itemsize > 2:  # tensor cores multiply halves only
         return attend_without_gradients
     try:
         from madtp.method.attention_kernel import attend_fused
 
-        angles = torch.arange(2 * 3 * 80 * 16, device=device).view(2, 3, 80, 16)
-        example = angles.sin().to(dtype), (2 * angles).cos().to(dtype), (3 * angles).sin().to(dtype), None, None
+        angles = torch.arange(2 * 3 * 80 * width, device=device).view(2, 3, 80, width)
+        mask = torch.arange(80, device=device).expand(2, 1, 1, 80) < 70 if masked else None
+        example = angles.sin().to(dtype), (2 * angles).cos().to(dtype), (3 * angles).sin().to(dtype), mask, None
         torch.testing.assert_close(attend_fused(*example), BlockwiseAttention.forward(*example), rtol=0.05, atol=0.05)
     except Exception as error:  # there is no telling what a missing or another compiler raises
         logger.warning("no Triton kernels, scores are made in blocks: %s", str(error).strip().partition("\n")[0])

@@ -35,18 +35,21 @@ def attend_fused(
     allowed = query if mask is None else mask.expand(batch, heads, length, length).view(torch.uint8)
     output = torch.empty_like(query)
     log_sum = query.new_empty(batch, heads, length, dtype=torch.float32)
-    _attend[(triton.cdiv(length, QUERIES), heads, batch)](
-        query, key, value, allowed, output, log_sum, *query.stride(), *key.stride(), *value.stride(),
-        *allowed.stride(), *output.stride(), heads, length, scale, **sizes,
-    )  # fmt: skip
-    counts = torch.ones_like(query[:, 0, :, 0], dtype=torch.bool) if counted is None else counted.clone()
+    counts = torch.ones(batch, length, dtype=torch.bool, device=query.device)
+    if counted is not None:
+        counts.copy_(counted)
     counts[:, 0] = False
     groups = triton.cdiv(length, QUERY_GROUP)
     sums = query.new_empty(groups, batch, length, dtype=torch.float32)
-    _sum_largest[(triton.cdiv(length, KEYS), groups, batch)](
-        query, key, allowed, log_sum, counts.view(torch.uint8), sums, *query.stride(), *key.stride(),
-        *allowed.stride(), heads, length, scale, GROUP=QUERY_GROUP, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(query):  # Triton launches on the current GPU, whichever the tensors are on
+        _attend[(triton.cdiv(length, QUERIES), heads, batch)](
+            query, key, value, allowed, output, log_sum, *query.stride(), *key.stride(), *value.stride(),
+            *allowed.stride(), *output.stride(), heads, length, scale, **sizes,
+        )  # fmt: skip
+        _sum_largest[(triton.cdiv(length, KEYS), groups, batch)](
+            query, key, allowed, log_sum, counts.view(torch.uint8), sums, *query.stride(), *key.stride(),
+            *allowed.stride(), heads, length, scale, GROUP=QUERY_GROUP, **sizes,
+        )  # fmt: skip
     logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)  # [B, H, 1, L]
     if mask is not None:
         logits = logits.masked_fill(~mask.expand(batch, heads, length, length)[:, :, :1], float("-inf"))

@@ -148,5 +148,5 @@ def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, 
         The kept tokens [B, n, D] and their sizes [B, n].
     """
     total = sizes.new_zeros(x.shape[0], keep).scatter_add(1, owner, sizes)
-    weights = (sizes / total.gather(1, owner)).to(x.dtype)
-    return add_up(x * weights.unsqueeze(2), owner, keep), total
+    weights = (sizes / total.gather(1, owner)).unsqueeze(2)
+    return add_up(at_least_single(x) * weights, owner, keep).to(x.dtype), total

@@ -8,6 +8,7 @@ D / H, K learnable tokens. Packed tensors have 1 and T where rectangles have B a
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
 import numpy as np
@@ -43,17 +44,17 @@ class Packed(Masked):
         packed = x.flatten(0, 1) if min(counts) == x.shape[1] else x[own]
         return Sequences(packed.unsqueeze(0), cls(counts, x.device, together))
 
-    @property
+    @cached_property
     def offsets(self) -> Tensor:
         """[B], where each sample starts."""
         return torch.tensor(self.starts[:-1], device=self.device)
 
-    @property
+    @cached_property
     def equal(self) -> bool:
         """Whether all samples are equally long."""
         return len(set(self.counts)) == 1
 
-    @property
+    @cached_property
     def inside(self) -> Tensor:
         """[B, L], True where there is a token."""
         return own_tokens(torch.tensor(self.counts, device=self.device), max(self.counts))
@@ -151,15 +152,19 @@ class Packed(Masked):
             if kept is None:
                 return x, self, None
             weights = merge_weights(significance * dropped)
-            merged = [
-                merge(x[:, start + 1 : end], weights[sample : sample + 1, : end - start - 1])[0, 0]
-                for sample, (start, end) in enumerate(pairwise(self.starts))
-            ]
+            merged = self._merged(x, weights, own)
             after = Packed(kept.lengths.tolist(), x.device, self.together)
             shortened = x.index_select(1, (kept.rows + self.offsets.unsqueeze(1))[kept.own])
             last = after.offsets + kept.lengths - 1
-            shortened[0, last[kept.merges]] = torch.stack(merged)[kept.merges]
+            shortened[0, last[kept.merges]] = merged[kept.merges]
             return shortened, after, kept
+
+    def _merged(self, x: Tensor, weights: Tensor, own: Tensor) -> Tensor:
+        """Each sample's merged token, [B, D], by weights [B, N]: on accelerators in one call, padding and all."""
+        if x.is_cuda:
+            return merge(self.rectangle(self.prunable(x)[0], own), weights)[:, 0]
+        parts = (x[:, start + 1 : end] for start, end in pairwise(self.starts))
+        return torch.cat([merge(part, row[None, : part.shape[1]])[0] for part, row in zip(parts, weights, strict=True)])
 
     def chunk(self, x: Tensor, parts: int) -> list["Sequences"]:
         size = len(self.counts) // parts

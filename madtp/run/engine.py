@@ -89,7 +89,7 @@ def execute(task: Task, args: Namespace, config: dict, interruption: Interruptio
 def write_settings(run: Run) -> None:
     """Writes what the run is, once nothing stands against it: until then the folder tells of the one before."""
     if is_main():
-        output.write_environment(run.folder)
+        output.write_environment(run.folder, device_of(run.model))
         configuration.write(run.config, run.folder / "config.yaml")
 
 

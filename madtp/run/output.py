@@ -87,14 +87,14 @@ def logging_to(folder: Path) -> Iterator[None]:
             handler.close()
 
 
-def write_environment(folder: Path) -> None:
-    """Writes `environment.txt`: the command, the code's commit, the versions and the machine's devices."""
+def write_environment(folder: Path, device: torch.device) -> None:
+    """Writes `environment.txt`: the command, the code's commit, the versions and what the run computes on."""
     lines = [
         f"command {shlex.join([Path(sys.executable).name, *sys.argv])}",
         f"commit {_commit() or 'unknown'}",
         f"python {platform.python_version()}",
         *(f"{package} {metadata.version(package)}" for package in PACKAGES),
-        f"device {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}",
+        f"device {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}",
     ]
     write_atomic(folder / "environment.txt", "\n".join(lines) + "\n")
 

@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 def precision(amp: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: bf16, fp16 or, for off, float32; auto is what `settled` says."""
+    """The type to compute in: bf16, fp16 or, for off, float32; auto is what `settled` says.
+
+    From now on float32 is float32 in convolutions too, where GPUs would round to ten bits.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[settled(amp, device)]
 
 

@@ -120,6 +120,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
             train = split == "train"
             size = config["batch_size_train" if train else "batch_size_test"]
             options = {"steps": config["epoch_steps"], "replace": args.bad_images == "skip"}
+            options["pin"] = device.type == "cuda"
             loaders[split] = create_loader(
                 dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
             )

@@ -103,7 +103,8 @@ class State:
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
             if different:
                 samples = self.progress.step * batch_size(settings_before)
-                self.progress.step = samples // batch_size(self.settings)
+                step = samples // batch_size(self.settings)
+                self.progress.step = step - step % self.optimization.accum  # where a group of batches begins
             processes = content["processes"]
             if len(processes) == world_size():
                 restore_random_state(processes[rank()]["random"])
@@ -187,7 +188,7 @@ def batch_size(settings: dict) -> int:
 def random_state() -> dict:
     """The state of this process's random numbers."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # a run on the processor leaves a GPU alone
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -197,5 +198,5 @@ def restore_random_state(state: dict) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])

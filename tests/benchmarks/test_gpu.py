@@ -10,9 +10,10 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import kernels
-from benchmarks.gpu.grid import MODELS
+from benchmarks.gpu.grid import MODELS, compiled
 from benchmarks.gpu.lines import GPU, Lines, Part, missing
 from benchmarks.workload import TASKS
+from madtp.method import layout, merged
 
 ROOT = Path(__file__).parents[2]
 PARTS = {
@@ -49,6 +50,15 @@ def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
         names = {(row["task"], row["train"], row["name"]) for row in rows if "task" in row}
         sides = ("dense", "pruned", "plain", "coverage")
         assert names == {(task, train, side) for task in MODELS for train in (False, True) for side in sides}
+
+
+def test_what_is_left_uncompiled_is_there_and_comes_back():
+    layers = torch.nn.ModuleList([torch.nn.Identity()])
+    before = layout.attend, merged.attend, merged.attend_with_class
+    with compiled(layers):
+        assert merged.attend_with_class is not before[2] and layers[0]._compiled_call_impl is not None
+    assert (layout.attend, merged.attend, merged.attend_with_class) == before
+    assert layers[0]._compiled_call_impl is None
 
 
 def test_a_part_that_fails_or_lacks_something_is_a_line_and_the_others_run(tmp_path):

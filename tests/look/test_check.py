@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 from compress_nlvr_dtp import NLVR
 from madtp.__main__ import main
+from madtp.look import command_line
+from madtp.look.scripts import task_named
 from madtp.run.config import task_of
 from madtp.run.engine import main as engine_main
 from tests.miniature import make_data, write_config
@@ -246,6 +249,13 @@ def test_a_wrong_configuration_is_an_error_of_its_own(examine, data):
     assert status == 2 and said.startswith("error: --set: unknown key 'image_sise'") and said.count("\n") == 1
     status, said = examine(data, "nlvr", "--set", "min_lr=1")
     assert status == 2 and said.startswith("error: min_lr 1 is above init_lr") and said.count("\n") == 1
+
+
+def test_every_task_that_can_be_named_is_one():
+    parser = ArgumentParser()
+    command_line.check(parser)
+    (names,) = (action.choices for action in parser._actions if action.dest == "task")
+    assert {name: task_named(name).name for name in names} == {name: name for name in names}
 
 
 def test_every_configuration_tells_its_task():

@@ -25,15 +25,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from madtp.method import attention_kernel as kernel
 
-KINDS = {"bf16": ("query", "key", "value", "output"), "u8": ("allowed", "counts"), "fp32": ("log_sum", "sums")}
-SIZES = {"WIDTH": 64, "WIDE": 64, "QUERIES": kernel.QUERIES, "KEYS": kernel.KEYS, "MASKED": True, "GROUP": 512}
+GPU, TYPE, WIDTH, WIDE, MASKED = CASE
+KINDS = {TYPE: ("query", "key", "value", "output"), "u8": ("allowed", "counts"), "fp32": ("log_sum", "sums")}
+SIZES = {"WIDTH": WIDTH, "WIDE": WIDE, "QUERIES": kernel.QUERIES, "KEYS": kernel.KEYS, "MASKED": MASKED, "GROUP": 512}
 POINTERS = {name: f"*{kind}" for kind, names in KINDS.items() for name in names}
 for function in (kernel._attend, kernel._sum_largest):
     kinds = POINTERS | dict.fromkeys(SIZES, "constexpr") | {"scale": "fp32"}
     signature = {name: kinds.get(name, "i32") for name in function.arg_names}
     sizes = {(function.arg_names.index(name),): SIZES[name] for name in signature if name in SIZES}
-    assert compile(ASTSource(function, signature, sizes), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+    made = compile(ASTSource(function, signature, sizes), target=GPUTarget("cuda", GPU, 32))
+    assert made.asm["cubin"]
+    assert made.metadata.shared <= SHARED[GPU], made.metadata.shared
 """
+SHARED = {75: 64, 80: 163, 86: 99, 90: 227}  # KiB that one program may have of a GPU's shared memory
 
 
 def moved(*tensors):
@@ -92,10 +96,22 @@ def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, mo
     torch.testing.assert_close(ours, flat(attend(*tensors, scores=True)), rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("counted", ["all", "some"])
+def test_tensors_whose_first_axis_is_the_sequence(kernels, counted):
+    tensors = moved(*inputs(2, 2, 20, 8, torch.float32))
+    counted = moved(counts(counted, 2, 20))[0]
+    expected = flat(attend(*tensors, scores=True, counted=counted))
+    sequence_first = [tensor.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for tensor in tensors]
+    if counted is not None:
+        counted = counted.T.contiguous().T
+    torch.testing.assert_close(flat(attend(*sequence_first, scores=True, counted=counted)), expected)
+
+
 def test_the_kernels_run_where_they_are_fast():
-    choose = attention._inference_path.__wrapped__
-    assert choose("cpu", torch.bfloat16) is attend_without_gradients
-    assert choose("cuda", torch.float32) is attend_without_gradients
+    choose, cpu, cuda = attention._inference_path.__wrapped__, torch.device("cpu"), torch.device("cuda")
+    assert choose(cpu, torch.bfloat16, 64, False) is attend_without_gradients
+    assert choose(cuda, torch.float32, 64, False) is attend_without_gradients
 
 
 def test_training_takes_no_kernel(monkeypatch):
@@ -105,11 +121,16 @@ def test_training_takes_no_kernel(monkeypatch):
 
 def test_what_keeps_the_kernels_from_running_is_said_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "madtp.method.attention_kernel", None)
-    assert attention._inference_path.__wrapped__("cuda", torch.bfloat16) is attend_without_gradients
+    path = attention._inference_path.__wrapped__(torch.device("cuda"), torch.bfloat16, 64, True)
+    assert path is attend_without_gradients
     assert "scores are made in blocks" in caplog.text
 
 
-def test_the_kernels_compile_for_a_gpu(tmp_path):
+@pytest.mark.parametrize(
+    "case", [(80, "bf16", 64, 64, True), (86, "fp16", 80, 128, False), (90, "bf16", 128, 128, True)]
+)
+def test_the_kernels_compile_and_fit_into_a_gpu(tmp_path, case):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
+    known = f"CASE = {case}\nSHARED = { {gpu: 1024 * kib for gpu, kib in SHARED.items()} }\n"
+    subprocess.run([sys.executable, "-c", known + COMPILE], check=True, env=environment)

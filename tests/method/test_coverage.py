@@ -168,6 +168,16 @@ def test_a_kept_token_is_the_mean_of_its_group_weighed_by_sizes():
     torch.testing.assert_close(total.sum(dim=1), sizes.sum(dim=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_halves_are_summed_in_single_precision(dtype):
+    x, significance = example(batch=2, tokens=40)
+    x, sizes = x.to(dtype), torch.arange(1.0, 41).expand(2, -1)
+    owner = torch.arange(40).expand(2, -1) % 3
+    merged, _ = absorb(x, sizes, owner, 3)
+    assert merged.dtype == dtype
+    assert torch.equal(merged, absorb(x.float(), sizes, owner, 3)[0].to(dtype))
+
+
 def test_gradients_flow_through_the_means():
     x, significance = example(batch=2, tokens=8)
     x.requires_grad_()

@@ -256,6 +256,21 @@ def test_a_sample_alone_takes_no_more_steps_than_by_the_rule_batch(task, tempera
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("counts", [[5, 2, 5, 1], [4, 4, 4]])
+def test_merging_in_one_padded_call_equals_sample_by_sample(counts):
+    torch.manual_seed(0)
+    layout, tokens = Packed(counts, torch.device("cpu")), torch.randn(1, sum(counts), 6, dtype=torch.float64)
+    own = layout.inside[:, 1:]
+    weights = torch.rand(own.shape, dtype=torch.float64) * own
+
+    class OnAnAccelerator(torch.Tensor):
+        is_cuda = True
+
+    padded = layout._merged(tokens.as_subclass(OnAnAccelerator), weights, own)
+    close(padded.as_subclass(torch.Tensor), layout._merged(tokens, weights, own))
+
+
+@torch.no_grad()
 def test_padded_attention_equals_sample_by_sample():
     """What an accelerator does in one masked call: self-attention with its scores, and attention across."""
     torch.manual_seed(0)

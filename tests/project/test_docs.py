@@ -146,7 +146,6 @@ def test_every_command_that_is_named_exists():
 
 PLACES = {"$amp": "bf16", "$batch": "8", "$task": "retrieval"}  # what loops over commands put in
 MAINS = {name: f"{name}.__main__" for name in ("benchmarks.photos", "benchmarks.experiment")}
-SCRIPT_CLASSES = [*SCRIPTS.values(), ("compress_retrieval_flickr_dtp", "RetrievalFlickr")]
 
 
 def commands(beginning: str) -> list[list[str]]:
@@ -164,7 +163,7 @@ def test_scripts_take_what_the_pages_give_them(words, monkeypatch):
     """Flags, and the configuration with what is set in it; but for the one that another command writes."""
     script, *given = words
     monkeypatch.chdir(ROOT)
-    (kind,) = (kind for stem, kind in SCRIPT_CLASSES if f"{stem}.py" == script)
+    (kind,) = (kind for stem, kind in SCRIPTS.values() if f"{stem}.py" == script)
     task = getattr(import_module(script.removesuffix(".py")), kind)()
     written = [word for word in given if word.startswith("pretrained/") and word.endswith(".yaml")]
     args = flags.command_line(task).parse_args(given)

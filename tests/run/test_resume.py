@@ -234,6 +234,11 @@ def test_fewer_processes_go_on_at_the_same_sample(flags):
                 file.write(f"{progress:.3f}\n")
             return super().losses(model, batch, temperature, progress)
 
+    saved = (flags.folder / "out" / "checkpoint_last.pth").read_bytes()
     more = ["--resume", "--resume_anyway", "--set", "batch_size_train=4"]
     assert run(Counting(), flags=flags("out", 1, *more)) == [0]
     assert seen.read_text().split()[0] == f"{1 + 8 / 12:.3f}"
+    seen.unlink()  # and where several batches make a step, at the first of them
+    (flags.folder / "out" / "checkpoint_last.pth").write_bytes(saved)
+    assert run(Counting(), flags=flags("out", 1, *more, "--accum", "3")) == [0]
+    assert seen.read_text().split()[0] == f"{1 + 6 / 12:.3f}"

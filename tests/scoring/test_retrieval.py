@@ -270,6 +270,14 @@ def test_negatives_are_wrong_and_hard():
     assert drawn[:, 0].ne(0).all() and drawn[:, 0].eq(2).float().mean() > 0.9 and drawn[:, 0].eq(1).any()
 
 
+def test_an_image_that_is_no_numbers_costs_its_step_and_not_the_run():
+    model = blip_retrieval(**SIZES, embed_dim=16, queue_size=6)
+    image = seeded(3, 2, 3, 64, 64)
+    image[1] = math.nan
+    losses = model(image, ["a dog", "a red cat"], 0.4, torch.tensor([1, 2]))
+    assert losses["loss_itm"].isnan() and losses["loss_ita"].isnan()
+
+
 def test_a_batch_of_one_image_has_no_negatives(model):
     image, captions = seeded(3, 2, 3, 64, 64).double(), ["a dog", "a red cat"]
     with torch.no_grad():
