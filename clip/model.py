@@ -174,7 +174,7 @@ class Transformer(nn.Module):
             the layers, or None.
         """
         sequences = (keep if guidance.prunes else keep_batch)(x, None, guidance.align)
-        min_keep = 2 if end is None else sequences.layout.in_company(end) + 3
+        min_keep = 2 if end is None or not guidance.prunes else sequences.layout.in_company(end) + 3
         (x, layout), aligned, (end,), _ = run_layers(
             self.resblocks,
             sequences,

@@ -154,7 +154,7 @@ class Attention(nn.Module):
         query, (key, value, layout) = self.query(hidden.tokens), keys_values
         if isinstance(layout, Packed):
             query = self._split_heads(query.view(1, -1, query.shape[-1]))  # [1, H, T, E]
-            output = layout.across(query, key, value, hidden.layout.sizes(hidden.tokens))
+            output = layout.across(query, key, value, hidden.layout.segment_lengths(hidden.tokens))
         else:
             query = self._split_heads(query.view(len(key), -1, query.shape[-1]))  # [B, H, G * L, E]
             output, _ = attend(query, key, value, layout.seen_from_outside(mask, query.dtype), dropout=self._dropout)

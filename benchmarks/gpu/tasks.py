@@ -1,5 +1,6 @@
 """A training step and an evaluation of every task, in miniature, on the demo's data."""
 
+import signal
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,14 +11,18 @@ import torch
 
 from benchmarks.gpu.lines import Part
 from benchmarks.workload import SMALL, SMALL_CLIP, TASKS
+from compress_nlvr_dtp import NLVR
 from data import demo
 from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 from madtp.run import config as configuration
-from madtp.run.engine import evaluate, prepare, train_one_epoch
+from madtp.run.engine import evaluate, main, prepare, train_one_epoch
 from madtp.run.flags import command_line
+from madtp.run.folder import LAST
 from madtp.run.preparation import begin
+from madtp.shared.weights import checkpoint
 
 AMOUNT = {BATCH: 3.0, SAMPLE: 3.0, COVERAGE: 0.7}  # temperatures, and of coverage an amount
+STOPPED = 143  # exit status of a run that was asked to leave
 NEEDS = {"clip": ("open_clip",)}  # whose vocabulary CLIP's tokenizer takes
 KEYS = {"batch_size_train": 8, "batch_size_test": 25, "init_scheme": "xavier", "metrics": [], "k_test": 4}
 KEYS |= {"epoch_steps": 1, "max_epoch": 1, "calibration_batches": 1, "init_lr": 1e-3}
@@ -32,6 +37,9 @@ def parts(device: str, small: bool) -> Iterator[Part]:
             for place, name in enumerate(TASKS):
                 if not small or place % len(AMOUNT) == number:
                     yield Part(f"{name} {rule}", partial(run, name, rule, device, made), NEEDS.get(name, ()))
+        for rule in AMOUNT:
+            if not small or rule == BATCH:
+                yield Part(f"stopped and resumed {rule}", partial(resumed, rule, device, made), ("ruamel",))
 
 
 def make(folder: Path) -> Iterator[dict]:
@@ -53,6 +61,34 @@ def run(name: str, rule: str, device: str, data: Path) -> Iterator[dict]:
     if not all(torch.isfinite(torch.tensor(loss)) for loss in losses.values()):
         raise ValueError(f"losses that are no numbers: {losses}")
     yield {"losses": losses, "percent": metrics["percent"], "tokens": metrics["tokens"]}
+
+
+def resumed(rule: str, device: str, data: Path) -> Iterator[dict]:
+    """Two epochs in scaled half precision, with workers and repeatable operations: whole, and in two halves."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        keys = {"keep": rule, "shape": 1.0 if rule == COVERAGE else None, "max_epoch": 2, "amp": "fp16"}
+        configuration.write(miniature("nlvr", data) | keys, place / "nlvr.yaml")
+        words = ["--config", f"{place}/nlvr.yaml", "--device", device, "--temperature", str(AMOUNT[rule])]
+        words += ["--num_workers", "2", "--deterministic", "--output_dir"]
+        try:
+            whole = main(NLVR(), [*words, f"{place}/whole"])
+            halves = main(Stopped(), [*words, f"{place}/halves"]), main(NLVR(), [*words, f"{place}/halves", "--resume"])
+        finally:
+            torch.use_deterministic_algorithms(False)
+        if (whole, *halves) != (0, STOPPED, 0):
+            raise ValueError(f"exit status {whole} of the whole run, {halves[0]} and {halves[1]} of its halves")
+        one, other = (checkpoint.read(place / run / LAST)["model"] for run in ("whole", "halves"))
+    yield {"equal": all(torch.equal(one[name], other[name]) for name in one)}
+
+
+class Stopped(NLVR):
+    """Is asked to leave in the middle."""
+
+    def losses(self, model, batch, temperature, progress):
+        if progress >= 1:
+            signal.raise_signal(signal.SIGTERM)
+        return super().losses(model, batch, temperature, progress)
 
 
 def miniature(task: str, data: Path) -> dict:

@@ -89,6 +89,25 @@ def headline(results: Results, *tasks: str) -> str:
     return table(head, rows) if rows else "Not run."
 
 
+def on_test(results: Results) -> str:
+    """The same three rules on the test split, before and after fine-tuning; the README shows what this page does."""
+    rows, found = [], tested(results)
+    (ours, *rivals) = (("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none"))
+    for task in TASKS:
+        for p in map(str, found.ratios(task)):
+            scores = [value(found, task, p, *one) for one in (("dense", "none"), ours, *rivals)]
+            scores[0] = f"{score(found.dense(task)):.1f}"
+            before = [*scores, *(gap(found, task, p, *ours, *rival) for rival in rivals)]
+            after = [finetuned.tuned_value(found, task, "0", "dense")]
+            after += [finetuned.tuned_value(found, task, p, rule) for rule, _ in (ours, *rivals)]
+            after += [finetuned.tuned_gap(found, task, p, ours[0], rule) for rule, _ in rivals]
+            name = f"{task_name(task)}, {score_name(task)}"
+            found_any = (("no", before), ("yes", after))
+            rows += [[name, cost_name(float(p)), how, *row] for how, row in found_any if row[1] != "not run"]
+    head = ["task", "cost", "fine-tuned", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
+    return table(head, rows) if rows else "Not run."
+
+
 def best(results: Results, task: str, p: str, rule: str) -> str:
     """The best score of a rule at a cost, by any schedule, and the share of dense that it is."""
     records = [one for one in results.at(task, float(p)) if one["rule"] == rule and "scores" in one]
@@ -232,6 +251,7 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
+    *(on_test,),
     *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
     *(finetuned.lesson_gap, final_tuned_gap, against_the_best, longer),
 )

@@ -1,4 +1,4 @@
-"""Coverage against the best rival of every task and cost: ahead, level, undecided or behind, by one rule for all."""
+"""Coverage against the best rival of every task and cost: ahead, not below, undecided or behind, by one rule."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from benchmarks.photos.results import Results, lesson, score, score_name, task_n
 from benchmarks.photos.world import TASKS
 
 OURS = "coverage"
-MARGIN = 1.0  # points by which a method may be worse and still be called level
+MARGIN = 1.0  # points by which a method may be worse and still not be below
 
 
 def verdict(gap: Difference) -> str:
-    """What an interval says: ahead, level (not a point worse), behind, or nothing."""
+    """What an interval says: ahead, not below (by a point), behind, or nothing."""
     if gap.low > 0:
         return "ahead"
-    return "behind" if gap.high < 0 else "level" if gap.low > -MARGIN else "undecided"
+    return "behind" if gap.high < 0 else "not below" if gap.low > -MARGIN else "undecided"
 
 
 def against_the_best(results: Results) -> str:

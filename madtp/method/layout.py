@@ -136,7 +136,7 @@ class Rectangle:
         x, rows = found
         return x, self, None if rows is None else Kept(rows)
 
-    def sizes(self, x: Tensor) -> list[int]:
+    def segment_lengths(self, x: Tensor) -> list[int]:
         """Tokens of each sequence, as they lie in memory."""
         return [x.shape[1]] * len(x)
 

@@ -62,7 +62,7 @@ class Packed(Masked):
     def lengths(self, x: Tensor) -> np.ndarray:
         return np.array(self.counts)
 
-    def sizes(self, x: Tensor) -> list[int]:
+    def segment_lengths(self, x: Tensor) -> list[int]:
         return self.counts
 
     def first(self, x: Tensor) -> Tensor:

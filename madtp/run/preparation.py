@@ -157,7 +157,10 @@ def look_through(task: Task, model: nn.Module, split: str, dataset: Dataset) -> 
 
 
 def begin(run: Run) -> tuple[Controller, State]:
-    """What decides the temperature, and the state to begin with: a new one, or where --resume says that it stood."""
+    """What decides the temperature, and the state to begin with: a new one, or where --resume says that it stood.
+
+    The output folder's log ends where the run goes on; what an earlier run left there goes.
+    """
     args, batches = run.args, len(run.loaders["train"])
     controller = choose_controller(run.task, args, run.config)
     if not controller.prunes:
@@ -172,6 +175,10 @@ def begin(run: Run) -> tuple[Controller, State]:
     state = State(run.folder, settings(run.task.name, args, run.config), run.model, optimization, losses)
     state.resume(args.resume, args.resume_anyway)
     announce(run, controller, state.progress)
+    if is_main():
+        if not goes_on_here(run.folder, args.resume):
+            begin_anew(run.folder)
+        output.start_log(run.folder, state.progress.epoch)
     return controller, state
 
 
@@ -226,7 +233,7 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
 
 def announce(run: Run, controller: Controller, progress: Progress) -> None:
-    """Says what is about to happen, and makes the log end where the run goes on."""
+    """Says what is about to happen."""
     batch, processes, accum = run.config["batch_size_train"], world_size(), run.args.accum
     sizes = ", ".join(f"{len(loader.dataset)} {split}" for split, loader in run.loaders.items())
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -239,7 +246,3 @@ def announce(run: Run, controller: Controller, progress: Progress) -> None:
         logger.info("all %d epochs are done; a larger --epoch with --resume_anyway trains on", progress.epoch)
     elif progress.epoch or progress.step:
         logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
-    if is_main():
-        if not goes_on_here(run.folder, run.args.resume):
-            begin_anew(run.folder)
-        output.start_log(run.folder, progress.epoch)

@@ -19,7 +19,7 @@ from madtp.shared.weights.transformers_models import class_of, task_of
 
 
 class Task(ABC):
-    """One script: its data, model, losses and score. There is one level of subclassing.
+    """One script: its data, model, losses and score.
 
     Attributes:
         name: decides which keys the configuration has.
@@ -29,7 +29,7 @@ class Task(ABC):
         floor: what besides the temperature's reach keeps the cost up, said when a p is out of reach.
         epoch_splits: what is evaluated after every epoch, where there is such a split.
         fresh_image_size: pixels on a side where neither the configuration nor a checkpoint says them.
-        config: the resolved configuration; `engine.main` sets it before it calls anything else.
+        config: the resolved configuration; whoever makes a task sets it before anything else.
     """
 
     name: str

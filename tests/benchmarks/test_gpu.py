@@ -18,7 +18,8 @@ from madtp.method import layout, merged
 ROOT = Path(__file__).parents[2]
 PARTS = {
     "kernels": {f"{way} {dtype} 2x2x35x32" for way in ("forward", "backward") for dtype in kernels.DTYPES},
-    "tasks": {"data", "nlvr batch", "retrieval batch", "caption sample", "clip sample", "vqa coverage"},
+    "tasks": {"data", "nlvr batch", "retrieval batch", "caption sample", "clip sample", "vqa coverage"}
+    | {"stopped and resumed batch"},
     "memory": {f"{name} {part}" for name in MODELS for part in ("model", "inference 2", "training 2")},
     "speed": {f"{name} compiled {part}" for name in MODELS for part in ("inference 2", "training 2")},
 }
@@ -45,7 +46,8 @@ def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
     skipped = {row["part"] for row in rows if "skipped" in row and GPU in row["skipped"]}
     assert skipped == {part for part in PARTS[section] if part.startswith(NEED_A_GPU)}
     if section == "tasks":
-        assert {row["part"].partition(" ")[0] for row in rows} == {"data", *TASKS}
+        assert {row["part"].partition(" ")[0] for row in rows} == {"data", *TASKS, "stopped"}
+        assert rows[-1]["equal"]
     if section in ("memory", "speed"):
         names = {(row["task"], row["train"], row["name"]) for row in rows if "task" in row}
         sides = ("dense", "pruned", "plain", "coverage")

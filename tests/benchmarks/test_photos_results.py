@@ -63,7 +63,7 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
 
 @pytest.mark.parametrize(
     "gap, said",
-    [((0.5, 0.1, 1), "ahead"), ((0.5, -0.9, 2), "level"), ((0, -1.1, 1), "undecided"), ((-1, -2, -0.1), "behind")],
+    [((0.5, 0.1, 1), "ahead"), ((0.5, -0.9, 2), "not below"), ((0, -1.1, 1), "undecided"), ((-1, -2, -0.1), "behind")],
 )
 def test_a_verdict_goes_by_the_interval_alone(gap, said):
     assert verdicts.verdict(Difference(*gap)) == said

@@ -1,6 +1,7 @@
 """Pages of speed and of other people's models are what the report makes of the kept lines, and of others."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def lines(tmp_path):
         return Lines(folder)
 
     return add
+
+
+def test_the_front_page_shows_the_table_of_photos_as_it_is():
+    page, front = ((ROOT / name).read_text() for name in ("docs/photos.md", "README.md"))
+    tables = re.findall(r"(?:^\|.*\n)+", page[page.index("## The test split") :], re.MULTILINE)
+    assert tables[0] in front
 
 
 def test_a_share_of_the_bound_is_shown_where_there_is_one(lines):
