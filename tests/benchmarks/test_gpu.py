@@ -47,7 +47,7 @@ def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
     assert skipped == {part for part in PARTS[section] if part.startswith(NEED_A_GPU)}
     if section == "tasks":
         assert {row["part"].partition(" ")[0] for row in rows} == {"data", *TASKS, "stopped"}
-        assert rows[-1]["equal"]
+        assert [row["equal"] for row in rows if "equal" in row] == [True]
     if section in ("memory", "speed"):
         names = {(row["task"], row["train"], row["name"]) for row in rows if "task" in row}
         sides = ("dense", "pruned", "plain", "coverage")
