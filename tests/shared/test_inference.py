@@ -1,5 +1,7 @@
 """Linear layers made for inference: the same answers, no weight cast twice, and nothing of it left afterwards."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -165,3 +167,28 @@ def test_within_itself_nothing_happens_twice():
     assert replaced(model) == outer
     undo()
     assert not replaced(model)
+
+
+def test_an_error_undoes_all_and_no_copy_stays():
+    model, _ = nlvr()
+    with pytest.raises(ZeroDivisionError), prepared(model, torch.bfloat16):
+        raise ZeroDivisionError
+    assert not replaced(model)
+    undo = prepare(model, torch.bfloat16)
+    copies = [weakref.ref(one) for one in replaced(model)]
+    undo()
+    assert copies and not any(copy() for copy in copies)
+
+
+class Twice(nn.Linear):
+    """A layer that does more than a linear one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_and_activations_of_another_kind_stay_as_they_are():
+    rough = nn.ModuleDict({"fc1": nn.Linear(4, 4), "act": nn.GELU(approximate="tanh")})
+    with prepared(nn.ModuleList([Twice(4, 4), rough]), torch.bfloat16) as (twice, _):
+        assert "forward" not in vars(twice) and "forward" not in vars(rough["act"])
+        assert "forward" in vars(rough["fc1"])

@@ -107,7 +107,7 @@ def test_contrastive_loss(model, alpha):
     """Slow form: one pair of an anchor and a candidate at a time."""
     model.double().enqueue(features(3, 7).double(), features(3, 8).double(), torch.tensor([1, 2, 1]))
     image, text, image_m, text_m = (features(4, seed).double() for seed in range(4))
-    idx, scale = torch.tensor([2, 5, 5, 1]), torch.tensor(1 / 0.07)
+    idx, scale = torch.tensor([2, 5, 5, 1]), torch.tensor(1 / 0.07, requires_grad=True)
     losses = []
     for feature, feature_m, candidates in (
         (image, image_m, [*text_m, *model.text_queue.T]),
@@ -116,12 +116,14 @@ def test_contrastive_loss(model, alpha):
         numbers = [*idx.tolist(), *model.idx_queue[0].tolist()]
         for row in range(4):
             logits = torch.stack([scale * feature[row] @ other for other in candidates])
-            opinion = torch.stack([scale * feature_m[row] @ other for other in candidates]).softmax(dim=0)
+            opinion = torch.stack([scale.detach() * feature_m[row] @ other for other in candidates]).softmax(dim=0)
             matching = torch.tensor([float(number == idx[row]) for number in numbers])
             target = alpha * opinion + (1 - alpha) * matching / matching.sum()
             losses.append(-sum(target * logits.log_softmax(dim=0)))
     loss = model.contrastive_loss(image, text, image_m, text_m, idx, alpha, scale)
-    torch.testing.assert_close(loss, sum(losses) / len(losses))
+    slow = sum(losses) / len(losses)
+    torch.testing.assert_close(loss, slow)
+    torch.testing.assert_close(torch.autograd.grad(loss, scale), torch.autograd.grad(slow, scale))
 
 
 def test_gradients_flow_to_online_features_and_scale_alone(model):
@@ -186,8 +188,8 @@ def test_checkpoint_without_momentum(model):
     scramble(model)
     file = {name: value + 1 for name, value in model.state_dict().items() if "_m" not in name and name not in QUEUES}
     complete = complete_momentum(file, model)
-    model.load_state_dict(complete)
     assert torch.equal(complete["image_m.0.weight"], file["image.0.weight"])
+    model.load_state_dict(complete)
     assert model.idx_queue.eq(EMPTY).all()
 
 

@@ -81,10 +81,11 @@ class Casts(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("way, copies", [(plainly, 2), (through, 0)])
-def test_mixed_precision_leaves_no_copies_of_weights_to_the_rest_of_the_forward_pass(way, copies):
-    x, linear = torch.linspace(-1, 1, 30, dtype=torch.bfloat16).view(3, 10).requires_grad_(), nn.Linear(10, 4)
-    with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+def test_mixed_precision_leaves_no_copies_of_weights_to_the_rest_of_the_forward_pass(way, copies, dtype):
+    x, linear = torch.linspace(-1, 1, 30, dtype=dtype).view(3, 10).requires_grad_(), nn.Linear(10, 4)
+    with torch.autocast("cpu", dtype), Casts() as casts:
         output = way(x, nn.GELU(), linear)
-        assert output.dtype == torch.bfloat16 and len(casts.left) == copies
+        assert output.dtype == dtype and len(casts.left) == copies
         assert torch.is_autocast_cache_enabled()
