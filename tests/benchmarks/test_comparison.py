@@ -229,7 +229,11 @@ def test_every_rule_of_merging_trains_and_infers(name, shape):
     model.keep = by_tower(Merging.by(SHAPES[shape], RULES[name]), lambda x: RECTANGLE)
     losses = model(images(6), STATEMENTS, torch.tensor([0, 1, 1]), temperature=0.2)
     sum(losses.values()).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(
+        gradients[f"visual_encoder.{name}"].any() for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
+    )
 
 
 def test_an_interval_is_that_of_the_paired_differences():

@@ -137,10 +137,12 @@ def test_a_text_without_padding_is_not_pruned():
 
 @torch.no_grad()
 def test_an_image_keeps_two_tokens_at_least():
+    kept = []
     for seed in range(8):
         trace = Trace()
         build().encode_image(images(1, seed), math.inf, trace)
-        assert all(layer.kept is None or layer.kept.indices.shape[1] >= 2 for layer in trace.layers["image"])
+        kept += [layer.kept.indices.shape[1] for layer in trace.layers["image"] if layer.kept is not None]
+    assert kept and min(kept) >= 2
 
 
 class Asked(Rectangle):

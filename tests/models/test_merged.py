@@ -171,7 +171,10 @@ def test_retrieval_trains(models, name):
     torch.manual_seed(0)
     found = model(images(3), captions, 0.4, torch.arange(3), 1.0)
     sum(found.values()).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    first = "visual_encoder.patch_embed.proj.weight" if name == "retrieval" else "visual.conv1.weight"
+    assert gradients[first].any()
     model.zero_grad()
 
 
