@@ -56,3 +56,20 @@ def test_perfect_features_find_everything_although_some_are_the_same(owners, ima
     matches = Matches(owners, images, texts)
     for scores in (similarity_recall(image, text, matches), retrieval_recall(image @ text.T, text @ image.T, matches)):
         assert set(scores.values()) == {100.0}
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 7, 100])
+def test_features_are_compared_block_by_block(block):
+    owners = [0, 0, 1, 2, 3, 3, 4, 5, 6]
+    features = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+    image, text = features[:7], features[7:] + features[owners]
+    matches = Matches(owners)
+    expected = retrieval_recall(image @ text.T, text @ image.T, matches)
+    found = similarity_recall(image, text, matches, block)
+    assert found == pytest.approx(expected) and 0 < found["r_mean"] < 100
+
+
+def test_mixed_precision_does_not_round_the_comparison():
+    image, text = torch.eye(2), torch.tensor([[1, 0.999], [0.999, 1]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert similarity_recall(image, text, Matches([0, 1]))["txt_r1"] == 100
