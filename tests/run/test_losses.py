@@ -10,6 +10,7 @@ import torch
 from madtp.run.losses import Losses, NonFinite
 from madtp.run.optimization import Gradients, Optimization
 from madtp.shared.weights import checkpoint
+from tests.kept import keeping
 from tests.processes import run
 from tests.toy import Toy
 
@@ -84,6 +85,40 @@ def test_the_mean_is_that_of_the_finite_losses():
     losses = collect([(1.0, 0), (math.nan, 1), (3.0, 0)], allowed=1)
     assert (losses.skipped, losses.nonfinite) == (1, 1) and str(losses).endswith("skipped 1")
     assert losses.finish_epoch() == {"loss_task": 2.0}
+
+
+def test_every_batch_counts_once_and_in_its_own_epoch():
+    losses = collect([(1.0, 0), (3.0, 0)])
+    losses.read("again")
+    assert losses.finish_epoch() == {"loss_task": 2.0}
+    losses.add(0, {"loss_task": torch.tensor(5.0)}, torch.tensor(0.0), torch.arange(2))
+    losses.read("the next one")
+    assert losses.finish_epoch() == {"loss_task": 5.0}
+
+
+def test_losses_go_on_as_they_stopped():
+    rows = [(1.0, 0), (math.nan, 1), (2.0, 0)]
+    stopped, resumed = collect(rows, allowed=1), Losses(1, 1, False)
+    resumed.load_state_dict(stopped.state_dict())
+    assert (resumed.skipped, resumed.nonfinite) == (1, 1)
+    for losses in (stopped, resumed):
+        losses.add(3, {"loss_task": torch.tensor(6.0)}, torch.tensor(0.0), torch.arange(2))
+        losses.read("the rest")
+        assert losses.finish_epoch() == {"loss_task": 3.0}
+
+
+def test_a_loss_that_was_never_finite_has_its_name_on_every_process():
+    assert collect([(math.nan, 1)], allowed=1).meters.keys() == {"loss_task"}
+
+
+def test_losses_that_wait_keep_nothing_of_their_batch():
+    weights, losses = torch.ones(3, requires_grad=True), Losses(0, 1, False)
+    with keeping(weights) as kept:
+        loss = weights.exp().sum()
+        assert kept()
+        losses.add(0, {"loss_task": loss}, torch.tensor(0.0), torch.arange(2))
+        del loss
+        assert not kept()
 
 
 def test_one_too_many_is_named_with_its_samples():
