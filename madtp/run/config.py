@@ -54,7 +54,7 @@ def refuse_idle_shape(config: dict) -> None:
     """Raises a UserError where a shape is chosen for a rule that has none."""
     if config["shape"] is not None and config["keep"] != COVERAGE:
         idle = f"shape is {config['shape']:g}, but tokens are kept by {config['keep']}, which has no shape"
-        raise UserError(f"{idle}; prune by --keep coverage, or leave it out (--set shape=null)")
+        raise UserError(f"{idle}; prune by coverage (--set keep=coverage), or leave it out (--set shape=null)")
 
 
 def refuse_contradictions(config: dict) -> None:
