@@ -348,6 +348,8 @@ def test_the_rate_falls_along_a_cosine_by_epochs_or_by_steps():
     by_steps = rates(optimization(lr_schedule="step"))
     assert by_steps == pytest.approx([cosine(step / 24) for step in range(24)])
     assert rates(optimization(accum=2, lr_schedule="step"))[::2] == pytest.approx([cosine(n / 12) for n in range(12)])
+    uneven = rates(optimization(accum=4, lr_schedule="step"))  # four batches a step, and then two
+    assert uneven == pytest.approx([cosine((2 * epoch + (batch > 3)) / 8) for epoch in range(4) for batch in range(6)])
 
 
 def test_the_warm_up_is_linear():
@@ -391,3 +393,22 @@ def test_training_resumes_its_optimizer():
     for each in (one, other):
         each.step(losses(each.model, [torch.randn(2, 3, generator=torch.Generator().manual_seed(1))])[0], 1)
     assert torch.equal(one.model.weight, other.model.weight)
+
+
+def test_the_optimizer_is_the_configuration_s():
+    defaults = optimization(weight_decay=0.2, betas=[0.8, 0.9]).optimizer.defaults
+    assert (defaults["lr"], defaults["weight_decay"], defaults["betas"]) == (0.1, 0.2, (0.8, 0.9))
+
+
+def test_processes_exchange_gradients_where_a_step_follows():
+    one, silent = optimization(accum=2, batches=5), object()
+    one.model.no_sync = lambda: silent
+    assert [one.accumulate(batch) is silent for batch in range(5)] == [True, False, True, False, False]
+
+
+def test_what_the_loss_does_not_reach_stays():
+    model = torch.nn.Linear(3, 1)
+    model.unused = torch.nn.Parameter(torch.ones(2))
+    one = Optimization(model, OPTIMIZER, torch.float32, 1, 6)
+    assert one.step(losses(model, [torch.ones(2, 3)])[0], 0) == 0
+    assert one.gradients.names == ["weight", "bias"] and model.unused.eq(1).all()

@@ -69,6 +69,10 @@ def test_float16_scales_less_after_an_overflow():
     scale = one.scaler.get_scale()
     assert step(one, 1, 1e36) == 1, "finite, but its scaled gradient is not"
     assert one.scaler.get_scale() == scale / 2
+    resumed = optimization(torch.float16)
+    resumed.load_state_dict(one.state_dict())
+    assert resumed.scaler.get_scale() == scale / 2
+    assert not any(optimization(dtype).scaler.is_enabled() for dtype in (torch.float32, torch.bfloat16))
 
 
 def collect(rows, allowed=0, accum=1, scaled=False):
