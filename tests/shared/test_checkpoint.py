@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from madtp.shared.weights import architecture, checkpoint
+from madtp.shared.weights.checkpoint import Stored
 from utils import UserError
 
 
@@ -244,6 +245,28 @@ class TestLoad:
             checkpoint.load(Tower(), path, fresh=["cls_head"])
 
 
+class TestStored:
+    @pytest.mark.parametrize("shape", [0.0, -1.0, float("inf"), float("nan"), 1, "early"])
+    def test_a_shape_that_no_schedule_has(self, path, shape):
+        torch.save({"model": {"weight": torch.ones(2)}, "shape": shape}, path)
+        with pytest.raises(UserError, match="model.pth: its shape is .*, expected a number above 0"):
+            checkpoint.read(path)
+
+    def test_a_model_goes_by_its_own_rule_unless_another_is_named(self):
+        covered, dense = Stored(1.2, "coverage", shape=0.7), Stored(0.0, "coverage", shape=0.7)
+        assert covered.rule(None, 2.0, None) == {"keep": "coverage", "shape": 0.7}
+        assert covered.rule(None, 2.0, None, shape_named=True) == {"keep": "coverage", "shape": 2.0}
+        assert covered.rule("batch", 2.0, 4.0)["keep"] == "batch"
+        assert dense.rule("batch", 2.0, None) == {"keep": "batch", "shape": 2.0}
+        with pytest.raises(UserError, match="--keep sample needs a temperature"):
+            covered.rule("sample", 2.0, None)
+
+    def test_only_the_rule_batch_minds_its_company(self):
+        assert "batches of 8 and is asked in batches of 4" in Stored(1.0, "batch", 8).other_company(4)
+        for stored in (Stored(1.0, "batch", 4), Stored(1.0), Stored(0.0, "batch", 8), Stored(1.0, "sample", 8)):
+            assert not stored.other_company(4)
+
+
 class TestConvert:
     @pytest.mark.parametrize("new", [2, 6])
     def test_positions_follow_the_image_size(self, path, new):
@@ -268,6 +291,14 @@ class TestConvert:
         assert architecture.image_size({table: torch.ones(1, 17, 8), patches: torch.ones(8, 3, 4, 4)}) == {
             "image_size": 16
         }
+
+    def test_positions_of_momentum_towers_are_resized_as_well(self):
+        source, target = nn.Module(), nn.Module()
+        for model, grid in ((source, 4), (target, 6)):
+            model.visual_encoder = model.visual_encoder_m = Tower(grid=grid).visual_encoder
+        resized = checkpoint.resize_positions(source.state_dict(), target)
+        online, twin = (resized[f"{name}.pos_embed"] for name in ("visual_encoder", "visual_encoder_m"))
+        assert twin.shape == (1, 37, 8) and twin.equal(online)
 
     def test_constant_positions_stay_constant_in_half_precision(self):
         state = {"visual_encoder.pos_embed": torch.full((1, 17, 8), 0.25, dtype=torch.half)}
@@ -317,6 +348,9 @@ class TestConvert:
         }
         assert same(twins, expected)
         assert same(checkpoint.copy_cross_attention_to_twins(twins, nn.Module()), twins)
+        own = {layer + "crossattention.self0.query.weight": torch.full((2,), 5.0)}  # whose place no copy takes
+        for state in (own | single, single | own):
+            assert same(checkpoint.copy_cross_attention_to_twins(state, nn.Module()), expected | own)
 
 
 class Tied(nn.Module):
