@@ -19,7 +19,7 @@ from pathlib import Path
 
 from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import BadPicture, Sample, as_typed, batch_of, clean_text, find_pictures, samples_of
-from madtp.method.errors import UserError
+from madtp.method.errors import UserError, excerpt
 from madtp.method.rules import setting
 from madtp.run import config as configuration
 from madtp.shared.files import prepare_output, whole_file
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_from(args)
     pictures, left_out = find_pictures(args.image)
     samples = samples_of(predictor.task.name, pictures, [as_typed(text) for text in args.text])
-    for line in left_out:
+    for line in (*left_out, *cut_texts(predictor, {text for sample in samples for text in sample.texts})):
         note(line)
     bad = []
 
@@ -57,6 +57,15 @@ def run(args: argparse.Namespace) -> int:
 def note(line: str) -> None:
     """Says something beside the answers."""
     print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def cut_texts(predictor: Predictor, texts: Iterable[str]) -> Iterator[str]:
+    """What is to be said of texts that the model reads only the beginning of."""
+    (kind, most), *_ = predictor.model.text_limits.items()
+    for text in sorted(texts):
+        (tokens,) = predictor.model.text_lengths([text])
+        if tokens > (most or inf):
+            yield f"{excerpt(text)} has {tokens} tokens, and of a {kind} the model reads {most}"
 
 
 def load_from(args: argparse.Namespace, checkpoint: str = "") -> Predictor:

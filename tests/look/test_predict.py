@@ -52,6 +52,18 @@ def test_a_text_is_utf_8_whatever_the_terminal_is_set_to(checkpoint, pictures, c
     assert capsys.readouterr().err == "error: --text 'a r\\udce9d circle' is no text in UTF-8; set the terminal to it\n"
 
 
+@pytest.mark.parametrize(
+    "name, limit",
+    [("vqa", "a question the model reads 35"), ("retrieval", "a caption the model reads 35")]
+    + [("retrieval_clip", "a caption the model reads 20"), ("nlvr", "the model reads")],
+)
+def test_a_text_that_is_cut_is_said(name, limit, checkpoint, pictures, capsys):
+    flags = ["--checkpoint", checkpoint(name), "--image", *pictures[: 2 if name == "nlvr" else 1]]
+    for words, said in ((36, name != "nlvr"), (18, False)):
+        assert main(["predict", *flags, "--text", "a " * words]) == 0
+        assert (limit in capsys.readouterr().err) == said
+
+
 def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
     flags = ["--image", *pictures[:2], "--text", "a red circle"]
     assert main(["predict", "--checkpoint", checkpoint("nlvr", "batch"), *flags]) == 0
