@@ -65,6 +65,11 @@ class TestRead:
         with pytest.raises(UserError, match="is a folder"):
             checkpoint.read(tmp_path)
 
+    def test_an_address_is_none_of_a_file(self):
+        """BLIP's own configurations name such ones."""
+        with pytest.raises(UserError, match="^https://host/model_base.pth is an address, .*: download it"):
+            checkpoint.read("https://host/model_base.pth")
+
     @pytest.mark.parametrize("junk", [b"", b"<html>quota exceeded</html>", bytes(range(256)) * 8])
     def test_junk(self, path, junk):
         path.write_bytes(junk)

@@ -26,8 +26,11 @@ def located(path: str | Path) -> Path:
     folder that it was fetched into.
 
     Raises:
-        UserError: a folder that is neither a run's nor a model's, one part of several, or a repository not fetched.
+        UserError: a folder that is neither a run's nor a model's, one part of several, a repository not fetched, or an
+            address.
     """
+    if "://" in str(path):
+        raise UserError(f"{path} is an address, and nothing is fetched from there: download it and name the file")
     path = Path(path)
     if path.name.endswith(INDEX):
         path = path.parent
