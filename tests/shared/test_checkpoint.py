@@ -250,6 +250,12 @@ class TestLoad:
             checkpoint.load(Tower(), path, fresh=["cls_head"])
 
 
+def test_a_ratio_gives_back_the_width_that_it_was_made_of():
+    """Also 15 of 11, whose quotient is rounded down."""
+    pairs = [(hidden, width) for width in range(1, 100) for hidden in range(1, 5 * width)]
+    assert all(int(width * architecture.mlp_ratio(hidden, width)) == hidden for hidden, width in pairs)
+
+
 class TestStored:
     @pytest.mark.parametrize("shape", [0.0, -1.0, float("inf"), float("nan"), 1, "early"])
     def test_a_shape_that_no_schedule_has(self, path, shape):
