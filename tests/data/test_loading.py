@@ -1,13 +1,15 @@
 """Loaders: which samples a batch holds, and how the workers that read them end."""
 
+import random
 import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.loading import BatchSampler
+from data.loading import BatchSampler, SeededDataset
 from utils import UserError
 
 sizes = st.integers(1, 60)
@@ -58,6 +60,30 @@ def test_every_epoch_has_an_order_of_its_own():
         assert sorted(orders[-1]) == list(range(100)) != orders[-1]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert [index for batch in BatchSampler(100, 10, train=True, seed=2) for _, index in batch] != orders[0]
+
+
+class Draws(torch.utils.data.Dataset):
+    """Samples that are nothing but random numbers."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"drawn": (torch.rand(()).item(), random.random())}
+
+
+def test_every_sample_of_every_epoch_has_random_numbers_of_its_own():
+    """From PyTorch and from Python, the same ones whenever it is read, and nobody else's numbers move on."""
+    torch.manual_seed(3)
+    random.seed(3)
+    expected = torch.rand(()).item(), random.random()
+    torch.manual_seed(3)
+    random.seed(3)
+    keys = [(seed, epoch, index) for seed in (1, 2) for epoch in range(3) for index in range(20)]
+    drawn = [SeededDataset(Draws(), seed)[epoch, index]["drawn"] for seed, epoch, index in keys]
+    assert all(len(set(numbers)) == len(keys) for numbers in zip(*drawn, strict=True))
+    assert [SeededDataset(Draws(), seed)[epoch, index]["drawn"] for seed, epoch, index in keys] == drawn
+    assert (torch.rand(()).item(), random.random()) == expected
 
 
 CRASH = """

@@ -141,14 +141,14 @@ def test_translation_moves_by_a_part_of_the_side(level):
 @pytest.mark.parametrize(("operation", "axis"), [("shear_x", 0), ("shear_y", 1)])
 def test_shear_moves_lines_in_proportion(operation, axis):
     """At full strength the line `n` pixels from the top left corner moves back by 0.3 n."""
-    pixels = np.zeros((100, 100, 3), dtype=np.uint8)
-    pixels[40, 50] = pixels[41, 50] = pixels[40, 51] = pixels[41, 51] = 255
+    pixels = np.zeros((400, 400, 3), dtype=np.uint8)
+    pixels[240:242, 250:252] = 255
     for level in (10, 5, -10):
         moved = np.asarray(augment(Image.fromarray(pixels), operation, level))[..., 0].astype(float)
         moved[moved == 128] = 0
         center = np.argwhere(moved > 60).mean(0)
-        distance = (41, 51)[axis]  # of the square from the edge that stays
-        expected = np.array([40.5, 50.5])
+        distance = (241, 251)[axis]  # of the square from the edge that stays
+        expected = np.array([240.5, 250.5])
         expected[1 - axis] -= 0.03 * level * distance
         np.testing.assert_allclose(center, expected, atol=1.0)
 
@@ -176,10 +176,22 @@ def test_half_of_the_draws_are_applied():
     once = 1 - 0.5 * (len(OPERATIONS) - len(FIXED_AT_MIDDLE)) / len(OPERATIONS)
     assert unchanged == pytest.approx(once**2, abs=0.06)
     assert RandAugment(probability=0)(image).tobytes() == image.tobytes()
-    both_ways = {RandAugment(1, 5, 1.0)(image).tobytes() for _ in range(300)}
+    drawn = [RandAugment(1, 5, 1.0)(image).tobytes() for _ in range(600)]
     possible = {augment(image, operation, MIDDLE).tobytes() for operation in OPERATIONS}
-    possible |= {augment(image, operation, -MIDDLE).tobytes() for operation in GEOMETRIC}
-    assert both_ways == possible
+    backwards = {augment(image, operation, -MIDDLE).tobytes() for operation in GEOMETRIC}
+    assert set(drawn) == possible | backwards
+    share = sum(one in backwards for one in drawn) / len(drawn)
+    assert share == pytest.approx(len(GEOMETRIC) / len(OPERATIONS) / 2, abs=0.06)
+
+
+def test_every_other_picture_is_flipped():
+    pixels = np.zeros((24, 24, 3), dtype=np.uint8)
+    pixels[:, 12:] = 255
+    torch.manual_seed(0)
+    training = training_transform(24)
+    drawn = [training(Image.fromarray(pixels)).float() for _ in range(200)]
+    flipped = [one[..., :6].mean() > one[..., -6:].mean() for one in drawn]
+    assert sum(flipped) / len(flipped) == pytest.approx(0.5, abs=0.1)
 
 
 def test_captions_are_cleaned():
