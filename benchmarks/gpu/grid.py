@@ -75,6 +75,8 @@ class Grid:
         found = self.settings(batch)
         if train:
             workload.prepare_training()
+        elif compile_layers:
+            workload.unprepare()  # layers that have copies of their own would be compiled one by one
         dense: list[float] = []
         with compiled(image_layers(workload.model)) if compile_layers else nullcontext():
             for name, p, temperature, gflops in found:
