@@ -106,9 +106,11 @@ def test_other_numbers_than_8_bits_keep_their_grey(tmp_path, values, ending):
     assert decoded.shape == (16, 16, 3) and abs(decoded - np.rint(RAMP * 255)[..., None]).max() <= 1
 
 
-def test_a_dark_picture_of_16_bits_stays_dark(tmp_path):
-    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "p.png")
-    assert decode_image(tmp_path / "p.png").getpixel((0, 0)) == (1, 1, 1)
+@pytest.mark.parametrize("ending", ["png", "pgm"])
+def test_a_dark_picture_of_16_bits_stays_dark(tmp_path, ending):
+    path = tmp_path / f"p.{ending}"
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(path)
+    assert decode_image(path).getpixel((0, 0)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 1e6], [0.0, float("nan")]])

@@ -167,6 +167,8 @@ def test_same_images_and_same_texts_are_known(own):
 def test_published_sets_count_as_they_were_published(own):
     val = retrieval(own, [f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(3)])
     assert val.same_images == [0, 1, 2] and val.same_texts == list(range(6))
+    mixed = retrieval(own, ["val2014/COCO_val2014_000000000001.jpg", "own.jpg"])  # which nobody published
+    assert mixed.same_texts == [0, 1, 0, 2]
 
 
 # Questions.
