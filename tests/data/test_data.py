@@ -185,6 +185,7 @@ def test_answers_are_weighed_by_how_many_gave_them():
 def test_vqa_batches(config):
     train, val, test = create_dataset("vqa", config)
     assert len(train) == 9 and val.answer_list == ["red", "blue"]
+    assert train.where(7).endswith("vqa_train.json, entry 7") and train.where(8).endswith("vg_qa.json, entry 0")
     batch = train.collate([train[7], train[8]])
     assert batch["answer"] == ["red", "blue", "because"] and batch["n"] == [2, 1]
     torch.testing.assert_close(batch["weights"], torch.tensor([0.7, 0.3, 0.2]))
@@ -192,6 +193,7 @@ def test_vqa_batches(config):
     batch = next(iter(create_loader(val, 2, False)))
     assert batch["question_id"] == [0, 1] and batch["answers"] == [["red"] * 7 + ["blue"] * 3] * 2
     assert next(iter(create_loader(test, 2, False)))["answers"] is None
+    assert val.collate([val[0], test[0]])["answers"] is None
 
 
 @pytest.mark.parametrize("dataset", ["coco", "flickr"])
