@@ -16,7 +16,7 @@ from madtp.method.keep import keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.scoring import reranking
 from madtp.scoring.metrics import Matches, recall, retrieval_recall
-from madtp.scoring.reranking import PAIRS, pack
+from madtp.scoring.reranking import PAIRS, pack, pack_ragged
 from madtp.scoring.retrieval import Retrieval
 from madtp.shared.momentum import EMPTY
 from models.blip import blip_decoder
@@ -150,6 +150,12 @@ def test_every_pair_is_packed_once(counts):
     for pieces in packed:
         lengths = [stop - start for _, start, stop in pieces]
         assert len(pieces) * max(lengths) <= PAIRS and max(lengths) == lengths[0]
+    ragged = pack_ragged(counts)
+    assert [(one.row, text) for pieces in ragged for one in pieces for text in range(one.start, one.stop)] == sorted(
+        texts
+    )
+    full, last = divmod(sum(counts), PAIRS)
+    assert [sum(piece.size for piece in pieces) for pieces in ragged] == [PAIRS] * full + [last] * (last > 0)
 
 
 @torch.no_grad()
