@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from madtp.method.errors import Flags, UserError, as_user_error
-from madtp.shared.files import print_any_text
+from madtp.shared.files import no_checkpoint, print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
 WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # other names may stand for folders, or be those of published models
@@ -164,9 +164,7 @@ def refuse_missing(checkpoints: str | Sequence[str]) -> None:
     """Raises a UserError about a file of weights that is not there, before anything slow is imported to read it."""
     for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
         if path.endswith(WEIGHTS) and not Path(path).exists():
-            raise UserError(
-                f"{path}: no such checkpoint; docs/tasks.md lists the downloads, --checkpoint names another"
-            )
+            raise no_checkpoint(path, "--checkpoint")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from madtp.run.flags import check_device
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
+from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
 from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
@@ -231,9 +232,7 @@ def checkpoint_there(checkpoint: str) -> None:
         UserError: says which of the two.
     """
     if not Path(checkpoint).exists():
-        raise UserError(
-            f"{checkpoint}: no such checkpoint; docs/tasks.md lists the downloads, --checkpoint names another"
-        )
+        raise no_checkpoint(checkpoint, "--checkpoint")
     if Path(checkpoint).is_dir():
         check_kind(checkpoint)
 

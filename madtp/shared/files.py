@@ -46,6 +46,11 @@ def whole_file(path: str | Path, size: int = 0) -> Iterator[BinaryIO]:
             os.remove(temporary)
 
 
+def no_checkpoint(path: str | Path, flag: str) -> UserError:
+    """What to raise about weights that are not there, given the flag that names others."""
+    return UserError(f"{path}: no such checkpoint; docs/tasks.md lists the downloads, {flag} names another")
+
+
 def read_json(path: str | Path, way_out: str) -> object:
     """Reads a JSON file that a user brought.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import FETCH, is_pointer, read_json
+from madtp.shared.files import FETCH, is_pointer, no_checkpoint, read_json
 
 AGAIN = "fetch the folder again"
 
@@ -20,9 +20,7 @@ def read_file(path: str | Path) -> object:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such checkpoint; docs/tasks.md lists the downloads, --pretrained names another file"
-        )
+        raise no_checkpoint(path, "--pretrained")
     try:
         fetched = not is_pointer(path)
         if fetched and path.suffix == ".safetensors":
