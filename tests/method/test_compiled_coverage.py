@@ -225,12 +225,12 @@ def test_the_choice_of_any_length_is_that_of_the_steps(tokens, share, threads, m
     assert all(map(torch.equal, compiled.choose(turned, significance, keep), (kept, owner)))
 
 
-@pytest.mark.parametrize("keep", [1, 2, 5, 12, 30])
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
 def test_tokens_all_around_are_chosen_as_by_the_steps(keep):
     """Some point away from all that are more important."""
     source = torch.Generator().manual_seed(keep)
-    cosine = coverage.similarity(torch.randn(16, 40, 3, generator=source))
-    significance = coverage.importance(torch.rand(16, 40, generator=source).square())
+    cosine = coverage.similarity(torch.randn(256, 8, 6, generator=source))
+    significance = coverage.importance(torch.rand(256, 8, generator=source).square())
     kept, owner = compiled.choose(cosine, significance, keep)
     assert kept.equal(coverage.choose(cosine.double(), significance.double(), keep))
     assert owner.equal(coverage.owners(cosine.double(), kept))
