@@ -13,6 +13,7 @@ from benchmarks.gpu.lines import Part
 from benchmarks.workload import SMALL, SMALL_CLIP, TASKS
 from compress_nlvr_dtp import NLVR
 from data import demo
+from madtp.cost.processes import SIGNALS
 from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 from madtp.run import config as configuration
 from madtp.run.engine import evaluate, main, prepare, train_one_epoch
@@ -71,11 +72,14 @@ def resumed(rule: str, device: str, data: Path) -> Iterator[dict]:
         configuration.write(miniature("nlvr", data) | keys, place / "nlvr.yaml")
         words = ["--config", f"{place}/nlvr.yaml", "--device", device, "--temperature", str(AMOUNT[rule])]
         words += ["--num_workers", "2", "--deterministic", "--output_dir"]
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}  # whom a run that leaves does not give back
         try:
             whole = main(NLVR(), [*words, f"{place}/whole"])
             halves = main(Stopped(), [*words, f"{place}/halves"]), main(NLVR(), [*words, f"{place}/halves", "--resume"])
         finally:
             torch.use_deterministic_algorithms(False)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if (whole, *halves) != (0, STOPPED, 0):
             raise ValueError(f"exit status {whole} of the whole run, {halves[0]} and {halves[1]} of its halves")
         one, other = (checkpoint.read(place / run / LAST)["model"] for run in ("whole", "halves"))

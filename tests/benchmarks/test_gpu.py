@@ -1,6 +1,7 @@
 """What is prepared for a GPU runs to its end without one, and says what it did not do."""
 
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from benchmarks.gpu import kernels
 from benchmarks.gpu.grid import MODELS, compiled
 from benchmarks.gpu.lines import GPU, Lines, Part, missing
 from benchmarks.workload import TASKS
+from madtp.cost.processes import SIGNALS
 from madtp.method import layout, merged
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def rows_of(path: Path) -> list[dict]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in small it runs where there is no GPU")
 @pytest.mark.parametrize("section", PARTS)
 def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
-    path = tmp_path / "new" / "lines.jsonl"
+    path, signals = tmp_path / "new" / "lines.jsonl", [signal.getsignal(number) for number in SIGNALS]
     gpu.main([section, "--output", str(path), "--seconds", "600"])
     machine, *rows = rows_of(path)
     assert machine["part"] == "machine" and machine["torch"] == torch.__version__
@@ -48,6 +50,7 @@ def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
     if section == "tasks":
         assert {row["part"].partition(" ")[0] for row in rows} == {"data", *TASKS, "stopped"}
         assert [row["equal"] for row in rows if "equal" in row] == [True]
+        assert [signal.getsignal(number) for number in SIGNALS] == signals
     if section in ("memory", "speed"):
         names = {(row["task"], row["train"], row["name"]) for row in rows if "task" in row}
         sides = ("dense", "pruned", "plain", "coverage")
