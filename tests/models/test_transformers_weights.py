@@ -170,6 +170,16 @@ class TestFolders:
         with pytest.raises(UserError, match=f"{folder}/config.json: its architecture says vit .*, which no model has"):
             ours(blip_decoder, folder)
 
+    @pytest.mark.parametrize("tower", ["vision_config", "text_config"])
+    @pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "num_hidden_layers"])
+    def test_sizes_in_its_config_that_are_none(self, tmp_path, tower, name):
+        folder = saved(blip(BlipForConditionalGeneration), tmp_path)
+        config = json.loads((folder / "config.json").read_text())
+        config[tower][name] = 0
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=f"{folder}/config.json: {name} 0 is not supported"):
+            ours(blip_decoder, folder)
+
     def test_one_part_of_several(self, tmp_path):
         folder = saved(blip(BlipForConditionalGeneration), tmp_path, max_shard_size="50KB")
         with pytest.raises(UserError, match="is one part of several: name its folder"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 IMAGE = {"dinov2": "Dinov2Model", "vit": "ViTModel"}
 TEXT = {"bert": "BertModel"}
 TOWERS = IMAGE | TEXT
+SIZES = "hidden_size num_hidden_layers num_attention_heads intermediate_size patch_size image_size"
 
 
 def read_sizes(folder: str | Path, known: Mapping[str, str]) -> PretrainedConfig:
@@ -25,7 +26,7 @@ def read_sizes(folder: str | Path, known: Mapping[str, str]) -> PretrainedConfig
         known: the classes by the model_type that is wanted.
 
     Raises:
-        UserError: it is of another type, or not as the library reads it.
+        UserError: it is of another type, not as the library reads it, or of a size that is none.
     """
     from transformers import AutoConfig  # only now, since it takes seconds and most checkpoints do without
 
@@ -34,9 +35,14 @@ def read_sizes(folder: str | Path, known: Mapping[str, str]) -> PretrainedConfig
         wanted = " or ".join(known.values())
         raise UserError(f"{folder} is a model of type {excerpt(kind)}; here a {wanted} is needed, see its {CONFIG}")
     try:
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
     except Exception as error:  # versions of the library differ in what they check, and in what they raise
         raise UserError(f"{Path(folder) / CONFIG}: {error}; take the file that belongs to the weights") from error
+    for part in (config, *(getattr(config, tower, None) for tower in ("vision_config", "text_config"))):
+        for name in SIZES.split():
+            size = getattr(part, name, 1)
+            refuse(isinstance(size, int) and size < 1, folder, f"{name} {size}", "a model has one at least")
+    return config
 
 
 def refuse(wrong: bool, folder: str | Path, found: str, way_out: str) -> None:
