@@ -152,7 +152,9 @@ def test_momentum_towers_and_queue_survive(tmp_path):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_saves_first(flags, number, status):
+def test_a_signal_saves_first(flags, request, number, status):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
     assert run(Toy(), flags=flags("whole")) == [0]
     assert run(Mortal("batch", 8, number), flags=flags("out", 1, "--save_steps", 0)) == [status]
     stopped = checkpoint.read(flags.folder / "out" / "checkpoint_last.pth")
