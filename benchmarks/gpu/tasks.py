@@ -52,7 +52,7 @@ def make(folder: Path) -> Iterator[dict]:
 def run(name: str, rule: str, device: str, data: Path) -> Iterator[dict]:
     """One training step, then the evaluation of a split: losses, metrics, cost."""
     task = TASKS[name]()
-    config = miniature(task.name, data) | {"keep": rule, "shape": 1.0 if rule == COVERAGE else None}
+    config = miniature(task.name, data) | by(rule)
     with tempfile.TemporaryDirectory() as folder:
         running = prepare(task, flags(task, device, folder, AMOUNT[rule]), config)
         _, state = begin(running)
@@ -68,8 +68,8 @@ def resumed(rule: str, device: str, data: Path) -> Iterator[dict]:
     """Two epochs in scaled half precision, with workers and repeatable operations: whole, and in two halves."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        keys = {"keep": rule, "shape": 1.0 if rule == COVERAGE else None, "max_epoch": 2, "amp": "fp16"}
-        configuration.write(miniature("nlvr", data) | keys, place / "nlvr.yaml")
+        config = miniature("nlvr", data) | by(rule) | {"max_epoch": 2, "amp": "fp16"}
+        configuration.write(config, place / "nlvr.yaml")
         words = ["--config", f"{place}/nlvr.yaml", "--device", device, "--temperature", str(AMOUNT[rule])]
         words += ["--num_workers", "2", "--deterministic", "--output_dir"]
         handlers = {number: signal.getsignal(number) for number in SIGNALS}  # whom a run that leaves does not give back
@@ -93,6 +93,11 @@ class Stopped(NLVR):
         if progress >= 1:
             signal.raise_signal(signal.SIGTERM)
         return super().losses(model, batch, temperature, progress)
+
+
+def by(rule: str) -> dict:
+    """The keys that say by which rule a model prunes."""
+    return {"keep": rule, "shape": 1.0 if rule == COVERAGE else None}
 
 
 def miniature(task: str, data: Path) -> dict:

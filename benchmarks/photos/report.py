@@ -72,40 +72,48 @@ def compared(results: Results, task: str, p: str) -> str:
     return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
 
 
+OURS, *RIVALS = ("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none")  # each by what its search found
+BESIDE = ["dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
+
+
+def beside(results: Results, task: str, p: str) -> list[str]:
+    """The three rules at a cost beside the dense model, and by how much coverage is ahead; what `BESIDE` heads."""
+    scores = [value(results, task, p, *one) for one in (OURS, *RIVALS)]
+    ahead = [gap(results, task, p, *OURS, *rival) for rival in RIVALS]
+    return [f"{score(results.dense(task)):.1f}", *scores, *ahead]
+
+
+def beside_tuned(results: Results, task: str, p: str) -> list[str]:
+    """The same of fine-tuned models, each by its best schedule."""
+    dense = finetuned.tuned_value(results, task, "0", "dense")
+    scores = [finetuned.tuned_value(results, task, p, rule) for rule, _ in (OURS, *RIVALS)]
+    return [dense, *scores, *(finetuned.tuned_gap(results, task, p, OURS[0], rule) for rule, _ in RIVALS)]
+
+
 def headline(results: Results, *tasks: str) -> str:
     """Three rules, each by the schedule that the search found for it, and by how much coverage is ahead.
 
     Of all tasks, unless some are named.
     """
-    rows, (ours, *rivals) = [], (("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none"))
+    rows = []
     for task in tasks or TASKS:
         for p in results.ratios(task):
-            scores = [value(results, task, str(p), rule, schedule) for rule, schedule in (ours, *rivals)]
-            ahead = [gap(results, task, str(p), *ours, *rival) for rival in rivals]
-            if set(scores) != {"not run"}:
-                name = f"{task_name(task)}, {score_name(task)}"
-                rows.append([name, cost_name(p), f"{score(results.dense(task)):.1f}", *scores, *ahead])
-    head = ["task", "cost", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
-    return table(head, rows) if rows else "Not run."
+            found = beside(results, task, str(p))
+            if set(found[1:4]) != {"not run"}:
+                rows.append([f"{task_name(task)}, {score_name(task)}", cost_name(p), *found])
+    return table(["task", "cost", *BESIDE], rows) if rows else "Not run."
 
 
 def on_test(results: Results) -> str:
     """The same three rules on the test split, before and after fine-tuning; the README shows what this page does."""
     rows, found = [], tested(results)
-    (ours, *rivals) = (("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none"))
     for task in TASKS:
-        for p in map(str, found.ratios(task)):
-            scores = [value(found, task, p, *one) for one in (("dense", "none"), ours, *rivals)]
-            scores[0] = f"{score(found.dense(task)):.1f}"
-            before = [*scores, *(gap(found, task, p, *ours, *rival) for rival in rivals)]
-            after = [finetuned.tuned_value(found, task, "0", "dense")]
-            after += [finetuned.tuned_value(found, task, p, rule) for rule, _ in (ours, *rivals)]
-            after += [finetuned.tuned_gap(found, task, p, ours[0], rule) for rule, _ in rivals]
-            name = f"{task_name(task)}, {score_name(task)}"
-            found_any = (("no", before), ("yes", after))
-            rows += [[name, cost_name(float(p)), how, *row] for how, row in found_any if row[1] != "not run"]
-    head = ["task", "cost", "fine-tuned", "dense", "coverage", "ToMe", "MADTP", "coverage − ToMe", "coverage − MADTP"]
-    return table(head, rows) if rows else "Not run."
+        for p in found.ratios(task):
+            for how, made in (("no", beside), ("yes", beside_tuned)):
+                row = made(found, task, str(p))
+                if row[1] != "not run":
+                    rows.append([f"{task_name(task)}, {score_name(task)}", cost_name(p), how, *row])
+    return table(["task", "cost", "fine-tuned", *BESIDE], rows) if rows else "Not run."
 
 
 def best(results: Results, task: str, p: str, rule: str) -> str:
@@ -251,7 +259,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
-    *(on_test,),
     *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
-    *(finetuned.lesson_gap, final_tuned_gap, against_the_best, longer),
+    *(finetuned.lesson_gap, final_tuned_gap, against_the_best, longer, on_test),
 )

@@ -136,9 +136,9 @@ def init_distributed(args) -> None:
                 f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: "
                 "start as many processes as GPUs (NPROC, --nproc_per_node)"
             )
-        args.device = f"cuda:{local}"
-        take_gpu(torch.device(args.device))
-        options = {"backend": "nccl", "device_id": torch.device(args.device)}
+        own = torch.device("cuda", local)
+        take_gpu(own)
+        args.device, options = str(own), {"backend": "nccl", "device_id": own}
     options |= {"init_method": args.dist_url, "rank": process, "world_size": processes}
     _meet(f"process {process} of {processes}", args.dist_url, options)
 

@@ -119,8 +119,11 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         if dataset is not None:
             train = split == "train"
             size = config["batch_size_train" if train else "batch_size_test"]
-            options = {"steps": config["epoch_steps"], "replace": args.bad_images == "skip"}
-            options["pin"] = device.type == "cuda"
+            options = {
+                "steps": config["epoch_steps"],
+                "replace": args.bad_images == "skip",
+                "pin": device.type == "cuda",
+            }
             loaders[split] = create_loader(
                 dataset, size, train, args.seed, args.num_workers, rank(), processes, **options
             )
