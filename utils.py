@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from madtp.cost.processes import (
+from madtp.budget.processes import (
     SIGNALS,
     all_gather,
     all_gather_objects,

@@ -13,7 +13,7 @@ from benchmarks.gpu.lines import Part
 from benchmarks.workload import SMALL, SMALL_CLIP, TASKS
 from compress_nlvr_dtp import NLVR
 from data import demo
-from madtp.cost.processes import SIGNALS
+from madtp.budget.processes import SIGNALS
 from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 from madtp.run import config as configuration
 from madtp.run.engine import evaluate, main, prepare, train_one_epoch

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 
-from madtp.cost.measure import device_of, to_device
-from madtp.cost.processes import (
+from madtp.budget.measure import device_of, to_device
+from madtp.budget.processes import (
     all_gather_objects,
     init_distributed,
     is_main,
@@ -20,7 +20,7 @@ from madtp.cost.processes import (
     rank,
     world_size,
 )
-from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
+from madtp.budget.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
 from madtp.method.errors import UserError, as_user_error
 from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration

@@ -7,9 +7,9 @@ the calibration sample, by what a task says of its answers before they are decid
 
 from dataclasses import replace
 
-from madtp.cost.measure import CalibrationSample, device_of, to_device
-from madtp.cost.processes import all_reduce_sum
-from madtp.cost.schedule import amounts_for, least_moved, squared_distance
+from madtp.budget.measure import CalibrationSample, device_of, to_device
+from madtp.budget.processes import all_reduce_sum
+from madtp.budget.schedule import amounts_for, least_moved, squared_distance
 from madtp.method.keep import Coverage
 from madtp.method.rules import COVERAGE
 from madtp.run.preparation import Run

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.cost import flops
-from madtp.cost.measure import SPREAD, CostMeter, device_of
-from madtp.cost.processes import all_gather_objects, rank, world_size
-from madtp.cost.trace import Trace
+from madtp.budget import flops
+from madtp.budget.measure import SPREAD, CostMeter, device_of
+from madtp.budget.processes import all_gather_objects, rank, world_size
+from madtp.budget.trace import Trace
 from madtp.run.output import progress_bar
 from madtp.run.task import Task, gather_predictions
 from madtp.scoring import metrics, reranking

@@ -14,7 +14,7 @@ from benchmarks.gpu import kernels
 from benchmarks.gpu.grid import MODELS, compiled
 from benchmarks.gpu.lines import GPU, Lines, Part, missing
 from benchmarks.workload import TASKS
-from madtp.cost.processes import SIGNALS
+from madtp.budget.processes import SIGNALS
 from madtp.method import layout, merged
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import utils
-from madtp.cost import processes
+from madtp.budget import processes
 from utils import UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from transformers import BlipForImageTextRetrieval
 
 from data.loading import collate, create_loader
-from madtp.cost.flops import paper_table
-from madtp.cost.trace import Trace
+from madtp.budget.flops import paper_table
+from madtp.budget.trace import Trace
 from madtp.method.keep import keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.scoring import reranking

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from madtp.cost.trace import LayerTrace, dense_layers
+from madtp.budget.trace import LayerTrace, dense_layers
 
 GIGA = 1e9
 
