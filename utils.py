@@ -1,24 +1,22 @@
-"""What every part of the project shares: errors, processes and files, handed on from `madtp`; seeds, rates, meters."""
+"""What every part of the project shares: errors, processes, files, handed on from `madtp`; signals, seeds, meters."""
 
 import math
 import os
 import random
+import signal
 from collections import defaultdict
 
 import numpy as np
 import torch
 
 from madtp.budget.processes import (
-    SIGNALS,
     all_gather,
     all_gather_objects,
     all_reduce_sum,
     barrier,
     from_main,
-    init_distributed,
     is_distributed,
     is_main,
-    leave_distributed,
     on_any_process,
     rank,
     world_size,
@@ -29,6 +27,7 @@ from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_
 __all__ = [
     "AverageMeter",
     "FETCH",
+    "HANGUP",
     "Meters",
     "POINTER",
     "SIGNALS",
@@ -40,10 +39,8 @@ __all__ = [
     "cosine_lr",
     "excerpt",
     "from_main",
-    "init_distributed",
     "is_distributed",
     "is_main",
-    "leave_distributed",
     "on_any_process",
     "prepare_output",
     "rank",
@@ -53,6 +50,9 @@ __all__ = [
     "world_size",
     "write_atomic",
 ]
+
+HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))  # that ask a process to leave
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:

@@ -13,7 +13,6 @@ from benchmarks.gpu.lines import Part
 from benchmarks.workload import SMALL, SMALL_CLIP, TASKS
 from compress_nlvr_dtp import NLVR
 from data import demo
-from madtp.budget.processes import SIGNALS
 from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 from madtp.run import config as configuration
 from madtp.run.engine import evaluate, main, prepare, train_one_epoch
@@ -21,6 +20,7 @@ from madtp.run.flags import command_line
 from madtp.run.folder import LAST
 from madtp.run.preparation import begin
 from madtp.shared.weights import checkpoint
+from utils import SIGNALS
 
 AMOUNT = {BATCH: 3.0, SAMPLE: 3.0, COVERAGE: 0.7}  # temperatures, and of coverage an amount
 STOPPED = 143  # exit status of a run that was asked to leave

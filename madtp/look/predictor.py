@@ -12,7 +12,6 @@ from torch import nn
 from clip.download import available_models
 from data.vqa_dataset import read_answer_list
 from madtp.budget.measure import CostMeter, to_device, traces
-from madtp.budget.processes import take_gpu
 from madtp.budget.temperature import calibrate
 from madtp.budget.trace import Trace
 from madtp.look.recording import Tower, recording
@@ -22,6 +21,7 @@ from madtp.method.rules import COVERAGE, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
+from madtp.run.launch import take_gpu
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task

@@ -13,9 +13,7 @@ from dataclasses import astuple
 from madtp.budget.measure import device_of, to_device
 from madtp.budget.processes import (
     all_gather_objects,
-    init_distributed,
     is_main,
-    leave_distributed,
     on_any_process,
     rank,
     world_size,
@@ -28,6 +26,7 @@ from madtp.run import output, scalars
 from madtp.run.flags import parse
 from madtp.run.folder import BEST, owned
 from madtp.run.interruption import Interrupted, Interruption
+from madtp.run.launch import init_distributed, leave_distributed
 from madtp.run.losses import NonFinite
 from madtp.run.precision import autocast
 from madtp.run.preparation import Run, begin, prepare

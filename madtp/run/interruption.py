@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from madtp.budget.processes import HANGUP, SIGNALS
+from utils import HANGUP, SIGNALS
 
 
 class Interrupted(BaseException):

@@ -14,8 +14,8 @@ from benchmarks.gpu import kernels
 from benchmarks.gpu.grid import MODELS, compiled
 from benchmarks.gpu.lines import GPU, Lines, Part, missing
 from benchmarks.workload import TASKS
-from madtp.budget.processes import SIGNALS
 from madtp.method import layout, merged
+from utils import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 PARTS = {

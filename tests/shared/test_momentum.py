@@ -209,9 +209,10 @@ import sys
 from types import SimpleNamespace
 import torch
 import utils
+from madtp.run.launch import init_distributed, leave_distributed
 from tests.shared.test_momentum import Towers, features
 
-utils.init_distributed(SimpleNamespace(device="cpu", dist_url=sys.argv[1], world_size=1))
+init_distributed(SimpleNamespace(device="cpu", dist_url=sys.argv[1], world_size=1))
 torch.manual_seed(0)
 model = Towers(queue_size=5)
 mine = slice(2 * utils.rank(), 2 * utils.rank() + 2)
@@ -224,7 +225,7 @@ weights = torch.tensor([[3.0], [5.0]]) * (1 + utils.rank())  # differ, so that g
 assert x.grad.item() == [18.0, 60.0][utils.rank()], x.grad
 if utils.is_main():
     torch.save(model.state_dict(), sys.argv[2])
-utils.leave_distributed(together=True)
+leave_distributed(together=True)
 """
 
 
