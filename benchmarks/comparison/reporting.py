@@ -9,6 +9,7 @@ from utils import UserError, prepare_output, write_atomic
 
 PLACE = re.compile(r"\{(\w+)((?:\s+[\w.:]+)*)\}")  # {name argument ...}
 NONE = "—"  # in a table, where there is nothing to say
+NOT_RUN = "not run"
 COLUMNS = 120
 PROSE = re.compile(r"^(?![|#!])\S.*(?:\n(?!- )\S.*|\n  \S.*)*", re.MULTILINE)  # a paragraph, or an item of a list
 CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.methods import ABLATED, COMPARED, METHODS, TOWERS
-from benchmarks.comparison.reporting import NONE, cost_name, named, table, write_page
+from benchmarks.comparison.reporting import NONE, NOT_RUN, cost_name, named, table, write_page
 from benchmarks.experiment import plots
 from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
@@ -103,7 +103,7 @@ def tuned_gaps(results: Results, method: str, p: str) -> str:
         if both:
             seeds = "one seed" if len(both) == 1 else f"{len(both)} seeds"
             found.append(f"{gap(results, task, method, p)} points on {NAMES[task]} ({seeds})")
-    return ", ".join(found) or "not run"
+    return ", ".join(found) or NOT_RUN
 
 
 def score(results: Results, task: str, method: str, p: str = "0", batch: str = str(BATCH)) -> str:
@@ -146,7 +146,7 @@ def cells(found: dict[tuple, dict], task: str, p: float, method: str) -> Iterabl
 def as_it_is(records: list[dict], task: str, found: dict[tuple, dict]) -> str:
     """The score, of how much, and the shape of the schedule."""
     if not records:
-        return "not run"
+        return NOT_RUN
     reached = {record["seed"]: record for record in records if "untuned" in record}
     if not reached:
         return OUT

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.comparison.reporting import cost_name
+from benchmarks.comparison.reporting import NOT_RUN, cost_name
 from benchmarks.experiment.cells import BATCH
 from benchmarks.experiment.ledger import finished
 
@@ -75,6 +75,6 @@ def speed(records: dict[int, dict]) -> str:
 def spread(values: Sequence[float], sign: str = "") -> str:
     """Mean and standard deviation over the seeds."""
     if not values:
-        return "not run"
+        return NOT_RUN
     deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):{sign}.1f}{deviation}".replace("-", "−")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from statistics import mean
 
-from benchmarks.comparison.reporting import NONE, table
+from benchmarks.comparison.reporting import NONE, NOT_RUN, table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos.cells import LESSONS, REFERENCE, STARTS
 from benchmarks.photos.results import Results, lesson, score, score_name, title
@@ -84,13 +84,13 @@ def tuned_gap(results: Results, task: str, p: str, rule: str, other: str) -> str
     ours = best_of(results, task, float(p), rule)
     theirs = None if ours is None else of(results, ours, other)
     gap = None if ours is None else against(results, ours, theirs)
-    return "not run" if gap is None else str(gap)
+    return NOT_RUN if gap is None else str(gap)
 
 
 def tuned_value(results: Results, task: str, p: str, rule: str) -> str:
     """The score of a fine-tuned model by its best schedule."""
     found = best_of(results, task, float(p), rule)
-    return "not run" if found is None else f"{score(found):.1f}"
+    return NOT_RUN if found is None else f"{score(found):.1f}"
 
 
 def lesson_gap(results: Results, task: str, p: str, rule: str, schedule: str, *learned: str) -> str:
@@ -98,7 +98,7 @@ def lesson_gap(results: Results, task: str, p: str, rule: str, schedule: str, *l
     wanted = [(rule, schedule, name, int(steps)) for name, steps in (learned[:2], learned[2:])]
     found = {(one["rule"], one["schedule"], lesson(one), one["steps"]): one for one in at(results, task, float(p))}
     if not found.keys() >= set(wanted):
-        return "not run"
+        return NOT_RUN
     return str(against(results, *(found[one] for one in wanted)))
 
 

@@ -1,16 +1,15 @@
 """Turns the photos' results into docs/photos.md: the words come from a template, everything else from the results."""
 
 import json
-from itertools import product
 from pathlib import Path
 
-from benchmarks.comparison.reporting import NONE, cost_name, named, table, write_page
+from benchmarks.comparison.reporting import NONE, NOT_RUN, cost_name, named, table, write_page
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.reranking import SHORT_LIST
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, task_name, title
-from benchmarks.photos.verdicts import against_the_best
+from benchmarks.photos.verdicts import against_the_best, verdicts
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
 FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
@@ -30,7 +29,7 @@ def dense(results: Results) -> str:
     for task in ALL_TASKS:
         record, blind = results.dense(task), results.blind(task)
         if record is None:
-            rows.append([task_name(task), *["not run"] * 4])
+            rows.append([task_name(task), *[NOT_RUN] * 4])
             continue
         further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
         without = NONE if blind is None else f"{blind:.1f}"
@@ -51,25 +50,22 @@ def curves(results: Results) -> str:
 
 
 def compared(results: Results, task: str, p: str) -> str:
-    """Every cell of a cost: cost, score, what it is worth, and differences with their intervals."""
-    rows = []
-    for one in sorted(results.at(task, float(p)), key=lambda one: -score(one) if "scores" in one else 0.0):
-        if "scores" not in one:
-            rows.append([title(one), "out of reach", *[""] * 6])
-            continue
+    """Every cell of a cost: cost, score, what it is worth, and differences with their intervals; the best first."""
+    rows, found = [], results.at(task, float(p))
+    for one in sorted((one for one in found if "scores" in one), key=score, reverse=True):
         worth = results.worth(one)
         reference = None if one["rule"] == REFERENCE else results.reference(one)
         gaps = [results.against(one, results.dense(task)), results.against(one, reference)]
-        differences = [NONE if gap is None else str(gap) for gap in gaps]
-        rates = " / ".join(f"{one['rates'][batch]:.0f}" for batch in ("1", "32"))
         rows.append(
             [
                 *(title(one), f"{one['percent']:.1f}", f"{one['image_percent']:.1f}", f"{score(one):.1f}"),
-                *(NONE if worth is None else f"{worth:.0f}", *differences, rates),
+                *(NONE if worth is None else f"{worth:.0f}", *(NONE if gap is None else str(gap) for gap in gaps)),
             ]
         )
     head = ["method", "% of GFLOPs", "of the image tower's", score_name(task), "% of dense over image-free"]
-    return table([*head, "against dense", "against MADTP", "photos/s, batch 1 / 32"], rows) if rows else "Not run."
+    shown = table([*head, "against dense", "against MADTP"], rows) if rows else "Not run."
+    beyond = "; ".join(title(one) for one in found if "scores" not in one)
+    return f"{shown}\n\nOut of reach: {beyond}." if beyond else shown
 
 
 OURS, *RIVALS = ("coverage", "searched"), ("tome", "searched"), (REFERENCE, "none")  # each by what its search found
@@ -90,28 +86,17 @@ def beside_tuned(results: Results, task: str, p: str) -> list[str]:
     return [dense, *scores, *(finetuned.tuned_gap(results, task, p, OURS[0], rule) for rule, _ in RIVALS)]
 
 
-def headline(results: Results, *tasks: str) -> str:
-    """Three rules, each by the schedule that the search found for it, and by how much coverage is ahead.
+def three_rules(results: Results, *tasks: str) -> str:
+    """Coverage, ToMe and MADTP before and after fine-tuning, and by how much coverage is ahead.
 
-    Of all tasks, unless some are named.
+    Of all tasks, unless some are named. The README shows the test split's as docs/photos.md does.
     """
     rows = []
     for task in tasks or TASKS:
         for p in results.ratios(task):
-            found = beside(results, task, str(p))
-            if set(found[1:4]) != {"not run"}:
-                rows.append([f"{task_name(task)}, {score_name(task)}", cost_name(p), *found])
-    return table(["task", "cost", *BESIDE], rows) if rows else "Not run."
-
-
-def on_test(results: Results) -> str:
-    """The same three rules on the test split, before and after fine-tuning; the README shows what this page does."""
-    rows, found = [], tested(results)
-    for task in TASKS:
-        for p in found.ratios(task):
             for how, made in (("no", beside), ("yes", beside_tuned)):
-                row = made(found, task, str(p))
-                if row[1] != "not run":
+                row = made(results, task, str(p))
+                if {*row[1:4]} != {NOT_RUN}:
                     rows.append([f"{task_name(task)}, {score_name(task)}", cost_name(p), how, *row])
     return table(["task", "cost", "fine-tuned", *BESIDE], rows) if rows else "Not run."
 
@@ -120,7 +105,7 @@ def best(results: Results, task: str, p: str, rule: str) -> str:
     """The best score of a rule at a cost, by any schedule, and the share of dense that it is."""
     records = [one for one in results.at(task, float(p)) if one["rule"] == rule and "scores" in one]
     if not records or results.dense(task) is None:
-        return "not run"
+        return NOT_RUN
     top = max(map(score, records))
     return f"{top:.1f} ({100 * top / score(results.dense(task)):.0f} % of dense)"
 
@@ -134,7 +119,7 @@ def value(results: Results, task: str, p: str, rule: str, schedule: str = "none"
     """The score of one cell, or another one by name."""
     record = cell(results, task, p, rule, schedule)
     if record is None:
-        return "not run"
+        return NOT_RUN
     if "scores" not in record:
         return "out of reach"
     return f"{record['scores'][name] if name else score(record):.1f}"
@@ -144,14 +129,14 @@ def gap(results: Results, task: str, p: str, rule: str, schedule: str, other: st
     """The difference of two cells of a cost, paired by photo, with its interval."""
     pair = [cell(results, task, p, *one) for one in ((rule, schedule), (other, theirs))]
     if None in pair:
-        return "not run"
+        return NOT_RUN
     return str(results.against(*pair)) if all("photos" in one for one in pair) else NONE
 
 
 def changed(results: Results, task: str, p: str, rule: str, schedule: str = "none") -> str:
     """The percentage of a cell's answers that differ from the dense model's."""
     record = cell(results, task, p, rule, schedule)
-    return "not run" if record is None or "changed" not in record else f"{record['changed']:.0f}"
+    return NOT_RUN if record is None or "changed" not in record else f"{record['changed']:.0f}"
 
 
 def shapes(results: Results) -> str:
@@ -182,11 +167,6 @@ def short_list(results: Results) -> str:
     return str(SHORT_LIST)
 
 
-def split(results: Results) -> str:
-    """What was scored."""
-    return {"val": "the validation split", "test": "the test split"}[results.split]
-
-
 def comparisons(results: Results) -> str:
     """How many differences have an interval, on both splits, of the models that were trained for longer too."""
     worlds = [one for usual in (results, trained_longer(results)) for one in (usual, tested(usual))]
@@ -194,14 +174,15 @@ def comparisons(results: Results) -> str:
 
 
 def missing(results: Results) -> str:
-    """How much of the plan was run, and by which rules."""
-    rows = []
-    for task, p in product(TASKS, sorted(RATIOS)):
-        cells = [cell for cell in plan(task, "val", ratios=[p]) if cell.p == p]
-        ran = [cell for cell in cells if cell.name in results.known]
-        rules = dict.fromkeys(title_of(cell.rule) for cell in ran)
-        rows.append([task_name(task), cost_name(p), f"{len(ran)} of {len(cells)}", "; ".join(rules) or "none"])
-    return table(["task", "cost", "configurations run", "of these methods"], rows)
+    """How much of the plan was run at every cost, and by which rules."""
+    rows, ratios = [], sorted(RATIOS)
+    for task in TASKS:
+        planned = [[cell for cell in plan(task, "val", ratios=[p]) if cell.p == p] for p in ratios]
+        ran = [[cell for cell in cells if cell.name in results.known] for cells in planned]
+        rules = dict.fromkeys(title_of(cell.rule) for cells in ran for cell in cells)
+        shares = [f"{len(some)} of {len(cells)}" for some, cells in zip(ran, planned, strict=True)]
+        rows.append([task_name(task), *shares, "; ".join(rules) or "none"])
+    return table(["task", *map(cost_name, ratios), "of these methods"], rows)
 
 
 def tested(results: Results) -> Results:
@@ -209,26 +190,20 @@ def tested(results: Results) -> Results:
     return Results(results.folder, results.pictures, final=True)
 
 
-def final(results: Results) -> str:
-    """The test split's scores, if there are any."""
-    found = tested(results)
+def every_cell(results: Results) -> str:
+    """The tables of every task and cost, not fine-tuned and fine-tuned."""
     blocks = []
     for task in ALL_TASKS:
-        for p in found.ratios(task):
-            blocks.append(f"{task_name(task)} at {cost_name(p)}:\n\n{compared(found, task, str(p))}")
-        if any(one["task"] == task for one in found.tuned.values()):
-            blocks.append(f"{task_name(task)}, fine-tuned:\n\n{finetuned.finetuned(found, task)}")
+        for p in results.ratios(task):
+            blocks.append(f"{task_name(task)} at {cost_name(p)}:\n\n{compared(results, task, str(p))}")
+        if any(one["task"] == task for one in results.tuned.values()):
+            blocks.append(f"{task_name(task)}, fine-tuned:\n\n{finetuned.finetuned(results, task)}")
     return "\n\n".join(blocks) or "Not scored yet: `python -m benchmarks.photos --task retrieval --final`."
 
 
-def final_gap(results: Results, *cells: str) -> str:
-    """As `gap`, on the test split."""
-    return gap(tested(results), *cells)
-
-
-def final_tuned_gap(results: Results, *cells: str) -> str:
-    """As `finetuned.tuned_gap`, on the test split."""
-    return finetuned.tuned_gap(tested(results), *cells)
+def on_test(results: Results, block: str, *arguments: str) -> str:
+    """Another block, of the test split."""
+    return BLOCKS[block](tested(results), *arguments)
 
 
 def longer(results: Results, block: str, *arguments: str) -> str:
@@ -258,7 +233,7 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 
 BLOCKS = named(  # what the template may ask for
-    *(dense, curves, headline, compared, best, value, gap, chosen, split, comparisons, missing, final, final_gap),
-    *(machines, shapes, short_list, changed, plot, finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value),
-    *(finetuned.lesson_gap, final_tuned_gap, against_the_best, longer, on_test),
+    *(dense, curves, three_rules, compared, every_cell, best, value, gap, changed, chosen, shapes, short_list),
+    *(against_the_best, verdicts, comparisons, missing, machines, plot, longer, on_test),
+    *(finetuned.finetuned, finetuned.tuned_gap, finetuned.tuned_value, finetuned.lesson_gap),
 )

@@ -1,5 +1,6 @@
 """Coverage against the best rival of every task and cost: ahead, not below, undecided or behind, by one rule."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.comparison.reporting import cost_name, table
@@ -22,22 +23,34 @@ def verdict(gap: Difference) -> str:
 
 def against_the_best(results: Results) -> str:
     """A row for every task and cost, not fine-tuned and fine-tuned; each side by its best on validation."""
-    rows = []
+    rows = [[*names, *sides, str(gap), verdict(gap)] for names, sides, gap in judged(results)]
+    head = ["task", "cost", "fine-tuned", "coverage", "best rival", "difference", "coverage is"]
+    return table(head, rows) if rows else "Not run."
+
+
+def verdicts(results: Results) -> str:
+    """How often coverage is what, in words."""
+    counts = Counter(verdict(gap) for *_, gap in judged(results))
+    first, *others = (f"{name} in {counts[name]}" for name in ("ahead", "not below", "undecided", "behind"))
+    return f"{first} of {counts.total()} cases, {', '.join(others)}"
+
+
+def judged(results: Results) -> list[tuple[list[str], list[str], Difference]]:
+    """Task, cost and training; both sides with their scores; and their difference, wherever both were run."""
+    found = []
     for task in TASKS:
         for p in results.ratios(task):
             untuned = [one for one in results.at(task, p) if "scores" in one and one["rule"] != COUNTED]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
-            for how, found in (("no", untuned), ("yes", as_long(tuned))):
-                ours = max((one for one in found if one["rule"] == OURS), key=score, default=None)
-                rival = max((one for one in found if one["rule"] != OURS), key=score, default=None)
+            for how, known in (("no", untuned), ("yes", as_long(tuned))):
+                ours = max((one for one in known if one["rule"] == OURS), key=score, default=None)
+                rival = max((one for one in known if one["rule"] != OURS), key=score, default=None)
                 if ours is None or rival is None:
                     continue
                 gap = finetuned.against(results, ours, rival) if how == "yes" else results.against(ours, rival)
                 sides = [f"{finetuned.named(one)}, {score(one):.1f}" for one in (ours, rival)]
-                name = f"{task_name(task)}, {score_name(task)}"
-                rows.append([name, cost_name(p), how, *sides, str(gap), verdict(gap)])
-    head = ["task", "cost", "fine-tuned", "coverage", "best rival", "difference", "coverage is"]
-    return table(head, rows) if rows else "Not run."
+                found.append(([f"{task_name(task)}, {score_name(task)}", cost_name(p), how], sides, gap))
+    return found
 
 
 def as_long(tuned: Sequence[dict]) -> list[dict]:

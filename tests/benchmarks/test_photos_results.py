@@ -53,11 +53,12 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
     assert finetuned.tuned_gap(found, "retrieval", "0.5", "tome", "image").startswith("+0.0 ["), "by the seed of both"
     assert finetuned.tuned_value(found, "retrieval", "0.5", "image") == "30.0" and finetuned.comparisons(found) == 3
     assert "| ToMe | 50.0 | 100 | 1, 2 |" in finetuned.finetuned(found, "retrieval")
-    assert report.final_tuned_gap(found, "retrieval", "0.5", "tome", "dense") == "not run"
+    asked = "retrieval", "0.5", "tome", "dense"
+    assert report.on_test(found, "tuned_gap", *asked) == "not run"
     tested = [one | {"name": one["name"].replace("val", "test"), "split": "test"} for one in written]
     (tmp_path / "photos_retrieval_tuned_final.jsonl").write_text("".join(json.dumps(one) + "\n" for one in tested))
-    assert report.final_tuned_gap(found, "retrieval", "0.5", "tome", "dense").startswith("−8.0 [")
-    assert report.final(found) == f"retrieval, fine-tuned:\n\n{finetuned.finetuned(found, 'retrieval')}"
+    assert report.on_test(found, "tuned_gap", *asked).startswith("−8.0 [")
+    assert report.on_test(found, "every_cell") == f"retrieval, fine-tuned:\n\n{finetuned.finetuned(found, 'retrieval')}"
     assert report.comparisons(found) == "6", "on both splits"
 
 
@@ -78,8 +79,10 @@ def test_each_side_stands_for_itself_by_its_best(tmp_path):
         line = {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": schedule, "p": 0.5}
         written.append(line | {"photos": photos, "scores": {"r_mean": sum(photos) / 2}})
     (tmp_path / "photos_retrieval.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
-    *_, row = verdicts.against_the_best(Results(tmp_path, tmp_path)).splitlines()
+    found = Results(tmp_path, tmp_path)
+    *_, row = verdicts.against_the_best(found).splitlines()
     assert "| no | coverage, front, 48.0 | ToMe, even, 35.0 | +13.0 [" in row and row.endswith("| ahead |")
+    assert verdicts.verdicts(found) == "ahead in 1 of 1 cases, not below in 0, undecided in 0, behind in 0"
 
 
 def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_path):
