@@ -56,9 +56,12 @@ class VQA(Task):
             questions, best = attainable(dataset.answer_list, given)
             yield f"answer_list.json can answer {questions:.1f} % of the questions, for an accuracy of {best:.1f}"
 
+    def choose_from(self, answers: list[str], model: nn.Module) -> None:
+        """Gives a model, which is on its device, the answers that `predict` ranks; none where it makes its own."""
+        self.answers, self.encoded_answers = answers, model.encode_answers(answers) if answers else None
+
     def evaluate(self, model: nn.Module, loader: DataLoader, temperature: float) -> dict:
-        self.answer_list = loader.dataset.dataset.answer_list
-        self.encoded_answers = model.encode_answers(self.answer_list) if self.answer_list else None
+        self.choose_from(loader.dataset.dataset.answer_list, model)
         return super().evaluate(model, loader, temperature)
 
     def predict(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> list[dict]:
@@ -66,7 +69,7 @@ class VQA(Task):
         asked = batch["image"], batch["question"], self.encoded_answers
         answers = model(*asked, temperature, train=False, trace=trace, **how)
         if how["inference"] == "rank":
-            answers = [self.answer_list[index] for index in answers.tolist()]
+            answers = [self.answers[index] for index in answers.tolist()]
         given = batch["answers"] or [None] * len(answers)
         columns = zip(batch["question_id"], answers, given, strict=True)
         return [{"question_id": question, "answer": answer, "given": people} for question, answer, people in columns]

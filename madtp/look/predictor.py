@@ -196,8 +196,8 @@ def load(
     chosen, model, stored = built(checkpoint, task, config, assignments)
     if chosen.name == "vqa":
         ranks = chosen.config["inference"] == "rank"
-        chosen.answer_list = read_answer_list(own_file(chosen.config["ann_root"])) if ranks else []
-        chosen.encoded_answers = model.to(device).encode_answers(chosen.answer_list) if ranks else None
+        answers = read_answer_list(own_file(chosen.config["ann_root"])) if ranks else []
+        chosen.choose_from(answers, model.to(device))
     amp = "off" if chosen.config["amp"] == "off" else "auto"  # else what the run was trained in may be slow here
     return Predictor(chosen, model.to(device), stored, precision(amp, device))
 
