@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madtp.method.errors import UserError, excerpt
-from madtp.method.rules import COVERAGE
+from madtp.method.rules import COVERAGE, refuse_idle_shape
 from madtp.run.clone import own_file
 from madtp.run.keys import COMMON_KEYS, TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
@@ -50,16 +50,9 @@ def refuse_unsaid_shape(config: dict, temperature: float | None) -> None:
         raise UserError(f"--temperature {temperature:g} is an amount by coverage and needs a shape: --set shape=1")
 
 
-def refuse_idle_shape(config: dict) -> None:
-    """Raises a UserError where a shape is chosen for a rule that has none."""
-    if config["shape"] is not None and config["keep"] != COVERAGE:
-        idle = f"shape is {config['shape']:g}, but tokens are kept by {config['keep']}, which has no shape"
-        raise UserError(f"{idle}; prune by coverage (--set keep=coverage), or leave it out (--set shape=null)")
-
-
 def refuse_contradictions(config: dict) -> None:
     """Raises a UserError where keys of a training run leave one another without effect, or turn it around."""
-    refuse_idle_shape(config)
+    refuse_idle_shape(config["keep"], config["shape"])
     if config["vit_grad_ckpt"] and not config["vit_ckpt_layer"]:
         idle = "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"
         raise UserError(f"{idle}; say of how many, like --set vit_ckpt_layer=12, or leave both out")

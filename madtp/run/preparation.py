@@ -131,8 +131,6 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
         named = configuration.named(args.set)
         keep = config["keep"] if args.keep or "keep" in named else None
         config |= stored.rule(keep, config["shape"], args.temperature, "shape" in named)
-        if "shape" in named:
-            configuration.refuse_idle_shape(config)
     configuration.refuse_unsaid_shape(config, args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():

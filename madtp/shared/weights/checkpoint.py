@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from madtp.budget.processes import is_main
 from madtp.method.errors import UserError, excerpt
-from madtp.method.rules import BATCH, COVERAGE, RULES
+from madtp.method.rules import BATCH, COVERAGE, RULES, refuse_idle_shape
 from madtp.shared.files import whole_file
 from madtp.shared.weights import folders, open_clip_models, transformers_models
 from madtp.shared.weights.architecture import ENTRY, checked
@@ -80,14 +80,16 @@ class Stored(NamedTuple):
             shape_named: whether somebody asked for this shape, and it does not just stand in a file.
 
         Raises:
-            UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named.
+            UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named; or a shape
+                is asked for where the rule has none.
         """
         if keep not in (None, COVERAGE) and self.prunes_by(COVERAGE) and temperature is None:
             raise UserError(f"this model prunes by coverage; --keep {keep} needs a temperature: --temperature or --p 0")
-        return {
-            "keep": keep or self.keep,
-            "shape": self.shape if self.prunes_by(COVERAGE) and not shape_named else shape,
-        }
+        keep = keep or self.keep
+        if shape_named:
+            refuse_idle_shape(keep, shape)
+        own = keep == COVERAGE and self.prunes_by(COVERAGE) and not shape_named
+        return {"keep": keep, "shape": self.shape if own else shape}
 
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.
