@@ -167,6 +167,23 @@ def test_captions(config):
     assert len(val.references) == 8 and val.references[5:] == [["A."] * 3, ["A."], ["A."] * 2] and len(test) == 5
 
 
+@pytest.mark.parametrize(
+    "task, field, most",
+    [("nlvr", "sentence", 40), ("caption", "caption", 30), ("retrieval", "caption", 30), ("vqa", "question", 50)],
+)
+def test_texts_are_cut_after_as_many_words_as_in_training(config, task, field, most):
+    train, _, _ = create_dataset(task, config)
+    train.entries[0][field] = " ".join(map(str, range(99)))
+    ((text,),) = (texts for name, texts in train.texts_of(0).items() if name != "answer")
+    assert text.removeprefix(config["prompt"]).split() == [str(number) for number in range(most)]
+
+
+@pytest.mark.parametrize("task", ["nlvr", "caption", "vqa", "retrieval"])
+def test_samples_are_numbered(config, task):
+    for dataset in create_dataset(task, config):
+        assert [int(dataset[number]["index"]) for number in range(len(dataset))] == list(range(len(dataset)))
+
+
 def test_the_ground_truth_is_what_captions_are_scored_against(config, tmp_path):
     folder = Path(config["coco_gt_root"])
     folder.mkdir()

@@ -163,10 +163,43 @@ def test_rotation_turns_by_thirty_degrees_at_most():
         assert np.degrees(np.arctan2(-row, column)) == pytest.approx(3 * level, abs=1)
 
 
+@pytest.mark.parametrize("operation", GEOMETRIC)
+def test_gray_shows_where_the_image_was_moved_away_and_edges_stay_smooth(operation):
+    pixels = np.zeros((60, 60, 3), dtype=np.uint8)
+    pixels[20:40, 20:40] = 255
+    moved = np.asarray(augment(Image.fromarray(pixels), operation, 10))
+    light = np.asarray(augment(Image.new("RGB", (60, 60), (200, 200, 200)), operation, 10))
+    assert light.min() == 128 and light.max() == 200
+    between = {*moved.flatten().tolist()} - {0, 128, 255}
+    assert bool(between) == (not operation.startswith("translate"))  # which goes by whole pixels
+
+
 def test_brightness_scales():
     pixels = np.asarray(picture()).astype(int)
     bright = np.asarray(augment(picture(), "brightness", 10)).astype(int)
     assert abs(bright - np.minimum(pixels * 1.9, 255)).max() <= 1
+
+
+def test_sharpness_goes_away_from_the_blurred_picture():
+    pixels = np.asarray(picture()).astype(int)
+    around = sum(pixels[row : row + 38, column : column + 58] for row in range(3) for column in range(3))
+    inner = pixels[1:-1, 1:-1]
+    blurred = (around + 4 * inner) / 13
+    for level, factor in ((0, 0.1), (10, 1.9)):
+        found = np.asarray(augment(picture(), "sharpness", level)).astype(int)[1:-1, 1:-1]
+        assert abs(found - np.clip(blurred + factor * (inner - blurred), 0, 255)).max() <= 2
+
+
+def test_contrast_is_stretched_and_brightness_shared_out_channel_by_channel():
+    dark = picture().point([value**2 // 255 for value in range(256)] * 3)
+    pixels = np.asarray(dark).astype(float)
+    least, most = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+    stretched = np.asarray(augment(dark, "autocontrast", MIDDLE))
+    assert abs(stretched - 255 * (pixels - least) / (most - least)).max() <= 1
+    equal = np.asarray(augment(dark, "equalize", MIDDLE)).astype(float)
+    for own, found in zip(pixels.reshape(-1, 3).T, equal.reshape(-1, 3).T, strict=True):
+        darker = (own < own[:, None]).mean(axis=1)
+        assert abs(found - 255 * darker).max() <= 20  # it counts in whole steps
 
 
 def test_half_of_the_draws_are_applied():
@@ -182,6 +215,19 @@ def test_half_of_the_draws_are_applied():
     assert set(drawn) == possible | backwards
     share = sum(one in backwards for one in drawn) / len(drawn)
     assert share == pytest.approx(len(GEOMETRIC) / len(OPERATIONS) / 2, abs=0.06)
+
+
+def test_training_augments_up_to_twice():
+    """In a plain picture, which crops and flips leave as it is, only geometric operations show."""
+    torch.manual_seed(0)
+    plain, training = Image.new("RGB", (40, 40), (60, 60, 60)), training_transform(40)
+    drawn = [training(plain).permute(1, 2, 0).numpy().tobytes() for _ in range(400)]
+    once = {augment(plain, operation, level).tobytes() for operation in GEOMETRIC for level in (-MIDDLE, MIDDLE)}
+    images = [Image.frombytes("RGB", plain.size, one) for one in once]
+    twice = {augment(image, name, level).tobytes() for image in images for name in OPERATIONS for level in (-5, 5)}
+    assert once < {*drawn} - {plain.tobytes()} <= once | twice
+    untouched = (1 - 0.5 * len(GEOMETRIC) / len(OPERATIONS)) ** 2
+    assert drawn.count(plain.tobytes()) / len(drawn) == pytest.approx(untouched, abs=0.06)
 
 
 def test_every_other_picture_is_flipped():

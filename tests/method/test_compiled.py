@@ -203,9 +203,12 @@ def test_prunes_what_lies_in_memory_in_any_way():
         return part.transpose(0, 1).contiguous().transpose(0, 1)
 
     x, (sums, cls_attention), alignment = seeded(1, 2, 9, 6), seeded(2, 2, 2, 8).abs(), 5 * seeded(3, 2, 8, 4)
-    place = torch.tensor([[2, 0], [7, 0]])
     given = *(part.float() for part in (x, sums, cls_attention, alignment)), 2.0, 1
+    _, rows = compiled.prune(*given, None)
+    gone = [min({*range(1, 9)} - {*own}) - 1 for own in rows.tolist()]  # and would not be if they were protected
+    place = torch.tensor([[one, 0] for one in gone])
     expected = compiled.prune(*given, place[:, :1].contiguous())
+    assert all(one + 1 in own for one, own in zip(gone, expected[1].tolist(), strict=True))
     others = compiled.prune(*map(turned, given[:4]), *given[4:], place[:, :1])
     assert all(map(torch.equal, others, expected))
     twice = torch.cat([given[3], given[3]], dim=2)[..., :4], torch.cat([given[3][:, :1], given[3]], dim=1)[:, 1:]

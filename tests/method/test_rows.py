@@ -30,6 +30,13 @@ def test_rows_are_added_up_by_owner():
     torch.testing.assert_close(add_up(x, owner, 5), expected)
     assert torch.autograd.gradcheck(lambda x: add_up(x, owner, 5), [x.requires_grad_()])
     assert torch.autograd.gradgradcheck(lambda x: add_up(x, owner, 5).square(), [x])
+    one_by_one = torch.func.vmap(lambda channel: add_up(channel.unsqueeze(2), owner, 5), in_dims=2, out_dims=2)
+    torch.testing.assert_close(one_by_one(x.detach()).squeeze(3), expected)
+
+
+def test_no_samples_have_no_rows():
+    assert take(torch.zeros(0, 7, 4), places(0, 5, 7)).shape == (0, 5, 4)
+    assert add_up(torch.zeros(0, 7, 4), places(0, 7, 5), 5).shape == (0, 5, 4)
 
 
 def test_what_has_merged_is_followed_through_every_layer():
