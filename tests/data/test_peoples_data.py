@@ -62,9 +62,9 @@ def test_captions_of_names_that_end_in_one_number_stay_apart(own):
 
 
 def test_the_truth_of_names_is_found_by_them(own, tmp_path):
-    """A ground truth may file captions by whole names, as results then are."""
-    names = ["cat-1.jpg", "dog-1.jpg"]
-    truth = {"annotations": [{"image_id": name, "caption": f"It is {name}."} for name in names]}
+    """A ground truth may file captions by whole names, as results then are, in another order than the images'."""
+    names = ["dog-1.jpg", "cat-1.jpg"]
+    truth = {"annotations": [{"image_id": name, "caption": f"It is {name}."} for name in sorted(names)]}
     for split in ("val", "test"):
         (tmp_path / f"coco_karpathy_{split}_gt.json").write_text(json.dumps(truth))
     entries = [{"image": name, "caption": ["?"]} for name in names]
