@@ -80,7 +80,7 @@ def calibrate(
             high = temperature
         if low and high and high / low < RESOLUTION:
             break
-        if high is None and len(seen) == 2:
+        if high is None and len(seen) == 2 < evaluations:
             ceiling = cost(math.inf)
             target = _reachable(ceiling, target, tolerance, slack)
         temperature, factor = _next(low, high, factor), 4.0

@@ -46,7 +46,7 @@ def test_a_start_beyond_all_bounds_is_brought_back(start):
     assert abs(cost(calibrate(cost, 0.7, start)) - 0.7) <= TOLERANCE
 
 
-@pytest.mark.parametrize("evaluations", [3, 5, 8])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 8])
 def test_the_search_asks_no_more_than_it_may(evaluations):
     cost, asked = counted(lambda t: 1.0 if t < 1e4 else 0.5)
     calibrate(cost, 0.7, 1.0, evaluations=evaluations)
