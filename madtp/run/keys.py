@@ -22,8 +22,9 @@ class Key:
         default: the value where nobody says otherwise.
         kind: its type or types, the default's own unless given. An integer will do for a float.
         choices: the texts it may be, any if empty.
-        least: the smallest number, or length of a list.
+        least: the smallest number.
         most: the largest number.
+        fewest: the smallest number of items of a list.
         items: what each item of a list may be.
         length: of a list, any if None.
         fields: the keys that a mapping may hold, any if empty.
@@ -34,6 +35,7 @@ class Key:
     choices: tuple[str, ...] = ()
     least: float | None = None
     most: float | None = None
+    fewest: int | None = None
     items: "Key | None" = None
     length: int | None = None
     fields: tuple[tuple[str, "Key"], ...] = ()
@@ -58,7 +60,7 @@ class Key:
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, list):
-            return self.length in (None, len(value)) and len(value) >= (self.least or 0)
+            return self.length in (None, len(value)) and len(value) >= (self.fewest or 0)
         above = (self.least is None or value >= self.least) and value != math.inf
         return above and (self.most is None or value <= self.most)
 
@@ -66,7 +68,7 @@ class Key:
         names = KINDS | {str: f"one of {', '.join(self.choices)}" if self.choices else KINDS[str]}
         names |= {list: f"a list of {self.length}" if self.length else KINDS[list]}
         wanted = " or ".join(names[one] for one in getattr(kind, "__args__", [kind]))
-        limits = [f"at least {self.least:g}"] if self.least is not None else []
+        limits = [f"at least {least:g}" for least in (self.least, self.fewest) if least is not None]
         limits += [f"at most {self.most:g}"] if self.most is not None else []
         return ", ".join([wanted, *limits])
 
@@ -153,7 +155,7 @@ TASK_KEYS = {
     "vqa": {
         "vqa_root": Key("datasets/vision/coco"),
         "vg_root": Key("datasets/vision/visual-genome"),
-        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], least=1, items=Key("")),
+        "train_files": Key(["vqa_train", "vqa_val", "vg_qa"], fewest=1, items=Key("")),
         "inference": Key("rank", choices=("rank", "generate")),
         "k_test": Key(128, least=1),
     },
