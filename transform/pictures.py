@@ -22,7 +22,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
     """Resizes to a square, whatever the shape was."""
-    return transforms.Compose([Square(image_size), transforms.PILToTensor()])
+    return Square(image_size)
 
 
 def training_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
@@ -38,7 +38,7 @@ def training_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
 
 
 class Square:
-    """Resizes an RGB image to S x S bicubically, within two levels of 255 of what Pillow makes of it.
+    """Resizes an RGB image to integers [3, S, S], bicubically, within two levels of 255 of what Pillow makes of it.
 
     PyTorch does that in vectors of integers where the processor has them.
     """
@@ -46,18 +46,14 @@ class Square:
     def __init__(self, side: int):
         self.side = side
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if image.size == (self.side, self.side):
-            return image
+    def __call__(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image))
         height, width, channels = pixels.shape
+        if height == width == self.side:
+            return pixels.permute(2, 0, 1)
         # The strides of channels that lie together, which indexing loses in a batch of one: they are resized at once.
         batch = pixels.as_strided((1, channels, height, width), (pixels.numel(), 1, width * channels, channels))
-        resized = F.interpolate(batch, (self.side, self.side), mode="bicubic", antialias=True)
-        return Image.fromarray(resized[0].permute(1, 2, 0).numpy())
-
-    def __repr__(self) -> str:
-        return f"Square({self.side})"
+        return F.interpolate(batch, (self.side, self.side), mode="bicubic", antialias=True)[0]
 
 
 class SquareCrop(transforms.RandomResizedCrop):
@@ -65,7 +61,8 @@ class SquareCrop(transforms.RandomResizedCrop):
 
     def forward(self, image: Image.Image) -> Image.Image:
         top, left, height, width = self.get_params(image, self.scale, self.ratio)
-        return Square(self.size[0])(image.crop((left, top, left + width, top + height)))
+        square = Square(self.size[0])(image.crop((left, top, left + width, top + height)))
+        return Image.fromarray(square.permute(1, 2, 0).numpy())
 
 
 def normalised(images: Tensor) -> Tensor:
