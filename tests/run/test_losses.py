@@ -8,20 +8,14 @@ import pytest
 import torch
 
 from madtp.run.losses import Losses, NonFinite
-from madtp.run.optimization import Gradients, Optimization
+from madtp.run.optimization import Gradients
 from madtp.shared.weights import checkpoint
 from tests.kept import keeping
 from tests.processes import run
+from tests.run.linear import optimization
 from tests.toy import Toy
 
 CONFIG = "{{batch_size_train: {}, batch_size_test: 8, max_epoch: 2, init_lr: 0.05, calibration_batches: 3}}"
-OPTIMIZER = {"init_lr": 0.1, "min_lr": 0.1, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_grad": 0.0}
-OPTIMIZER |= {"lr_schedule": "epoch", "warmup_steps": 0, "max_epoch": 4}
-
-
-def optimization(dtype=torch.float32, accum=1, **config):
-    torch.manual_seed(0)
-    return Optimization(torch.nn.Linear(3, 1), OPTIMIZER | config, dtype, accum, 8)
 
 
 def step(optimization, batch, scale=1.0):

@@ -6,15 +6,7 @@ import math
 import pytest
 import torch
 
-from madtp.run.optimization import Optimization
-
-OPTIMIZER = {"init_lr": 0.1, "min_lr": 0.01, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_grad": 0.0}
-OPTIMIZER |= {"lr_schedule": "epoch", "warmup_steps": 0, "max_epoch": 4}
-
-
-def optimization(accum=1, batches=6, **config):
-    torch.manual_seed(0)
-    return Optimization(torch.nn.Linear(3, 1), OPTIMIZER | config, torch.float32, accum, batches)
+from tests.run.linear import optimization
 
 
 def rates(optimization, epochs=4, batches=6):
@@ -96,6 +88,6 @@ def test_processes_exchange_gradients_where_a_step_follows():
 def test_what_the_loss_does_not_reach_stays():
     model = torch.nn.Linear(3, 1)
     model.unused = torch.nn.Parameter(torch.ones(2))
-    one = Optimization(model, OPTIMIZER, torch.float32, 1, 6)
+    one = optimization(model=model)
     assert one.step(losses(model, [torch.ones(2, 3)])[0], 0) == 0
     assert one.gradients.names == ["weight", "bias"] and model.unused.eq(1).all()
