@@ -23,7 +23,7 @@ def read_file(path: str | Path) -> object:
         raise no_checkpoint(path, "--pretrained")
     try:
         fetched = not is_pointer(path)
-        if fetched and path.suffix == ".safetensors":
+        if fetched and _is_safetensors(path):
             return _safetensors(path)
         if fetched:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -45,6 +45,13 @@ def weight_map(index: Path) -> dict[str, str]:
     if elsewhere := next((part for part in places.values() if part != Path(part).name), None):
         raise UserError(f"{index}: {excerpt(elsewhere)} is not a file beside it; {AGAIN}")
     return places
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file, whatever its name, begins as one of safetensors: the length of a header in JSON, and that."""
+    with open(path, "rb") as file:
+        length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+    return brace == b"{" and length < path.stat().st_size
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:

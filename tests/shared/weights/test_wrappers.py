@@ -1,6 +1,7 @@
 """What training tools wrap weights in is taken off, and said; nothing else is touched."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from madtp.method.errors import UserError
 from madtp.shared.weights import checkpoint
+from madtp.shared.weights.folders import located
 from madtp.shared.weights.wrappers import bare
 
 
@@ -147,13 +149,28 @@ def test_wrappers_without_end(tmp_path):
         checkpoint.read(tmp_path / "model.pth")
 
 
-def test_safetensors_of_our_own_names(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_safetensors_of_our_own_names(tmp_path, name):
+    """Whatever the file is called."""
     from safetensors.torch import save_file
 
     source, target = Tower(), Tower()
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
-    checkpoint.load(target, tmp_path / "model.safetensors", evaluate=True)
+    save_file(source.state_dict(), tmp_path / name)
+    checkpoint.load(target, tmp_path / name, evaluate=True)
     assert all(value.equal(source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("content", ["02 00 00 00 00 00 00 00 7b 78", "ff ff ff 00 00 00 00 00 7b 7d"])
+def test_what_begins_as_safetensors_and_goes_on_otherwise(tmp_path, content):
+    (tmp_path / "model.pth").write_bytes(bytes.fromhex(content))
+    with pytest.raises(UserError, match="model.pth: is not a checkpoint or is damaged"):
+        checkpoint.read(tmp_path / "model.pth")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.pth")
+    with pytest.raises(UserError, match="model.pth is no regular file"):
+        located(tmp_path / "model.pth")
 
 
 class TestRunFolder:
