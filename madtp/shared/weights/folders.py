@@ -26,8 +26,8 @@ def located(path: str | Path) -> Path:
     folder that it was fetched into.
 
     Raises:
-        UserError: a folder that is neither a run's nor a model's, one part of several, a repository not fetched, or an
-            address.
+        UserError: a folder that is neither a run's nor a model's, one part of several, a repository not fetched, an
+            address, or a pipe.
     """
     if "://" in str(path):
         raise UserError(f"{path} is an address, and nothing is fetched from there: download it and name the file")
@@ -38,6 +38,8 @@ def located(path: str | Path) -> Path:
         raise UserError(f"{path} is one part of several: name its folder")
     if not path.exists() and hub.is_name(path.as_posix()):
         path = _fetched(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # it would be waited for
+        raise UserError(f"{path} is no regular file, and weights are read from one: save them and name that")
     return _inside(path) if path.is_dir() else path
 
 
