@@ -1,5 +1,6 @@
 """A checkpoint that answers, whatever the task: which task it is for, its model, and forward passes with their cost."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,10 +28,13 @@ from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
+from madtp.shared.weights.architecture import plain
 from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
 from madtp.shared.weights.transformers_models import check_kind, task_of
 from utils import set_seed
+
+logger = logging.getLogger(__name__)
 
 
 class Forward(NamedTuple):
@@ -220,7 +224,9 @@ def built(checkpoint: str, task: str, config: str, assignments: Iterable[str]) -
     chosen.config = configuration.resolve(config or own_file(chosen.default_config), chosen.name, assignments)
     chosen.config["pretrained"] = checkpoint
     named = configuration.named(assignments)
+    asked = {name: chosen.config[name] for name in sorted(named & chosen.config.keys())}
     stored = chosen.adopt(evaluate=True, own_size=not config and "image_size" not in named)
+    say_overruled(asked, chosen.config, checkpoint)
     stored = asked_by_rule(stored, chosen.config, named)
     return chosen, chosen.build_model(chosen.config, evaluate=True), stored
 
@@ -235,6 +241,13 @@ def checkpoint_there(checkpoint: str) -> None:
         raise no_checkpoint(checkpoint, "--checkpoint")
     if Path(checkpoint).is_dir():
         check_kind(checkpoint)
+
+
+def say_overruled(asked: dict, config: dict, checkpoint: str) -> None:
+    """Says which values that a user named gave way to the checkpoint, whose weights are of sizes of their own."""
+    for name, value in asked.items():
+        if value and config[name] != value:
+            logger.warning("--set %s has no effect: %s says %s %s", name, checkpoint, name, plain(config[name]))
 
 
 def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:

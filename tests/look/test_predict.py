@@ -225,6 +225,18 @@ def test_a_pipe_among_the_pictures_is_not_waited_for(checkpoint, folder, capsys)
     assert f"note: left out, {folder}/pipe.png is no picture that can be read: it is no file" in capsys.readouterr().err
 
 
+def test_a_size_that_the_checkpoint_decides_is_said(checkpoint, pictures, tmp_path, capsys, caplog):
+    own = Path(checkpoint("caption"))
+    shutil.copy(own.with_name("config.yaml"), tmp_path)
+    vit = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 12}
+    torch.save(torch.load(own) | {"architecture": {"vit": vit}}, tmp_path / "own.pth")
+    flags = ["--checkpoint", str(tmp_path / "own.pth"), "--image", pictures[0], "--set", "vit.num_heads=2"]
+    plain = asked(capsys, *flags)[0]["compressed"]
+    assert "no effect" not in caplog.text
+    assert asked(capsys, *flags, "vit.depth=5")[0]["compressed"]["tokens"] == plain["tokens"]
+    assert f"--set vit has no effect: {tmp_path}/own.pth says vit {{embed_dim: 32, depth: 3, " in caplog.text
+
+
 def test_no_checkpoint_is_not_one_without_a_configuration(pictures, tmp_path, capsys):
     missing = str(tmp_path / "missing")
     assert main(["predict", "--checkpoint", missing, "--image", pictures[0]]) == 2
