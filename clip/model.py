@@ -61,7 +61,7 @@ class QuickGELU(nn.Module):
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
-class Layer(NamedTuple):
+class LayerSizes(NamedTuple):
     """What every layer of a tower is built from: D, the hidden width of the MLP, H, and what no shape tells."""
 
     width: int
@@ -71,7 +71,7 @@ class Layer(NamedTuple):
     norm_eps: float
 
     @classmethod
-    def of(cls, sizes: Sizes, tower: str) -> "Layer":
+    def of(cls, sizes: Sizes, tower: str) -> "LayerSizes":
         """Of a tower, `vision` or `transformer`."""
         width, ratio, head_width = (getattr(sizes, f"{tower}_{name}") for name in ("width", "mlp_ratio", "head_width"))
         return cls(width, int(width * ratio), max(1, width // head_width), sizes.activation, sizes.norm_eps)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer layer: attend, prune, feed forward."""
 
-    def __init__(self, layer: Layer, sd_dim: int):
+    def __init__(self, layer: LayerSizes, sd_dim: int):
         super().__init__()
         width, hidden = layer.width, layer.hidden
         self.ln_1 = nn.LayerNorm(width, layer.norm_eps)
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         checkpointed_layers: how many of the last layers are recomputed in the backward pass to save memory.
     """
 
-    def __init__(self, tower: str, layer: Layer, depth: int, sd_dim: int, checkpointed_layers: int = 0):
+    def __init__(self, tower: str, layer: LayerSizes, depth: int, sd_dim: int, checkpointed_layers: int = 0):
         super().__init__()
         self.tower, self.width = tower, layer.width
         self.checkpointed_layers = checkpointed_layers
@@ -199,7 +199,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(self.shape.length, width))
         self.ln_pre = nn.LayerNorm(width, sizes.norm_eps)
-        self.transformer = Transformer("image", Layer.of(sizes, "vision"), depth, sd_dim, checkpointed_layers)
+        self.transformer = Transformer("image", LayerSizes.of(sizes, "vision"), depth, sd_dim, checkpointed_layers)
         self.ln_post = nn.LayerNorm(width, sizes.norm_eps)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.embed_dim))
 
@@ -234,7 +234,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.sizes, self.keep = sizes, keep
         width, depth = sizes.transformer_width, sizes.transformer_layers
-        layer = Layer.of(sizes, "transformer")
+        layer = LayerSizes.of(sizes, "transformer")
         self.text_shape = TextShape(width, depth, layer.hidden, vocabulary=sizes.vocab_size, sd_dim=sd_dim)
         self.visual = VisionTransformer(sizes, sd_dim, checkpointed_layers)
         self.transformer = Transformer("text", layer, depth, sd_dim, checkpointed_layers)

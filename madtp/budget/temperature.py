@@ -20,7 +20,7 @@ FIRST_TEMPERATURE = 1.0
 LOWEST, HIGHEST = 1e-5, 1e9  # beyond these nothing changes any more
 RESOLUTION = 1.001  # closer than this, two temperatures stand on the two sides of a step of the cost
 
-Cost = Callable[[float], float]
+CostAt = Callable[[float], float]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def target(epoch: int, epochs: int, p: float, ramp: float = 0.5) -> float:
 
 
 def calibrate(
-    cost: Cost,
+    cost: CostAt,
     target: float,
     start: float,
     tolerance: float = TOLERANCE,
@@ -128,10 +128,10 @@ class Controller(ABC):
         return None
 
     @abstractmethod
-    def before_epoch(self, cost: Cost, epoch: int, temperature: float | None) -> float:
+    def before_epoch(self, cost: CostAt, epoch: int, temperature: float | None) -> float:
         """The temperature to train `epoch` with; `temperature` is the last one, None in a new run."""
 
-    def after_epoch(self, cost: Cost, epoch: int, temperature: float) -> float:
+    def after_epoch(self, cost: CostAt, epoch: int, temperature: float) -> float:
         """The temperature to evaluate and save with, for the weights as they are now."""
         return temperature
 
@@ -146,7 +146,7 @@ class Fixed(Controller):
     def prunes(self) -> bool:
         return self.temperature > 0
 
-    def before_epoch(self, cost: Cost, epoch: int, temperature: float | None) -> float:
+    def before_epoch(self, cost: CostAt, epoch: int, temperature: float | None) -> float:
         return self.temperature
 
 
@@ -169,13 +169,13 @@ class ClosedLoop(Controller):
     def target(self, epoch: int) -> float:
         return target(epoch, self.epochs, self.p, self.ramp)
 
-    def before_epoch(self, cost: Cost, epoch: int, temperature: float | None) -> float:
+    def before_epoch(self, cost: CostAt, epoch: int, temperature: float | None) -> float:
         if temperature is None:  # a p out of reach is refused before anything is trained, not when the ramp arrives
             _reachable(cost(math.inf), 1 - self.p, TOLERANCE, slack=0.0)
             temperature = FIRST_TEMPERATURE
         return self.after_epoch(cost, epoch, temperature)
 
-    def after_epoch(self, cost: Cost, epoch: int, temperature: float) -> float:
+    def after_epoch(self, cost: CostAt, epoch: int, temperature: float) -> float:
         return calibrate(cost, self.target(epoch), temperature, slack=self.slack)
 
 
@@ -216,7 +216,7 @@ class Ladder(Controller):
     def target(self, epoch: int) -> float:
         return 1 - self.p
 
-    def before_epoch(self, cost: Cost, epoch: int, temperature: float | None) -> float:
+    def before_epoch(self, cost: CostAt, epoch: int, temperature: float | None) -> float:
         if temperature is None:
             return self.recipe.first
         return max(temperature + self.step(cost(temperature)), LOWEST)

@@ -15,7 +15,7 @@ from data.vqa_dataset import read_answer_list
 from madtp.budget.measure import CostMeter, to_device, traces
 from madtp.budget.temperature import calibrate
 from madtp.budget.trace import Trace
-from madtp.look.recording import Tower, recording
+from madtp.look.recording import TowerImportance, recording
 from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE, setting
@@ -28,7 +28,7 @@ from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
-from madtp.shared.weights.architecture import plain
+from madtp.shared.weights.architecture import shown
 from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
 from madtp.shared.weights.transformers_models import check_kind, task_of
@@ -50,7 +50,7 @@ class Forward(NamedTuple):
     results: list
     trace: Trace
     seconds: float
-    towers: list[Tower]
+    towers: list[TowerImportance]
 
 
 class Predictor:
@@ -247,7 +247,7 @@ def say_overruled(asked: dict, config: dict, checkpoint: str) -> None:
     """Says which values that a user named gave way to the checkpoint, whose weights are of sizes of their own."""
     for name, value in asked.items():
         if value and config[name] != value:
-            logger.warning("--set %s has no effect: %s says %s %s", name, checkpoint, name, plain(config[name]))
+            logger.warning("--set %s has no effect: %s says %s %s", name, checkpoint, name, shown(config[name]))
 
 
 def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:

@@ -40,11 +40,11 @@ class Importance(NamedTuple):
         return Importance(self.total[sample], {name: part[sample] for name, part in self.parts.items()})
 
 
-Tower = list[Importance]  # one for each layer
+TowerImportance = list[Importance]  # one for each layer
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[list[Tower]]:
+def recording(model: nn.Module) -> Iterator[list[TowerImportance]]:
     """While this is open, the towers of `model` that prune write down their importance, in the order they run."""
     rule, towers = model.keep, []
     model.keep = _Recording(rule, towers)
@@ -59,7 +59,7 @@ class _Recording:
     """A rule that makes the layouts of another one, which write down what they do."""
 
     rule: Keep
-    towers: list[Tower]
+    towers: list[TowerImportance]
 
     @property
     def texts(self) -> bool:
@@ -72,7 +72,7 @@ class _Recording:
 
 
 class _RecordedRectangle(Rectangle):
-    def __init__(self, layout: Rectangle, tower: Tower):
+    def __init__(self, layout: Rectangle, tower: TowerImportance):
         self.tower = tower
 
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
@@ -82,7 +82,7 @@ class _RecordedRectangle(Rectangle):
 
 
 class _RecordedPacked(Packed):
-    def __init__(self, layout: Packed, tower: Tower):
+    def __init__(self, layout: Packed, tower: TowerImportance):
         super().__init__(layout.counts, layout.device, layout.together, layout.readers)
         self.tower = tower
 
@@ -94,7 +94,7 @@ class _RecordedPacked(Packed):
 
 
 class _RecordedMerged(Merged):
-    def __init__(self, layout: Merged, tower: Tower):
+    def __init__(self, layout: Merged, tower: TowerImportance):
         super().__init__(layout.schedule, layout.sizes_of_tokens, layout.places)
         self.tower = tower
 
@@ -107,7 +107,7 @@ class _RecordedMerged(Merged):
 RECORDED = {Packed: _RecordedPacked, Merged: _RecordedMerged, Rectangle: _RecordedRectangle}  # the last is any
 
 
-def _recorded(layout: Rectangle, tower: Tower) -> Rectangle:
+def _recorded(layout: Rectangle, tower: TowerImportance) -> Rectangle:
     """The same layout, writing into `tower` when it prunes."""
     return next(recorded for kind, recorded in RECORDED.items() if isinstance(layout, kind))(layout, tower)
 

@@ -39,7 +39,7 @@ VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mpref
 ATTENTION, COVERAGE = 2**20, 2**25  # multiplications of all pairs of tokens, up to which this is the faster way
 ALONE = 2**19  # up to which one thread is
 SHARE = 64  # queries that are worth a thread
-PATIENCE = 60  # seconds that a compiler has
+COMPILER_TIMEOUT = 60  # seconds that a compiler has
 NOTHING_PRUNED = -1
 _THREE, _FOUR = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
@@ -245,7 +245,7 @@ def _compiled() -> Path:
 def _compile(command: list[str], made: Path) -> None:
     for threads in THREADS:
         try:
-            subprocess.run([*command, threads], check=True, capture_output=True, timeout=PATIENCE)
+            subprocess.run([*command, threads], check=True, capture_output=True, timeout=COMPILER_TIMEOUT)
             ctypes.CDLL(str(made))  # OpenMP may be there for the compiler alone
             return
         except (OSError, subprocess.CalledProcessError):

@@ -38,7 +38,7 @@ from madtp.shared.weights import architecture, checkpoint
 
 __all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
 
-PATIENCE = 20.0  # seconds that a batch gets after a signal; launchers kill after 30
+BATCH_GRACE = 20.0  # seconds that a batch gets after a signal; launchers kill after 30
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def awaited(run: Run, state: State, batches: Iterable[dict]) -> Iterator[dict]:
     while True:
         between = world_size() == 1 and taken == progress.step
         try:
-            with run.interruption.awaiting(0.0 if between else PATIENCE):
+            with run.interruption.awaiting(0.0 if between else BATCH_GRACE):
                 batch = next(batches, None)
         except Interrupted:
             if between and taken:

@@ -20,7 +20,7 @@ except ImportError:  # not on Windows
 
 LOG, LOCK = "log.txt", "run.lock"
 
-PATIENCE = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
+HANDOVER = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -105,7 +105,7 @@ def _take(file: TextIO, folder: Path) -> str:
 
     The holder writes its name into the file. Where that process is no more, its others are on their way out.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + HANDOVER
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ class Interrupted(BaseException):
         self.status = status
 
 
-AGAIN = 1.0  # seconds after which a signal is no echo of the one before: a launcher may send several
+ECHO = 1.0  # seconds in which a signal is an echo of the one before: a launcher may send several
 
 
 class Interruption:
@@ -93,7 +93,7 @@ class Interruption:
         first = not self.status
         self.status = self.status or 128 + number
         if not self._postponing:
-            if first or time.monotonic() > self._left + AGAIN:
+            if first or time.monotonic() > self._left + ECHO:
                 self.leave()
         elif first and self._patience is not None:
             self._give_up_later()

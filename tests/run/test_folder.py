@@ -194,10 +194,10 @@ def test_it_dies_with_the_last_process_also_by_sigkill(held, tmp_path, monkeypat
     started = time.monotonic()
     process.kill()
     process.join()
-    monkeypatch.setattr(folders, "PATIENCE", 0.0)
+    monkeypatch.setattr(folders, "HANDOVER", 0.0)
     with pytest.raises(UserError, match="another run"):
         claim(tmp_path)
-    monkeypatch.setattr(folders, "PATIENCE", 30.0)
+    monkeypatch.setattr(folders, "HANDOVER", 30.0)
     assert claim(tmp_path) - started > 1, "the worker still held it"
 
 

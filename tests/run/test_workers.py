@@ -14,7 +14,7 @@ import torch
 
 from data.workers import reason
 from madtp.run import engine
-from madtp.run.interruption import AGAIN, Interrupted, Interruption
+from madtp.run.interruption import ECHO, Interrupted, Interruption
 from madtp.shared.weights import checkpoint
 from tests.processes import run
 from tests.run.test_resume import equal, result
@@ -201,7 +201,7 @@ def test_between_two_steps_nothing_is_lost(train, tmp_path, workers):
 
 
 def test_within_a_step_it_gets_some_time_and_what_was_saved_stays(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "PATIENCE", 1.0)
+    monkeypatch.setattr(engine, "BATCH_GRACE", 1.0)
     task = stuck("train", after=8)  # one batch is there, of two that make a step
     assert train(task, flags=["--accum", 2], workers=0) == (143, "")
     assert not (tmp_path / "out" / "checkpoint_last.pth").exists()
@@ -214,7 +214,7 @@ def test_a_signal_that_got_lost_can_be_sent_again():
         heard = 0
         try:
             with Interruption():
-                for wait in (0, 0, AGAIN + 0.1):
+                for wait in (0, 0, ECHO + 0.1):
                     time.sleep(wait)
                     try:
                         signal.raise_signal(signal.SIGINT)

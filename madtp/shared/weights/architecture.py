@@ -101,7 +101,7 @@ def adopt(config: dict, stated: Mapping, path: object, own_size: bool = False) -
     adopted |= {name: stated[name] for name in _unchosen(config, own_size) if name in stated}
     changed = {name: value for name, value in adopted.items() if value != config[name]}
     if changed:
-        said = "; ".join(f"{name} {plain(value)}" for name, value in changed.items())
+        said = "; ".join(f"{name} {shown(value)}" for name, value in changed.items())
         logger.info("%s says %s", path, said)
     return config | changed
 
@@ -146,6 +146,6 @@ def completed(med_config: str | Path | dict, stated: Mapping) -> str | Path | di
     return med_config if all(chosen.get(name) == value for name, value in stated.items()) else {**chosen, **stated}
 
 
-def plain(value: object) -> str:
+def shown(value: object) -> str:
     """A value as a configuration would show it."""
     return re.sub(r"['\"]", "", str(value))

@@ -40,7 +40,7 @@ class Normalisation(NamedTuple):
     std: Sequence[float]
 
 
-class Tower(NamedTuple):
+class TowerWeights(NamedTuple):
     """A tower of ours.
 
     Attributes:
@@ -54,7 +54,7 @@ class Tower(NamedTuple):
     told: str
 
 
-def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation | None = None) -> Tower:
+def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation | None = None) -> TowerWeights:
     """The image tower of a folder, which then takes pixels that are normalised as BLIP's are.
 
     Args:
@@ -92,10 +92,10 @@ def image_tower(folder: str | Path, taken: Normalisation, trained: Normalisation
     told = f"{folder}: {IMAGE[config.model_type]}, {depth} layers, width {width}, patches of {patch} "
     told += f"pixels, {grid} x {grid} positions; folded: mean {mean} and std {std}{', layer scale' * bool(scaled)}"
     state = {f"visual_encoder.{name}": value.float() for name, value in state.items()}
-    return Tower(state, {"vit": sizes, "image_size": size}, told)
+    return TowerWeights(state, {"vit": sizes, "image_size": size}, told)
 
 
-def text_tower(folder: str | Path, tokens: int, first: int) -> Tower:
+def text_tower(folder: str | Path, tokens: int, first: int) -> TowerWeights:
     """The text tower of a folder, with two more words at the end of its vocabulary: [DEC] and [ENC].
 
     Args:
@@ -129,7 +129,7 @@ def text_tower(folder: str | Path, tokens: int, first: int) -> Tower:
     vocabulary = len(state["text_encoder.embeddings.word_embeddings.weight"])
     told = f"{folder}: BertModel, {config.num_hidden_layers} layers, width {config.hidden_size}, {vocabulary} words "
     told += f"with [DEC] and [ENC]; folded: the first token type{'; with its prediction head' * bool(head)}"
-    return Tower(state, {"med_config": bert_sizes(config) | {"vocab_size": vocabulary}}, told)
+    return TowerWeights(state, {"med_config": bert_sizes(config) | {"vocab_size": vocabulary}}, told)
 
 
 def bert_sizes(config: PretrainedConfig) -> dict:
