@@ -15,7 +15,7 @@ Shapes: I images, T texts, F width of the features.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from madtp.budget.trace import Trace
 from madtp.run.engine import main
 from madtp.run.output import progress_bar
 from madtp.scoring import metrics
-from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, retrieval_remarks, summary
+from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, summary
 from madtp.shared.weights.hub import is_name
 from utils import rank, world_size
 
@@ -38,7 +38,6 @@ class RetrievalClip(Retrieval):
     name = "retrieval_clip"
     default_config = "configs/retrieval_coco_clip.yaml"
     recipe = "retrieval_clip"
-    loss_weights = {"loss_ita": 1.0, "loss_sim": 0.1, "loss_sim_m": 0.1}
     fresh_image_size = 224
     floor = "of a text CLIP only drops what a batch's longest text does not need, so nearly all has to come from images"
 
@@ -59,9 +58,6 @@ class RetrievalClip(Retrieval):
         from clip.clip import locate, read
 
         return read(locate(path))
-
-    def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
-        return retrieval_remarks(split, dataset, self.config)
 
     def scores(self, model: nn.Module, batch: dict, temperature: float, trace: Trace) -> Tensor:
         """Similarity of every image to every caption of the batch, [I, T]."""

@@ -10,16 +10,16 @@
 On several GPUs: `python -m torch.distributed.run --nproc_per_node=8 --` in place of `python`.
 
 The validation split steers the temperature and chooses the checkpoint; the test split is only reported. Everything else
-is in madtp/scoring/retrieval.py.
+is in madtp/scoring/judged_retrieval.py.
 """
 
 import sys
 
 from madtp.run.engine import main
-from madtp.scoring.retrieval import Retrieval
+from madtp.scoring.judged_retrieval import JudgedRetrieval
 
 
-class RetrievalFlickr(Retrieval):
+class RetrievalFlickr(JudgedRetrieval):
     """Retrieval on Flickr30k."""
 
     name = "retrieval_flickr"

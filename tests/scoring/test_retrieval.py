@@ -15,9 +15,9 @@ from madtp.budget.trace import Trace
 from madtp.method.keep import keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.scoring import reranking
+from madtp.scoring.judged_retrieval import JudgedRetrieval
 from madtp.scoring.metrics import Matches, recall, retrieval_recall
 from madtp.scoring.reranking import PAIRS, pack, pack_ragged
-from madtp.scoring.retrieval import Retrieval
 from madtp.shared.momentum import EMPTY
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval, draw_negatives, gather_states
@@ -70,7 +70,7 @@ class Pictures(Dataset):
         return {"image": self.pixels[index], "caption": caption, "index": torch.tensor(index)}
 
 
-class Recorded(Retrieval):
+class Recorded(JudgedRetrieval):
     """A task that remembers what it judged."""
 
     name = "retrieval"
