@@ -128,35 +128,34 @@ def in_the_end(results: Results, *columns: str) -> str:
 
 
 def without_training(records: Sequence[dict], columns: Sequence[str]) -> str:
-    """A row for each method, a column for each TASK:P."""
+    """A row for the dense model and for each method, a column for each TASK:P."""
     asked = [(task, float(p)) for task, p in (column.split(":") for column in columns)]
-    found = {(r["task"], r["p"], r["method"], r["seed"]): r for r in records}
-    rows = [
-        [METHODS[method].title, *(as_it_is(list(cells(found, task, p, method)), task, found) for task, p in asked)]
-        for method in dict.fromkeys(method for _, p, method, _ in found if p)
-    ]
+    whole = {
+        task: {r["seed"]: r["untuned"]["score"] for r in records if (r["task"], r["p"]) == (task, 0)}
+        for task, _ in asked
+    }
+    rows = [["dense", *(spread([*whole[task].values()]) for task, _ in asked)]]
+    for method in dict.fromkeys(r["method"] for r in records if r["p"]):
+        own = ([r for r in records if (r["task"], r["p"], r["method"]) == (task, p, method)] for task, p in asked)
+        shown = (as_it_is(found, whole[task]) for found, (task, _) in zip(own, asked, strict=True))
+        rows.append([METHODS[method].title, *shown])
     return table(["", *(column(task, p) for task, p in asked)], rows)
 
 
-def cells(found: dict[tuple, dict], task: str, p: float, method: str) -> Iterable[dict]:
-    """The records of a method at a cost."""
-    return (record for key, record in found.items() if key[:3] == (task, p, method))
-
-
-def as_it_is(records: list[dict], task: str, found: dict[tuple, dict]) -> str:
-    """The score, of how much, and the shape of the schedule."""
+def as_it_is(records: Sequence[dict], dense: dict[int, float]) -> str:
+    """The score, beside that of the dense models by seed where they are of fewer seeds, and the schedule's shapes."""
     if not records:
         return NOT_RUN
     reached = {record["seed"]: record for record in records if "untuned" in record}
     if not reached:
         return OUT
-    whole = (record for record in cells(found, task, 0.0, "dense") if record["seed"] in reached)
-    dense = mean(record["untuned"]["score"] for record in whole)
-    notes = [f"{len(reached)} of {len(records)}"] * (len(reached) < len(records))
-    shapes = sorted({f"{record['shape']:g}" for record in reached.values() if "shape" in record}, key=float)
-    notes += [f"shape {', '.join(shapes)}"] * bool(shapes)
     score = spread([record["untuned"]["score"] for record in reached.values()])
-    return f"{score} of {dense:.1f}" + f" ({'; '.join(notes)})" * bool(notes)
+    if reached.keys() != dense.keys():
+        score += f" of {mean(dense[seed] for seed in reached):.1f}"
+    shapes = sorted({f"{record['shape']:g}" for record in reached.values() if "shape" in record}, key=float)
+    notes = [f"{len(reached)} of {len(records)}"] * (len(reached) < len(records))
+    notes += [f"*b* {', '.join(shapes)}"] * bool(shapes)
+    return score + f" ({'; '.join(notes)})" * bool(notes)
 
 
 def left(results: Results, task: str, method: str, p: str, tower: str) -> str:
@@ -223,14 +222,14 @@ def changed(results: Results, title: str, what: str, names: list[str], tasks: It
 
 def unequal(results: Results) -> str:
     """Methods some seed of which misses the cost asked for by more than a hundredth of it."""
-    lines = []
+    rows = []
     for task, method in product(TASKS, METHODS):
         for p in results.ratios(task):
             percents = [final(record)["percent"] for record in results.of(task, method, p).values()]
             if any(abs(percent / 100 - (1 - p)) > ALLOWED * (1 - p) for percent in percents):
                 found = ", ".join(f"{percent:.1f}" for percent in percents)
-                lines.append(f"- {column(task, p)}, {METHODS[method].title}: {found}")
-    return "\n".join(lines) or "None."
+                rows.append([column(task, p), METHODS[method].title, found])
+    return table(["task, cost", "method", "% of dense GFLOPs, seed by seed"], rows) if rows else "None."
 
 
 def lost_in_paper(results: Results, method: str, p: str) -> str:
@@ -247,11 +246,11 @@ def missing(results: Results) -> str:
     for cell in (cell for task in TASKS for cell in plan(task)):
         if cell.name not in results.known:
             left.setdefault((cell.task, cell.p), {}).setdefault(cell.method, set()).add(cell.seed)
-    lines = []
+    rows = []
     for (task, p), methods in sorted(left.items()):
         names = [title(method) + seeds_in_brackets(seeds) for method, seeds in methods.items()]
-        lines.append(f"- {column(task, p)}: {'; '.join(names)}")
-    return "\n".join(lines) or "Nothing: the plan is complete."
+        rows.append([column(task, p), "; ".join(names)])
+    return table(["task, cost", "not run"], rows) if rows else "Nothing: the plan is complete."
 
 
 def title(method: str) -> str:

@@ -149,7 +149,7 @@ def test_the_report_says_what_the_results_say(small, tmp_path, monkeypatch, caps
     assert (
         "| MADTP | out of reach |" in text
         and "| random |" not in text
-        and "- captions, 70 %: MADTP; MADTP, kept" in text
+        and "| captions, 70 % | MADTP; MADTP, kept" in text
     )
     assert (tmp_path / "results" / "tokens_caption.png").stat().st_size > 1000
     words.write_text("{nonsense caption}")
@@ -183,8 +183,9 @@ def test_what_is_pruned_as_it_is_stands_beside_dense():
     assert report.as_they_are(SimpleNamespace(as_they_are=known), "vqa:0.5", "vqa:0.7").splitlines() == [
         "|  | VQA, 50 % | VQA, 30 % |",
         "| --- | --- | --- |",
-        "| coverage | 89.5 of 90.0 (shape 0.25) | not run |",
-        "| MADTP | 60.0 of 90.0 | out of reach |",
+        "| dense | 90.0 | 90.0 |",
+        "| coverage | 89.5 (*b* 0.25) | not run |",
+        "| MADTP | 60.0 | out of reach |",
     ]
     known += [
         record("dense", 0.0, 2, untuned={"score": 80.0}),
@@ -192,7 +193,7 @@ def test_what_is_pruned_as_it_is_stands_beside_dense():
         record("madtp", 0.5, 2, out_of_reach="T"),
     ]
     *_, coverage, madtp = report.in_the_end(SimpleNamespace(in_the_end=known), "vqa:0.5").splitlines()
-    assert coverage == "| coverage | 84.5 ± 7.1 of 85.0 (shape 0.1, 0.25) |"
+    assert coverage == "| coverage | 84.5 ± 7.1 (*b* 0.1, 0.25) |"
     assert madtp == "| MADTP | 60.0 of 90.0 (1 of 2) |"
 
 
@@ -239,7 +240,7 @@ def test_every_method_is_held_against_madtp_on_the_seeds_that_both_reach(found):
 
 
 def test_costs_that_miss_are_listed(found):
-    assert report.unequal(found) == "- NLVR2, 50 %, static, by class attention: 48.0, 48.0, 48.0"
+    assert report.unequal(found).splitlines()[2:] == ["| NLVR2, 50 % | static, by class attention | 48.0, 48.0, 48.0 |"]
 
 
 @pytest.mark.parametrize("task", cells.TASKS)
