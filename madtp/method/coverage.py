@@ -75,11 +75,6 @@ def choose(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
     return exchange(cosine, significance, medoids(cosine, significance, kept))
 
 
-def uncovered(cosine: Tensor, significance: Tensor, kept: Tensor) -> Tensor:
-    """The objective, sum_j S_j (1 - max over kept i of cos(x_i, x_j)), of every sample: [B]."""
-    return (significance * (1 - take(cosine, kept).amax(dim=1))).sum(dim=1)
-
-
 def peaks(cosine: Tensor, significance: Tensor, keep: int) -> Tensor:
     """The n largest S_j d_j, with d_j the distance to the nearest token that is more important: [B, n]."""
     order = (significance * distances(cosine, significance)).argsort(dim=1, descending=True, stable=True)

@@ -80,10 +80,6 @@ class Task(ABC):
         """What a checkpoint holds, see `checkpoint.read`."""
         return checkpoint.read(path)
 
-    def stored(self, path: str) -> Stored:
-        """How the model of a checkpoint prunes."""
-        return Stored.of(self.read(path))
-
     def adopt(self, evaluate: bool = False, own_size: bool = False) -> Stored:
         """Takes into the configuration what the checkpoint that it names says of its own architecture.
 
