@@ -20,8 +20,8 @@ from madtp.method.errors import UserError
 from madtp.method.rules import setting
 from madtp.shared.files import prepare_output, write_atomic
 from madtp.shared.weights import transformers_export as export
-from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import CONFIG, WHOLE
+from madtp.shared.weights.stored import Stored
 from models.blip import VIT_SIZES
 from transform.pictures import MEAN, STD
 

@@ -29,8 +29,8 @@ from madtp.run.task import Task
 from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
 from madtp.shared.weights.architecture import shown
-from madtp.shared.weights.checkpoint import Stored
 from madtp.shared.weights.folders import located
+from madtp.shared.weights.stored import Stored
 from madtp.shared.weights.transformers_models import check_kind, task_of
 from utils import set_seed
 

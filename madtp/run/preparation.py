@@ -29,7 +29,7 @@ from madtp.run.precision import announce_precision, inference, precision, settle
 from madtp.run.resume import Progress, State, settings, stopped_amp
 from madtp.run.task import Task
 from madtp.run.texts import refuse_long_texts
-from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.stored import Stored
 from utils import set_seed
 
 logger = logging.getLogger(__name__)

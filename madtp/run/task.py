@@ -14,7 +14,7 @@ from madtp.budget.trace import Trace
 from madtp.method.errors import UserError
 from madtp.run.output import progress_bar
 from madtp.shared.weights import architecture, checkpoint, hub
-from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.stored import Stored
 from madtp.shared.weights.transformers_models import class_of, task_of
 
 

@@ -12,7 +12,7 @@ from clip.model import Sizes
 from madtp.__main__ import main
 from madtp.look.export import left_behind
 from madtp.shared.weights import architecture, checkpoint
-from madtp.shared.weights.checkpoint import Stored
+from madtp.shared.weights.stored import Stored
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from models.blip_retrieval import blip_retrieval

@@ -14,7 +14,8 @@ from madtp.run import engine
 from madtp.run.engine import main, prepare, write_epoch
 from madtp.run.flags import parse
 from madtp.run.schedule import find_shape
-from madtp.shared.weights.checkpoint import Stored, read
+from madtp.shared.weights.checkpoint import read
+from madtp.shared.weights.stored import Stored
 from tests.miniature import make_data, write_config
 from tests.run.test_distributed import common
 

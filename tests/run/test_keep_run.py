@@ -7,7 +7,8 @@ import torch
 
 from compress_nlvr_dtp import NLVR
 from madtp.run.engine import main
-from madtp.shared.weights.checkpoint import Stored, read
+from madtp.shared.weights.checkpoint import read
+from madtp.shared.weights.stored import Stored
 from tests.miniature import make_data, write_config
 from tests.run.test_distributed import common
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from madtp.shared.weights import architecture, checkpoint
-from madtp.shared.weights.checkpoint import Stored
 from utils import UserError
 
 
@@ -100,6 +99,12 @@ class TestRead:
         with pytest.raises(UserError, match="model.pth: its temperature is .*, expected a number") as error:
             checkpoint.read(path)
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+    @pytest.mark.parametrize("shape", [0.0, -1.0, float("inf"), float("nan"), 1, "early"])
+    def test_a_shape_that_no_schedule_has(self, path, shape):
+        torch.save({"model": {"weight": torch.ones(2)}, "shape": shape}, path)
+        with pytest.raises(UserError, match="model.pth: its shape is .*, expected a number above 0"):
+            checkpoint.read(path)
 
     @pytest.mark.parametrize(
         "content", [[torch.ones(2)], {}, {"model": {}}, {"model": {"width": 3}}, {"epoch": 3}, {3: torch.ones(2)}]
@@ -254,30 +259,6 @@ def test_a_ratio_gives_back_the_width_that_it_was_made_of():
     """Also 15 of 11, whose quotient is rounded down."""
     pairs = [(hidden, width) for width in range(1, 100) for hidden in range(1, 5 * width)]
     assert all(int(width * architecture.mlp_ratio(hidden, width)) == hidden for hidden, width in pairs)
-
-
-class TestStored:
-    @pytest.mark.parametrize("shape", [0.0, -1.0, float("inf"), float("nan"), 1, "early"])
-    def test_a_shape_that_no_schedule_has(self, path, shape):
-        torch.save({"model": {"weight": torch.ones(2)}, "shape": shape}, path)
-        with pytest.raises(UserError, match="model.pth: its shape is .*, expected a number above 0"):
-            checkpoint.read(path)
-
-    def test_a_model_goes_by_its_own_rule_unless_another_is_named(self):
-        covered, dense = Stored(1.2, "coverage", shape=0.7), Stored(0.0, "coverage", shape=0.7)
-        assert covered.rule(None, 2.0, None) == {"keep": "coverage", "shape": 0.7}
-        assert covered.rule(None, 2.0, None, shape_named=True) == {"keep": "coverage", "shape": 2.0}
-        assert covered.rule("batch", 2.0, 4.0) == {"keep": "batch", "shape": 2.0}
-        assert dense.rule("batch", 2.0, None) == {"keep": "batch", "shape": 2.0}
-        with pytest.raises(UserError, match="--keep sample needs a temperature"):
-            covered.rule("sample", 2.0, None)
-        with pytest.raises(UserError, match="shape is 2, but tokens are kept by batch"):
-            dense.rule("batch", 2.0, None, shape_named=True)
-
-    def test_only_the_rule_batch_minds_its_company(self):
-        assert "batches of 8 and is asked in batches of 4" in Stored(1.0, "batch", 8).other_company(4)
-        for stored in (Stored(1.0, "batch", 4), Stored(1.0), Stored(0.0, "batch", 8), Stored(1.0, "sample", 8)):
-            assert not stored.other_company(4)
 
 
 class TestConvert:

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-StateDict = dict[str, Tensor]
+from madtp.shared.weights.wrappers import StateDict
+
 Table = tuple[tuple[str, str], ...]
 
 MARK = re.compile(r"\[(\d)\]|\^T")
