@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from madtp.budget.trace import LayerTrace, dense_layers
+from madtp.method.rules import COVERAGE
 
 GIGA = 1e9
 
@@ -147,7 +148,7 @@ def pruning(layer: LayerTrace, width: int, sd_dim: int, num_learnable: int, mapp
 
     MADTP's is alignment, threshold and, where tokens go, the merged token, made of those that go.
     """
-    if layer.rule == "coverage":
+    if layer.rule == COVERAGE:
         return covering(layer, width) * layer.scored
     tokens = layer.entered - 1
     alignment = tokens * num_learnable * sd_dim + tokens * width * sd_dim * mapped

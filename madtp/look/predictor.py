@@ -71,9 +71,8 @@ class Predictor:
 
     @property
     def rule(self) -> dict:
-        """By which rule the model prunes: `keep` and, where it has a schedule, `shape`."""
-        keep = self.task.config["keep"]
-        return {"keep": keep, **({"shape": self.model.keep.shape} if keep == COVERAGE else {})}
+        """By which rule the model prunes."""
+        return self.task.rule(self.model)
 
     def at(self, temperature: float) -> str:
         """How much is pruned at a temperature, for people to read."""

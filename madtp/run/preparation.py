@@ -81,9 +81,8 @@ class Run:
 
     @property
     def rule(self) -> dict:
-        """By which rule the model prunes, as logs and checkpoints say it."""
-        keep = self.model.keep if self.config["keep"] == COVERAGE else None
-        return {"keep": self.config["keep"], **({} if keep is None else {"shape": keep.shape})}
+        """By which rule the model prunes."""
+        return self.task.rule(self.model)
 
     def pruned_at(self, temperature: float) -> str:
         """How much is pruned at a temperature, for people to read."""

@@ -12,6 +12,7 @@ from madtp.budget.measure import CostMeter, device_of, to_device
 from madtp.budget.processes import all_gather_objects
 from madtp.budget.trace import Trace
 from madtp.method.errors import UserError
+from madtp.method.rules import COVERAGE
 from madtp.run.output import progress_bar
 from madtp.shared.weights import architecture, checkpoint, hub
 from madtp.shared.weights.stored import Stored
@@ -51,6 +52,11 @@ class Task(ABC):
     def weights(self) -> dict[str, float]:
         """Weights of all losses, the configured one of distillation with them."""
         return self.loss_weights | {"loss_distil": self.config["distill"]}
+
+    def rule(self, model: nn.Module) -> dict:
+        """By which rule a model prunes, as logs and checkpoints say it: `keep` and, of a schedule, `shape`."""
+        keep = self.config["keep"]
+        return {"keep": keep, **({"shape": model.keep.shape} if keep == COVERAGE else {})}
 
     def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
         """What about a split makes a score mean something else than one would think, a line for each."""
