@@ -15,11 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from madtp.look import closeup
-from madtp.look.predict import batched, described, pruned_at
+from madtp.look.closeup import draw
+from madtp.look.predict import batched, closeup_of, described, pruned_at
 from madtp.look.predictor import Predictor, load
-from madtp.look.samples import Sample, samples_of
-from madtp.look.views import closeups
+from madtp.look.samples import samples_of
 from madtp.method.errors import UserError
 from madtp.run.scalars import check_installed
 
@@ -84,17 +83,11 @@ def ask(
         numbers = [f"{said['gflops']:.4g}", f"{said['percent']:.1f}", pruned_at(said), f"{said['milliseconds']:.1f}"]
         rows.append([name, said["answer"], *numbers])
     note = predictor.stored._replace(temperature=temperature).other_company(1)
-    return rows, note, drawn(predictor, sample, rows[-1], temperature) if temperature else None
-
-
-def drawn(predictor: Predictor, sample: Sample, row: list, temperature: float) -> Image.Image:
-    """The closeup of a sample; retrieval's with the text that was chosen."""
-    if predictor.retrieves:
-        sample = sample._replace(texts=(row[1],))
-    ((_, batch),) = batched(predictor, [sample])
-    forward, file = predictor.run(batch, temperature, record=True), io.BytesIO()
-    closeup.draw(file, closeups(predictor, batch, forward, [f"{row[1]}   ({row[3]} % of dense)"])[0])
-    return Image.open(file)
+    if not temperature:
+        return rows, note, None
+    file, (_, answer, _, percent, *_) = io.BytesIO(), rows[-1]
+    draw(file, closeup_of(predictor, sample, answer, f"{answer}   ({percent} % of dense)", temperature))
+    return rows, note, Image.open(file)
 
 
 def build(predictors: dict[str, Predictor]):

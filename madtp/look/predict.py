@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from math import inf, isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from madtp.look.predictor import Forward, Predictor, load
 from madtp.look.samples import BadPicture, Sample, as_typed, batch_of, clean_text, find_pictures, samples_of
@@ -24,6 +25,9 @@ from madtp.method.rules import setting
 from madtp.run import config as configuration
 from madtp.shared.files import prepare_output, whole_file
 from transform.pictures import evaluation_transform
+
+if TYPE_CHECKING:
+    from madtp.look.closeup import Closeup
 
 Batch = tuple[list[Sample], dict]
 LeaveOut = Callable[[BadPicture], None]
@@ -253,18 +257,24 @@ def print_json(records: Iterable[dict]) -> None:
 
 
 def visualize(path: str, predictor: Predictor, sample: Sample, row: dict, temperature: float) -> None:
-    """Draws a sample and what was kept of it; retrieval's with the text that was chosen."""
+    """Draws a sample into a file, and what was kept of it."""
     from madtp.look.closeup import draw  # matplotlib takes a second, and is needed here only
+
+    asked = [] if predictor.retrieves else [*sample.texts, "->"]
+    title = f"{' '.join([*asked, row['answer']])}   ({row['percent']:.0f} % of dense)"
+    closeup = closeup_of(predictor, sample, row["answer"], title, temperature)
+    with whole_file(path) as file:
+        draw(file, closeup)
+
+
+def closeup_of(predictor: Predictor, sample: Sample, answer: str, title: str, temperature: float) -> "Closeup":
+    """A sample and what is kept of it; retrieval's with the text that was chosen."""
     from madtp.look.views import closeups
 
     if predictor.retrieves:
-        sample = sample._replace(texts=(row["answer"],))
+        sample = sample._replace(texts=(answer,))
     ((_, batch),) = batched(predictor, [sample])
-    said = [] if predictor.retrieves else ["->", row["answer"]]
-    title = f"{' '.join([*sample.texts, *said])}   ({row['percent']:.0f} % of dense)"
-    (closeup,) = closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])
-    with whole_file(path) as file:
-        draw(file, closeup)
+    return closeups(predictor, batch, predictor.run(batch, temperature, record=True), [title])[0]
 
 
 def prepare_drawing(path: str) -> None:
