@@ -97,6 +97,11 @@ def all_gather_objects(value: object) -> list:
     return gathered
 
 
+def gather_in_order(parts: list[tuple[int, Result]]) -> list[tuple[int, Result]]:
+    """Every process's numbered parts in one list, in the order of their numbers."""
+    return sorted(sum(all_gather_objects(parts), []), key=lambda part: part[0])
+
+
 def from_main(function: Callable[[], Result]) -> Result:
     """What `function` returns on the main process, the only one to call it; the others wait."""
     return all_gather_objects(function() if is_main() else None)[0]

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 
 from madtp.look import charts, paper, runs
-from madtp.look.runs import Run
+from madtp.look.runs import PastRun
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
 from madtp.shared.files import prepare_output, write_atomic
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     print(path)
 
 
-def page(found: Sequence[Run], folders: Sequence[Path]) -> str:
+def page(found: Sequence[PastRun], folders: Sequence[Path]) -> str:
     """The whole page."""
     names = names_of(found)
     tasks = list(dict.fromkeys(run.task for run in found))
@@ -66,14 +66,14 @@ def page(found: Sequence[Run], folders: Sequence[Path]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def names_of(found: Sequence[Run]) -> list[str]:
+def names_of(found: Sequence[PastRun]) -> list[str]:
     """Names of runs: their folders' paths, without what all have in common."""
     folders = [run.folder.resolve() for run in found]
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return [str(folder.relative_to(common)) for folder in folders]
 
 
-def about_task(task: str, found: Sequence[tuple[str, Run]]) -> list[str]:
+def about_task(task: str, found: Sequence[tuple[str, PastRun]]) -> list[str]:
     """The table of a task's runs, and their scores against their costs."""
     points = next(filter(None, (paper.points_for(task, run.config) for _, run in found)), [])
     parts = [f"<h2>{task.replace('_', ' ')}</h2>", table(found)]
@@ -87,7 +87,7 @@ def about_task(task: str, found: Sequence[tuple[str, Run]]) -> list[str]:
     return parts
 
 
-def table(found: Sequence[tuple[str, Run]]) -> str:
+def table(found: Sequence[tuple[str, PastRun]]) -> str:
     """Scores, cost, rule, temperature and speed of the best epochs."""
     scores = list(dict.fromkeys(name for _, run in found for name in run.scores))
     knobs = " or ".join(dict.fromkeys(KNOBS.get(run.keep, "T") for _, run in found))
@@ -119,7 +119,7 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def about_run(name: str, run: Run) -> list[str]:
+def about_run(name: str, run: PastRun) -> list[str]:
     """How a run went, epoch by epoch, its pictures and what it was."""
     parts = [f"<h2>{escape(name)}</h2>"]
     if run.records:
@@ -134,7 +134,7 @@ def about_run(name: str, run: Run) -> list[str]:
     return parts
 
 
-def draw_pictures(run: Run) -> None:
+def draw_pictures(run: PastRun) -> None:
     """Draws test samples of a run that has no pictures of its best model, where it pruned and left a checkpoint."""
     checkpoint = run.folder / "checkpoint_best.pth"
     if not checkpoint.is_file() or not run.best.get("temperature"):

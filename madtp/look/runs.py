@@ -23,7 +23,7 @@ NEEDED = {"percent", "temperature"}  # in every line of a log or an evaluation
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """A folder of output.
 
     Attributes:
@@ -75,7 +75,7 @@ class Run:
         return self.best.get(f"{self.split}_{name}", self.best.get(name))
 
 
-def read(folders: Iterable[str | Path]) -> list[Run]:
+def read(folders: Iterable[str | Path]) -> list[PastRun]:
     """The runs in some folders, or in the folders right below them, of which those that have yet to begin do not count.
 
     Of several in a folder those that cannot be read are named and left out.
@@ -93,7 +93,7 @@ def read(folders: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def _read_all(folders: Iterable[Path]) -> list[Run]:
+def _read_all(folders: Iterable[Path]) -> list[PastRun]:
     runs, faults = [], []
     for folder in folders:
         try:
@@ -119,13 +119,13 @@ def _age(folder: Path) -> float:
     return (folder / "config.yaml").stat().st_mtime
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path) -> PastRun:
     task = configuration.task_of(str(folder / "config.yaml"))
     config = configuration.resolve(str(folder / "config.yaml"), task)
     records, evaluations = (_records(folder / name) for name in FILES)
     if not records and not evaluations:
         raise UserError(f"{folder}: its log is empty; wait for the first epoch to end")
-    return Run(folder, config, records, evaluations[-1] if evaluations else None)
+    return PastRun(folder, config, records, evaluations[-1] if evaluations else None)
 
 
 def _records(path: Path) -> list[dict]:

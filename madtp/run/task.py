@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from madtp.budget.flops import Cost
 from madtp.budget.measure import CostMeter, device_of, to_device
-from madtp.budget.processes import all_gather_objects
+from madtp.budget.processes import gather_in_order
 from madtp.budget.trace import Trace
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
@@ -174,7 +174,7 @@ class Task(ABC):
 
 def gather_predictions(predictions: list[tuple[int, object]], size: int) -> list[tuple[int, object]]:
     """The (index, result) pairs of all processes in the order of the data set, each of its `size` samples once."""
-    everyone = sorted(sum(all_gather_objects(predictions), []), key=lambda prediction: prediction[0])
+    everyone = gather_in_order(predictions)
     if [index for index, _ in everyone] != list(range(size)):
         raise RuntimeError(f"{len(everyone)} predictions do not cover the {size} samples exactly once")
     return everyone

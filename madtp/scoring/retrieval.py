@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from madtp.budget.measure import SPREAD, CostMeter
-from madtp.budget.processes import all_gather_objects
+from madtp.budget.processes import gather_in_order
 from madtp.budget.trace import Trace
 from madtp.run.task import Task
 from madtp.scoring import metrics
@@ -60,8 +60,7 @@ class Retrieval(Task):
 
 def gather_features(parts: list[tuple[int, Tensor]]) -> Tensor:
     """Features of all processes' batches, in order; each batch comes with the number of its first row."""
-    everyone = sorted(sum(all_gather_objects(parts), []), key=lambda part: part[0])
-    return torch.cat([features for _, features in everyone])
+    return torch.cat([features for _, features in gather_in_order(parts)])
 
 
 def matches_of(dataset: Dataset) -> metrics.Matches:

@@ -183,7 +183,7 @@ def fit(
     if unfit := [key for key in missing if not may_stay_fresh(key)]:
         faults = {_part(key): _fault(key, own, state) for key in reversed(unfit)}  # the first one of every part
         faults = _first(reversed(faults.values()), len(unfit), most=5)
-        theirs, ours = task_of(state), task_of(own)
+        theirs, ours = _purpose(state), _purpose(own)
         which = f"it is of {theirs} and the model of {ours}, " if theirs and theirs != ours else ""
         raise UserError(f"{path} does not fit this model: {which}check --config and the checkpoint: {faults}")
     if broken := [key for key in loaded if not _is_finite(state[key])]:
@@ -276,7 +276,7 @@ def by_parts(names: Iterable[str], model: nn.Module) -> str:
     return ", ".join(f"{count} {part}" for part, count in counts.most_common())
 
 
-def task_of(state: Iterable[str]) -> str:
+def _purpose(state: Iterable[str]) -> str:
     """What a model is for, by the names of its weights; nothing where they do not tell."""
     parts = {name.partition(".")[0] for name in state}
     for task, own in TASKS.items():
