@@ -206,7 +206,7 @@ class Masked(Rectangle):
         return Sequences(x[samples], Masked(self.own[samples]))
 
     def to(self, device: str | torch.device) -> "Masked":
-        return Masked(self.own.to(device))
+        return Masked(self.own.to(device), self.together)
 
 
 RECTANGLE, ALONE = Rectangle(), Alone()

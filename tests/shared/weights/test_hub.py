@@ -90,6 +90,14 @@ def test_json_and_safetensors_only(serve):
     }
 
 
+@pytest.mark.parametrize("transformers_too", [False, True])
+def test_weights_of_open_clip_where_there_are_none_for_transformers(serve, transformers_too):
+    names = ["open_clip_model.safetensors", *["model.safetensors"] * transformers_too]
+    serve({"open_clip_config.json": b"{}", **dict.fromkeys(names, b"weights")})
+    folder = hub.fetch("owner/name")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["open_clip_config.json", names[-1]])
+
+
 def test_what_is_there_is_not_fetched_again(serve):
     asked = serve(FILES)
     hub.fetch("owner/name")
