@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 
@@ -38,7 +39,7 @@ class Server(BaseHTTPRequestHandler):
         if path == "/api/models/owner/name?blobs=true":
             return json.dumps({"sha": REVISION, "siblings": [self.listed(name) for name in self.files]}).encode()
         prefix = f"/owner/name/resolve/{REVISION}/"
-        return self.files.get(path.removeprefix(prefix)) if path.startswith(prefix) else None
+        return self.files.get(unquote(path.removeprefix(prefix))) if path.startswith(prefix) else None
 
     def listed(self, name):
         said = self.files.get(f"as said of {name}", self.files[name])
@@ -72,11 +73,15 @@ def serve(monkeypatch, tmp_path):
 FILES = {
     "config.json": b'{"model_type": "blip"}',
     "tokenizer.json": b"{}",
+    "two words.json": b"{}",
     "model.safetensors": b"weights",
     "pytorch_model.bin": b"a pickle",
     "tf_model.h5": b"another",
     "README.md": b"words",
     "onnx/model.safetensors": b"elsewhere",
+    "onnx/config.json": b"{}",
+    "../config.json": b"{}",
+    ".hidden.json": b"{}",
     ".gitattributes": b"",
 }
 
@@ -86,8 +91,9 @@ def test_json_and_safetensors_only(serve):
     folder = hub.fetch("owner/name")
     assert str(folder) == "pretrained/owner/name"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        name: FILES[name] for name in ("config.json", "tokenizer.json", "model.safetensors")
+        name: FILES[name] for name in ("config.json", "tokenizer.json", "two words.json", "model.safetensors")
     }
+    assert [path.name for path in folder.parent.iterdir()] == ["name"]
 
 
 @pytest.mark.parametrize("transformers_too", [False, True])
@@ -130,6 +136,41 @@ def test_no_safetensors(serve):
         hub.fetch("owner/name")
 
 
+def test_a_part_that_the_hub_lacks(serve):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    serve({"model.safetensors.index.json": json.dumps(index).encode(), "model-1.safetensors": b"part 1"})
+    with pytest.raises(UserError, match="owner/name has no safetensors at the hub"):
+        hub.fetch("owner/name")
+
+
+@pytest.mark.parametrize("listing", [{}, {"siblings": ["a.json", {}, {"rfilename": 3}]}])
+def test_a_listing_of_nothing(serve, monkeypatch, listing):
+    serve({})
+    monkeypatch.setattr(Server, "found", lambda server, path: json.dumps(listing).encode())
+    with pytest.raises(UserError, match="owner/name has no safetensors at the hub"):
+        hub.fetch("owner/name")
+
+
+def test_a_listing_that_says_little(serve, monkeypatch):
+    """No revision, no sizes, no digest: what is there is taken for whole."""
+    asked = serve({})
+    siblings = [{"rfilename": "config.json"}, {"rfilename": "model.safetensors", "lfs": None}]
+    listing = json.dumps({"siblings": siblings}).encode()
+    monkeypatch.setattr(Server, "found", lambda server, path: listing if "/api/" in path else b"{}")
+    hub.fetch("owner/name")
+    assert asked[1:] == [f"/owner/name/resolve/main/{name}" for name in ("config.json", "model.safetensors")]
+    hub.fetch("owner/name")
+    assert len(asked) == 4
+
+
+def test_a_file_of_another_size_is_fetched_again(serve):
+    serve(FILES)
+    config = hub.fetch("owner/name") / "config.json"
+    config.write_bytes(b"half of it")
+    hub.fetch("owner/name")
+    assert config.read_bytes() == FILES["config.json"]
+
+
 def test_other_bytes_are_not_kept(serve, tmp_path):
     serve(FILES | {"as said of model.safetensors": b"WEIGHTS"})
     with pytest.raises(UserError, match="7 bytes with other contents than published; try again"):
@@ -137,13 +178,15 @@ def test_other_bytes_are_not_kept(serve, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pretrained/owner/name").iterdir()) == [
         "config.json",
         "tokenizer.json",
+        "two words.json",
     ]
 
 
 def test_no_such_repository(serve):
     serve(FILES)
     with pytest.raises(
-        UserError, match="cannot fetch repository owner/other from .*: there is no such thing, or it wants a login"
+        UserError,
+        match="cannot fetch repository owner/other from http://[^/]*/api/.*: there is no such thing, or it wants a login",
     ):
         hub.fetch("owner/other")
 
@@ -180,11 +223,14 @@ def test_names():
     assert hub.is_name("Salesforce/blip-vqa-base") and hub.is_name("openai/clip-vit-large-patch14-336")
 
 
-@pytest.mark.parametrize(
-    "path", ["pretrained/model_base_nlvr.pth", "model", "a/b/c", "../model", "./model", "/model", "a/model.pt"]
-)
+@pytest.mark.parametrize("path", ["model", "a/b/c", "../model", "./model", "/model", "a/.model", "a/mo..del", "a/b c"])
 def test_paths_are_no_names(path):
     assert not hub.is_name(path)
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt", "bin", "ckpt", "safetensors", "json"])
+def test_files_are_no_names(ending):
+    assert not hub.is_name(f"pretrained/model_base.{ending}")
 
 
 def test_a_name_that_was_not_fetched(serve):
