@@ -184,10 +184,8 @@ def test_other_bytes_are_not_kept(serve, tmp_path):
 
 def test_no_such_repository(serve):
     serve(FILES)
-    with pytest.raises(
-        UserError,
-        match="cannot fetch repository owner/other from http://[^/]*/api/.*: there is no such thing, or it wants a login",
-    ):
+    says = "cannot fetch repository owner/other from http://[^/]*/api/.*: there is no such thing, or it wants a login"
+    with pytest.raises(UserError, match=says):
         hub.fetch("owner/other")
 
 
