@@ -10,6 +10,7 @@ from madtp.run.keys import TASK_KEYS
 
 PATH = {"type": named_path}
 FOLDER = PATH | {"metavar": "FOLDER"}
+KEYS = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
 WEIGHTS = "file of weights, folder of a run or of transformers, or name of a published CLIP"
 # What `towers` writes anew: BLIP's tasks.
 CONFIGS = [own_file(f"configs/{name}.yaml") for name in "nlvr caption_coco vqa retrieval_coco retrieval_flickr".split()]
@@ -53,21 +54,25 @@ def predict(parser: ArgumentParser) -> None:
     flag("--json", action="store_true", help="print a JSON list instead")
 
 
-def which_model(parser: ArgumentParser) -> None:
-    """Which model is asked, and how it prunes."""
+def which_checkpoint(parser: ArgumentParser) -> None:
+    """Which weights, and of what model."""
     flag = parser.add_argument
     flag("--checkpoint", **PATH, required=True, help=WEIGHTS)
     flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
     flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
+
+
+def which_model(parser: ArgumentParser) -> None:
+    """Which model is asked, and how it prunes."""
+    which_checkpoint(parser)
+    flag = parser.add_argument
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, help="or coverage's amount, instead of the checkpoint's; 0 is dense")
     how.add_argument(
         "--p", type=float, help="share of the GFLOPs to remove; the temperature is found for the first samples"
     )
     flag("--device", default="", help="cpu, cuda or cuda:NUMBER; the GPU if there is one")
-    flag(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
-    )
+    flag("--set", **KEYS, help="override keys of the configuration")
 
 
 def visualize(parser: ArgumentParser) -> None:
@@ -150,13 +155,9 @@ def towers(parser: ArgumentParser) -> None:
 
 def export(parser: ArgumentParser) -> None:
     """Which model, and where it goes."""
+    which_checkpoint(parser)
     flag = parser.add_argument
-    flag("--checkpoint", **PATH, required=True, help=WEIGHTS)
-    flag("--task", choices=list(SCRIPTS), default="", help="what the checkpoint is for, if no configuration says it")
-    flag("--config", default="", help="YAML file; the one beside the checkpoint, or else the task's own")
-    flag(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the configuration"
-    )
+    flag("--set", **KEYS, help="override keys of the configuration")
     flag("--output_dir", **FOLDER, required=True, help="where the files go")
 
 
@@ -164,7 +165,7 @@ def check(parser: ArgumentParser) -> None:
     """Which data."""
     flag = parser.add_argument
     flag("--config", **PATH, required=True, help="YAML file")
-    flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
+    flag("--set", **KEYS, help="override its keys")
     flag("--task", choices=["nlvr", *TASK_KEYS], help="that the file is for, where its keys do not tell")
     flag("--num_workers", type=int, default=4 * (os.cpu_count() or 1), help="threads to read images")
 
@@ -173,6 +174,6 @@ def answers(parser: ArgumentParser) -> None:
     """Whose answers count, and where the list goes."""
     flag = parser.add_argument
     flag("--config", **PATH, default=own_file("configs/vqa.yaml"), help="names ann_root and train_files")
-    flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override its keys")
+    flag("--set", **KEYS, help="override its keys")
     flag("--out", **PATH, help="file to write, instead of answer_list.json in ann_root")
     flag("--least", type=int, default=9, help="questions that an answer needs (9)")
