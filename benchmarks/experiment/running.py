@@ -143,7 +143,8 @@ def schedule(run: Run, split: str, share: float, shape: float | None = None) -> 
     if not hasattr(run.model.keep, "shape"):
         return {}
     shape = shape or find_shape(run, CalibrationSample(run.loaders[split], STEERING), share)
-    return {"shape": set_shape(run, shape).shape}
+    set_shape(run.model, shape)
+    return {"shape": shape}
 
 
 def changed_afterwards(run: Run, temperature: float) -> dict:

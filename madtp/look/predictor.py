@@ -154,7 +154,7 @@ class Predictor:
             return 0.0
         known: list[Trace] = []
         if self.rule["keep"] == COVERAGE and self.task.config["shape"] is None:
-            set_shape(self, find_shape(self, _Asked(self, batches, known), 1 - p))
+            set_shape(self.model, find_shape(self, _Asked(self, batches, known), 1 - p))
         start = self.stored.temperature or 1.0
         return calibrate(lambda temperature: self.share(batches, temperature, known), 1 - p, start, tolerance=0.01)
 
