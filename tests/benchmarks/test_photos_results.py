@@ -62,6 +62,32 @@ def test_seeds_are_averaged_photo_by_photo_before_methods_are_compared(tmp_path)
     assert report.comparisons(found) == "6", "on both splits"
 
 
+def test_three_rules_stand_beside_each_other_before_and_after_fine_tuning(tmp_path):
+    """What is out of reach, or was not run, is said; a row that nobody ran is left out."""
+    given = {("dense", "", 0.0): [50, 40], ("coverage", "searched", 0.5): [40, 30], ("tome", "searched", 0.5): None}
+    given |= {("image", "", 0.7): [20, 20]}
+    before, after = [], []
+    for (rule, schedule, p), photos in given.items():
+        cell, tuned = cells.Cell("vqa", "val", rule, schedule, p), cells.Tuned("vqa", "val", rule, schedule, p, 1, 100)
+        line = {"task": "vqa", "split": "val", "rule": rule, "schedule": schedule, "p": p, "seed": 1, "steps": 100}
+        line |= {"percent": 100 - 100 * p, "image_percent": 100 - 100 * p}
+        scored = {} if photos is None else {"photos": photos, "scores": {"accuracy": sum(photos) / 2}}
+        before.append(line | {"name": cell.name} | scored)
+        after += [line | {"name": tuned.name} | scored] * (rule in ("dense", "coverage"))
+    for name, written in (("photos_vqa", before), ("photos_vqa_tuned", after)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
+    found = Results(tmp_path, tmp_path)
+    assert report.three_rules(found).splitlines()[2:] == [
+        "| questions, accuracy | 50 % | no | 45.0 | 35.0 | out of reach | not run | — | not run |",
+        "| questions, accuracy | 50 % | yes | 45.0 | 35.0 | not run | not run | not run | not run |",
+        "| questions, accuracy | 30 % | no | 45.0 | not run | not run | 20.0 | not run | not run |",
+    ]
+    shown = report.compared(found, "vqa", "0.5")
+    assert "| coverage, searched | 50.0 | 50.0 | 35.0 |" in shown and shown.endswith(
+        "\n\nOut of reach: ToMe, searched."
+    )
+
+
 @pytest.mark.parametrize(
     "gap, said",
     [((0.5, 0.1, 1), "ahead"), ((0.5, -0.9, 2), "not below"), ((0, -1.1, 1), "undecided"), ((-1, -2, -0.1), "behind")],
