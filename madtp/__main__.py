@@ -12,10 +12,9 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from madtp.method.errors import Flags, UserError, as_user_error
-from madtp.shared.files import no_checkpoint, print_any_text
+from madtp.shared.files import ENDINGS, no_checkpoint, print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
-WEIGHTS = (".pth", ".pt", ".bin", ".safetensors")  # other names may stand for folders, or be those of published models
 PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
 INSTALLED = ("madtp.method.", "madtp.budget.", "madtp.shared.")  # what does without the rest
 
@@ -162,8 +161,9 @@ def perform(name: str, words: Sequence[str]) -> int:
 
 def refuse_missing(checkpoints: str | Sequence[str]) -> None:
     """Raises a UserError about a file of weights that is not there, before anything slow is imported to read it."""
+    # Other names may stand for folders, or be those of published models.
     for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
-        if path.endswith(WEIGHTS) and not Path(path).exists():
+        if path.endswith(ENDINGS) and not Path(path).exists():
             raise no_checkpoint(path, "--checkpoint")
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from madtp.method.errors import UserError
 
+ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # of files of weights
 POINTER = b"version https://git-lfs"  # the beginning of a file that stands for one that Git LFS was to fetch
 FETCH = "a pointer of Git LFS: run `git lfs pull` in its folder"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from madtp.method.errors import UserError
-from madtp.shared.files import read_json
+from madtp.shared.files import ENDINGS, read_json
 from madtp.shared.weights import hub, open_clip_models
 from madtp.shared.weights.reading import AGAIN, read_file, weight_map
 from madtp.shared.weights.wrappers import plain
@@ -75,7 +75,7 @@ def _deeper(folder: Path, most: int = 3) -> list[str]:
         path.parent if path.name in (CONFIG, *WHOLE, *RUN) else path
         for pattern in ("*", "*/*", "*/*/*")
         for path in sorted(folder.glob(pattern))
-        if path.name == CONFIG or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+        if path.name == CONFIG or path.suffix in ENDINGS
     }
     models = [path for path in found if (path / CONFIG).is_file() or (path / BEST).is_file()]
     return sorted(map(str, models or found))[:most]

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from madtp.method.errors import UserError, excerpt
+from madtp.shared.files import ENDINGS
 from madtp.shared.weights import fetching
 from madtp.shared.weights.reading import weight_map
 
@@ -22,7 +23,7 @@ HUB = "https://huggingface.co"
 FOLDER = "pretrained"
 WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 INDEX = "model.safetensors.index.json"
-FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".json")  # endings of files, which no repository's name has
+FILES = (*ENDINGS, ".json")  # which end no repository's name
 
 
 def is_name(name: str) -> bool:
