@@ -13,15 +13,15 @@ from madtp.method.pruning import own_tokens
 from tests.golden.fill import seeded
 
 LONGEST = 9
-EQUAL, UNEQUAL = [LONGEST] * 4, [LONGEST, 6, LONGEST, 3]
+EQUAL, UNEQUAL = [LONGEST] * 4, [LONGEST, 6, LONGEST, 6]
 
 
-def masked(x, counts):
-    return Sequences(x, Masked(own_tokens(torch.tensor(counts), LONGEST)))
+def masked(x, counts, together=1):
+    return Sequences(x, Masked(own_tokens(torch.tensor(counts), LONGEST), together))
 
 
-def packed(x, counts):
-    return Packed.of(x, None if counts == EQUAL else own_tokens(torch.tensor(counts), LONGEST))
+def packed(x, counts, together=1):
+    return Packed.of(x, None if counts == EQUAL else own_tokens(torch.tensor(counts), LONGEST), together)
 
 
 WAYS = {
@@ -151,6 +151,7 @@ def test_attention_is_that_of_every_sample_alone(given, causal, padded):
     mask = own_tokens(torch.tensor([7, 1, 9, 2]), LONGEST) if padded else None  # padding of a text's own
     output, scores = layout.attend(*own_heads(x), mask, causal, scores=True)
     found = of_each(Sequences(output.transpose(1, 2).flatten(2), layout))
+    assert scores.self_attention.shape == scores.cls_attention.shape == (4, LONGEST - 1)
     for number, sample in enumerate(samples):
         own = None if mask is None else mask[[number], : len(sample)]
         expected, own_scores = RECTANGLE.attend(*own_heads(sample[None]), own, causal, scores=True)
@@ -183,18 +184,16 @@ def test_pruning_is_that_of_every_sample_alone(way, temperature, protects, toget
     make, counts = WAYS[way]
     x, (scores, alignment, own) = seeded(0, 4, LONGEST, 3), scored(counts)
     protected = torch.tensor([[5], [0], [2], [1]]) if protects else None
-    tokens, layout = make(x, counts)
-    layout.together = together
+    tokens, layout = make(x, counts, together)
     aligned = alignment[own].unsqueeze(0) if isinstance(layout, Packed) else alignment
     shortened, after, _ = layout.prune(tokens, scores, aligned, temperature, min_keep, protected)
     found = of_each(Sequences(shortened, after))
     assert after.together == together
     for first in range(4 // together):
         numbers = [first, first + 2][:together]
-        length = min(counts[number] for number in numbers)
-        if all(counts[number] == length for number in numbers):
-            *both_scores, others = (part[numbers, : length - 1] for part in (*scores, alignment))
-            given = x[numbers, :length], AttentionScores(*both_scores), others, temperature, min_keep
-            expected, _, _ = RECTANGLE.prune(*given, None if protected is None else protected[numbers])
-            for number, one in zip(numbers, expected, strict=True):
-                torch.testing.assert_close(found[number], one)
+        length = counts[first]
+        *both_scores, others = (part[numbers, : length - 1] for part in (*scores, alignment))
+        given = x[numbers, :length], AttentionScores(*both_scores), others, temperature, min_keep
+        expected, _, _ = RECTANGLE.prune(*given, None if protected is None else protected[numbers])
+        for number, one in zip(numbers, expected, strict=True):
+            torch.testing.assert_close(found[number], one)

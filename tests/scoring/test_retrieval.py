@@ -18,6 +18,7 @@ from madtp.scoring import reranking
 from madtp.scoring.judged_retrieval import JudgedRetrieval
 from madtp.scoring.metrics import Matches, recall, retrieval_recall
 from madtp.scoring.reranking import PAIRS, pack, pack_ragged
+from madtp.scoring.retrieval import summary
 from madtp.shared.momentum import EMPTY
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval, draw_negatives, gather_states
@@ -150,6 +151,7 @@ def test_every_pair_is_packed_once(counts):
     for pieces in packed:
         lengths = [stop - start for _, start, stop in pieces]
         assert len(pieces) * max(lengths) <= PAIRS and max(lengths) == lengths[0]
+    assert all((len(pieces) + 1) * pieces[0].size > PAIRS for pieces in packed[:-1])  # none has room for another
     ragged = pack_ragged(counts)
     assert [(one.row, text) for pieces in ragged for one in pieces for text in range(one.start, one.stop)] == sorted(
         texts
@@ -246,6 +248,35 @@ def test_cost_of_evaluation_is_that_of_one_sample(model):
         metrics = task.evaluate(model, loader, 0.0)
         task.probe(model, next(iter(loader)), 0.0, trace)
     assert metrics["gflops"] == pytest.approx(task.cost(model, trace)) == pytest.approx(metrics["gflops_dense"])
+
+
+@torch.no_grad()
+def test_cost_of_pruned_evaluation_is_that_of_all_alone(model, monkeypatch):
+    """Every image, every text and every judged pair in a forward pass of its own, by the same meters."""
+    monkeypatch.setattr(reranking, "PAIRS", 5)
+    monkeypatch.setattr(model, "keep", keep_sample)
+    pictures, task = Pictures(), Recorded(3)
+    found = task.evaluate(model, create_loader(pictures, 4, train=False), PRUNING)
+    monkeypatch.setattr(model, "keep", keep_batch)
+    image_meter, text_meter, pair_meter = task.meters(model)
+    texts, states, layers = [model.encode_captions([text]) for text in pictures.texts], [], []
+    for pixels in pictures.pixels:
+        with image_meter.forward(1) as trace:
+            states.append(model.encode_image(pixels[None], PRUNING, trace)[0])
+        layers.append(trace.layers["image"])
+    for text in texts:
+        with text_meter.forward(1) as trace:
+            model.encode_text(*text, PRUNING, trace)
+    for image, judged in task.judged.items():
+        for text in judged:
+            with pair_meter.forward(1) as trace:
+                trace.layers["image"] = layers[image]
+                model.match(*texts[text], states[image], PRUNING, trace)
+    slow = summary(pair_meter, text_meter, image_meter)
+    for name in ("gflops", "gflops_dense", "percent", "percent_p10", "percent_p90"):
+        assert found[name] == pytest.approx(slow[name])
+    for tower in ("image", "text", "multimodal"):
+        assert found["tokens"][tower] == pytest.approx(slow["tokens"][tower])
 
 
 def test_predicts_within_the_batch(model):
