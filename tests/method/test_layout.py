@@ -30,6 +30,7 @@ WAYS = {
     "masked": (masked, UNEQUAL),
     "packed": (packed, UNEQUAL),
     "packed, equally long": (packed, EQUAL),
+    "packed, one with a length of its own": (packed, [LONGEST, 6, LONGEST, 3]),
 }
 
 
@@ -173,6 +174,16 @@ def test_others_attend_to_the_sample_that_they_read(counts, readers):
     for sample, one, output in zip(read, query.split(sizes, dim=2), found, strict=True):
         _, key, value = own_heads(x[sample, : counts[sample]][None])
         torch.testing.assert_close(output, attend(one, key, value)[0])
+
+
+@pytest.mark.parametrize("way", ["rectangle", "masked"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_others_see_what_is_there_and_not_hidden(way, padded):
+    make, counts = WAYS[way]
+    mask = own_tokens(torch.tensor([7, 1, 9, 2]), LONGEST)
+    found = make(seeded(0, 4, LONGEST, 3), counts).layout.seen_from_outside(mask if padded else None, torch.float64)
+    seen = own_tokens(torch.tensor(counts), LONGEST) & (mask | (not padded))
+    assert seen.all() if found is None else found.equal(seen[:, None, None])
 
 
 @pytest.mark.parametrize("way", ["masked", "packed", "packed, equally long"])

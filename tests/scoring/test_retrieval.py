@@ -255,7 +255,7 @@ def test_cost_of_pruned_evaluation_is_that_of_all_alone(model, monkeypatch):
     """Every image, every text and every judged pair in a forward pass of its own, by the same meters."""
     monkeypatch.setattr(reranking, "PAIRS", 5)
     monkeypatch.setattr(model, "keep", keep_sample)
-    pictures, task = Pictures(), Recorded(3)
+    pictures, task = Pictures(5), Recorded(2)
     found = task.evaluate(model, create_loader(pictures, 4, train=False), PRUNING)
     monkeypatch.setattr(model, "keep", keep_batch)
     image_meter, text_meter, pair_meter = task.meters(model)
