@@ -13,7 +13,7 @@ from madtp.method.pruning import own_tokens
 from tests.golden.fill import seeded
 
 LONGEST = 9
-EQUAL, UNEQUAL = [LONGEST] * 4, [LONGEST, 6, LONGEST, 6]
+EQUAL, UNEQUAL, IN_PAIRS = [LONGEST] * 4, [LONGEST, 6, LONGEST, 3], [LONGEST, 6, LONGEST, 6]
 
 
 def masked(x, counts, together=1):
@@ -30,7 +30,8 @@ WAYS = {
     "masked": (masked, UNEQUAL),
     "packed": (packed, UNEQUAL),
     "packed, equally long": (packed, EQUAL),
-    "packed, one with a length of its own": (packed, [LONGEST, 6, LONGEST, 3]),
+    "masked, in pairs": (masked, IN_PAIRS),
+    "packed, in pairs": (packed, IN_PAIRS),
 }
 
 
@@ -186,7 +187,7 @@ def test_others_see_what_is_there_and_not_hidden(way, padded):
     assert seen.all() if found is None else found.equal(seen[:, None, None])
 
 
-@pytest.mark.parametrize("way", ["masked", "packed", "packed, equally long"])
+@pytest.mark.parametrize("way", ["masked, in pairs", "packed, in pairs", "packed, equally long"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 4.0, 30.0])
 @pytest.mark.parametrize("protects, together", [(False, 1), (True, 1), (False, 2)])
 @pytest.mark.parametrize("min_keep", [1, 5])

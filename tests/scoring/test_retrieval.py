@@ -1,24 +1,16 @@
-"""BLIP retrieval: recall and re-ranking against slow forms, negatives, and transformers' model with our weights."""
+"""BLIP retrieval: recall against slow forms, negatives, and transformers' model with our weights."""
 
 import math
-from random import Random
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 from transformers import BlipForImageTextRetrieval
 
-from data.loading import collate, create_loader
+from data.loading import create_loader
 from madtp.budget.flops import paper_table
-from madtp.budget.trace import Trace
-from madtp.method.keep import keep_batch, keep_sample
 from madtp.method.layout import RECTANGLE, Sequences
-from madtp.scoring import reranking
-from madtp.scoring.judged_retrieval import JudgedRetrieval
 from madtp.scoring.metrics import Matches, recall, retrieval_recall
-from madtp.scoring.reranking import PAIRS, pack, pack_ragged
-from madtp.scoring.retrieval import summary
 from madtp.shared.momentum import EMPTY
 from models.blip import blip_decoder
 from models.blip_retrieval import blip_retrieval, draw_negatives, gather_states
@@ -27,64 +19,8 @@ from tests.models.test_golden import CONFIG
 from tests.models.test_transformers_parity import BERT as THEIR_BERT
 from tests.models.test_transformers_parity import IMAGE_SIZE, THEIR_CONFIG, close, our_keys
 from tests.models.test_transformers_parity import VIT as THEIR_VIT
+from tests.scoring.small import PRUNING, SIZES, Pictures, Recorded
 from utils import UserError
-
-SIZES = {
-    "image_size": 64,
-    "vit": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16},
-    "med_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 202,
-        "max_position_embeddings": 64,
-    },
-    "config": {**CONFIG, "sd_num": 8, "sd_dim": 32},
-}
-WORDS = "a the red blue dog cat man car is on two left road table".split()
-PRUNING = 64.0  # a temperature at which both towers of the small models prune
-
-
-@pytest.fixture(scope="module")
-def model():
-    return fill(blip_retrieval(**SIZES, embed_dim=16, queue_size=6)).eval().double()
-
-
-class Pictures(Dataset):
-    """Random images with one to four random texts each."""
-
-    collate = staticmethod(collate)
-
-    def __init__(self, size=7):
-        random = Random(0)
-        self.pixels = seeded(1, size, 3, 64, 64).double()
-        self.text_to_image = [image for image in range(size) for _ in range(1 + image % 4)]
-        self.same_images, self.same_texts = range(size), range(len(self.text_to_image))
-        self.texts = [" ".join(random.choices(WORDS, k=random.randint(1, 12))) for _ in self.text_to_image]
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, index):
-        caption = self.texts[self.text_to_image.index(index)]
-        return {"image": self.pixels[index], "caption": caption, "index": torch.tensor(index)}
-
-
-class Recorded(JudgedRetrieval):
-    """A task that remembers what it judged."""
-
-    name = "retrieval"
-
-    def __init__(self, k):
-        self.config = {"batch_size_test": 4, "k_test": k, "alpha": 0.4}
-
-    def metrics(self, predictions, dataset):
-        self.judged = {
-            image: dict(zip(found.texts.tolist(), found.scores, strict=True)) for image, found in predictions
-        }
-        return super().metrics(predictions, dataset)
-
 
 # Recall.
 
@@ -138,156 +74,6 @@ def test_retrieval_recall_by_hand():
     expected |= {"img_r1": 75, "img_r5": 100, "img_r10": 100, "img_r_mean": 275 / 3}
     expected["r_mean"] = (expected["txt_r_mean"] + expected["img_r_mean"]) / 2
     assert scores == pytest.approx(expected)
-
-
-# Re-ranking.
-
-
-@pytest.mark.parametrize("counts", [[3, 3, 3], [1, 700, 2, 256, 257], [40] * 9, [5, 0, 2]])
-def test_every_pair_is_packed_once(counts):
-    packed = pack(counts)
-    texts = [(piece.row, text) for pieces in packed for piece in pieces for text in range(piece.start, piece.stop)]
-    assert sorted(texts) == [(row, text) for row, count in enumerate(counts) for text in range(count)]
-    for pieces in packed:
-        lengths = [stop - start for _, start, stop in pieces]
-        assert len(pieces) * max(lengths) <= PAIRS and max(lengths) == lengths[0]
-    assert all((len(pieces) + 1) * pieces[0].size > PAIRS for pieces in packed[:-1])  # none has room for another
-    ragged = pack_ragged(counts)
-    assert [(one.row, text) for pieces in ragged for one in pieces for text in range(one.start, one.stop)] == sorted(
-        texts
-    )
-    full, last = divmod(sum(counts), PAIRS)
-    assert [sum(piece.size for piece in pieces) for pieces in ragged] == [PAIRS] * full + [last] * (last > 0)
-
-
-@torch.no_grad()
-def slow_evaluation(model, pictures, k, temperature=0.0):
-    """Everything one at a time: features, then the ITM score of every pair that a query or a text wants."""
-    encoded = (model.encode_image(pixels[None], temperature) for pixels in pictures.pixels)
-    states, image_features = zip(*encoded, strict=True)
-    texts = [model.encode_captions([text]) for text in pictures.texts]
-    text_features = [model.encode_text(*text, temperature) for text in texts]
-    similarity = [[(image * text).sum().item() for text in text_features] for image in image_features]
-
-    def score(image, text):
-        return model.match(*texts[text], states[image], temperature)[0, 1].item() + similarity[image][text]
-
-    image_to_text = torch.full((len(states), len(texts)), -math.inf, dtype=torch.float64)
-    text_to_image = torch.full((len(texts), len(states)), -math.inf, dtype=torch.float64)
-    for image, row in enumerate(similarity):
-        for text in sorted(range(len(texts)), key=lambda text: -row[text])[:k]:
-            image_to_text[image, text] = score(image, text)
-    for text in range(len(texts)):
-        for image in sorted(range(len(states)), key=lambda image: -similarity[image][text])[:k]:
-            text_to_image[text, image] = score(image, text)
-    return image_to_text, text_to_image
-
-
-@pytest.mark.parametrize("temperature", [0.0, PRUNING])
-@pytest.mark.parametrize("k, pairs, size", [(3, 256, 4), (3, 2, 4), (4, 5, 3), (100, 7, 1)])
-def test_reranking_equals_pair_by_pair(model, monkeypatch, k, pairs, size, temperature):
-    """Dense, and where every sample keeps its own tokens: then too pairs may go together as they like.
-
-    Of seven images in batches of three the last is alone.
-    """
-    monkeypatch.setattr(reranking, "PAIRS", pairs)
-    monkeypatch.setattr(model, "keep", keep_sample)
-    pictures, task = Pictures(), Recorded(k)
-    with torch.no_grad():
-        metrics = task.evaluate(model, create_loader(pictures, size, train=False), temperature)
-    monkeypatch.setattr(model, "keep", keep_batch)
-    image_to_text, text_to_image = slow_evaluation(model, pictures, k, temperature)
-    wanted = (image_to_text > -math.inf) | (text_to_image.T > -math.inf)
-    either = torch.maximum(image_to_text, text_to_image.T)
-    assert {(image, text) for image, found in task.judged.items() for text in found} == set(
-        map(tuple, wanted.nonzero().tolist())
-    )
-    for image, found in task.judged.items():
-        for text, score in found.items():
-            close(score, either[image, text])
-    expected = retrieval_recall(image_to_text, text_to_image, Matches(pictures.text_to_image))
-    assert {name: metrics[name] for name in expected} == expected
-    assert metrics["percent"] == pytest.approx(100) if temperature == 0 else metrics["percent"] < 90
-
-
-@pytest.mark.parametrize("pairs", [256, 5])
-def test_reranking_with_pruning_equals_repeated_images(model, monkeypatch, pairs):
-    """The slow form gets the same pairs, but an image for each, and none of the repetitions that fill a rectangle."""
-    monkeypatch.setattr(reranking, "PAIRS", pairs)
-    match, forwards = model.match, []
-
-    def checked(input_ids, mask, states, temperature, trace):
-        logits = match(input_ids, mask, states, temperature=temperature, trace=trace)
-        rows = input_ids.view(len(states.tokens), -1, input_ids.shape[1]).tolist()
-        kept = [g + b * len(own) for b, own in enumerate(rows) for g, ids in enumerate(own) if ids not in own[:g]]
-        repeated = states.tokens.repeat_interleave(len(rows[0]), dim=0)
-        slow = Trace()
-        close(logits[kept], match(input_ids[kept], mask[kept], repeated[kept], temperature=temperature, trace=slow))
-        assert [layer.left for layer in slow.layers["multimodal"]] == [
-            layer.left for layer in trace.layers["multimodal"]
-        ]
-        forwards.append((len(rows), len(rows[0]), len(kept)))
-        return logits
-
-    monkeypatch.setattr(model, "match", checked)
-    with torch.no_grad():
-        metrics = Recorded(4).evaluate(model, create_loader(Pictures(), 4, train=False), PRUNING)
-    assert metrics["percent"] < 90
-    assert all(tokens[-1] < tokens[0] for tokens in metrics["tokens"].values())
-    assert set(metrics["tokens"]) == {"image", "text", "multimodal"}
-    assert any(images > 1 for images, _, _ in forwards) and any(
-        images * texts > kept for images, texts, kept in forwards
-    )
-
-
-def test_cost_of_evaluation_is_that_of_one_sample(model):
-    """Dense, where every forward costs the same: mean cost of image, text and pair; and the forward that calibrates."""
-    pictures, task, trace = Pictures(), Recorded(3), Trace()
-    loader = create_loader(pictures, 4, train=False)
-    with torch.no_grad():
-        metrics = task.evaluate(model, loader, 0.0)
-        task.probe(model, next(iter(loader)), 0.0, trace)
-    assert metrics["gflops"] == pytest.approx(task.cost(model, trace)) == pytest.approx(metrics["gflops_dense"])
-
-
-@torch.no_grad()
-def test_cost_of_pruned_evaluation_is_that_of_all_alone(model, monkeypatch):
-    """Every image, every text and every judged pair in a forward pass of its own, by the same meters."""
-    monkeypatch.setattr(reranking, "PAIRS", 5)
-    monkeypatch.setattr(model, "keep", keep_sample)
-    pictures, task = Pictures(5), Recorded(2)
-    found = task.evaluate(model, create_loader(pictures, 4, train=False), PRUNING)
-    monkeypatch.setattr(model, "keep", keep_batch)
-    image_meter, text_meter, pair_meter = task.meters(model)
-    texts, states, layers = [model.encode_captions([text]) for text in pictures.texts], [], []
-    for pixels in pictures.pixels:
-        with image_meter.forward(1) as trace:
-            states.append(model.encode_image(pixels[None], PRUNING, trace)[0])
-        layers.append(trace.layers["image"])
-    for text in texts:
-        with text_meter.forward(1) as trace:
-            model.encode_text(*text, PRUNING, trace)
-    for image, judged in task.judged.items():
-        for text in judged:
-            with pair_meter.forward(1) as trace:
-                trace.layers["image"] = layers[image]
-                model.match(*texts[text], states[image], PRUNING, trace)
-    slow = summary(pair_meter, text_meter, image_meter)
-    for name in ("gflops", "gflops_dense", "percent", "percent_p10", "percent_p90"):
-        assert found[name] == pytest.approx(slow[name])
-    for tower in ("image", "text", "multimodal"):
-        assert found["tokens"][tower] == pytest.approx(slow["tokens"][tower])
-
-
-def test_predicts_within_the_batch(model):
-    """Few enough captions are all judged: the best by score, one pair at a time."""
-    pictures = Pictures()
-    batch = pictures.collate([pictures[index] for index in range(4)])
-    with torch.no_grad():
-        captions = Recorded(3).predict(model, batch, 0.0, Trace())
-        pictures.pixels, pictures.texts = batch["image"], batch["caption"]
-        scores, _ = slow_evaluation(model, pictures, 4)
-    assert captions == [batch["caption"][text] for text in scores.argmax(dim=1)]
 
 
 def test_paper_cost():
