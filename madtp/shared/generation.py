@@ -264,5 +264,6 @@ def penalise(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
     """Probabilities [B, V] with everything outside the nucleus set to 0 (not normalised again)."""
     probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    outside = probabilities.cumsum(dim=-1) - probabilities > top_p
+    share = (probabilities.double() * 2**52).long()  # whole numbers have one sum in any order, also on a GPU
+    outside = share.cumsum(dim=-1) - share > top_p * 2**52
     return torch.zeros_like(logits).scatter(1, order, probabilities.masked_fill(outside, 0))
