@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data.text import clean_caption
-from madtp.budget import flops
-from madtp.budget.trace import Trace, dense_layers
+from madtp.cost import flops
+from madtp.cost.trace import Trace, dense_layers
 from madtp.method.errors import UserError
 from madtp.run.engine import Task, main
 from madtp.scoring import metrics

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from madtp.budget import flops
-from madtp.budget.trace import Trace
+from madtp.cost import flops
+from madtp.cost.trace import Trace
 from madtp.run.engine import Task, main
 from madtp.scoring import metrics
 

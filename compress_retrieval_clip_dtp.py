@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget import flops
-from madtp.budget.measure import CostMeter, device_of
-from madtp.budget.trace import Trace
+from madtp.cost import flops
+from madtp.cost.measure import CostMeter, device_of
+from madtp.cost.trace import Trace
 from madtp.run.engine import main
 from madtp.run.output import progress_bar
 from madtp.scoring import metrics

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget import flops
-from madtp.budget.trace import Trace, dense_layers
+from madtp.cost import flops
+from madtp.cost.trace import Trace, dense_layers
 from madtp.run.engine import Task, main
 from madtp.scoring.vqa_accuracy import FEW, attainable, vqa_accuracy
 

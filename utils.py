@@ -9,7 +9,7 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from madtp.budget.processes import (
+from madtp.cost.processes import (
     all_gather,
     all_gather_objects,
     all_reduce_sum,

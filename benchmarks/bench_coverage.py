@@ -24,9 +24,9 @@ from unittest import mock
 import torch
 
 from benchmarks.timing import arguments, ratio, report, take_turns, timed, told
-from madtp.budget import flops
-from madtp.budget.temperature import calibrate
-from madtp.budget.trace import Trace
+from madtp.cost import flops
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import Trace
 from madtp.method import attention, compiled, coverage, merged
 from madtp.method.keep import Coverage
 from madtp.run.precision import autocast, precision

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import arguments, ratio, timed, told
-from madtp.budget.measure import CostMeter
-from madtp.budget.trace import dense_layers
+from madtp.cost.measure import CostMeter
+from madtp.cost.trace import dense_layers
 from madtp.method.layout import Sequences
 from madtp.scoring.reranking import ImageBatch, judge
 from madtp.shared.generation import beam_search

@@ -24,9 +24,9 @@ import madtp
 from benchmarks.comparison.merging import TOME, Merging
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps
 from benchmarks.timing import arguments, ratio, report, take_turns, told
-from madtp.budget import flops
-from madtp.budget.temperature import calibrate
-from madtp.budget.trace import LayerTrace, Trace
+from madtp.cost import flops
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import LayerTrace, Trace
 from madtp.method.layout import Sequences
 from madtp.shared.layers import Guidance, run_layers
 from madtp.shared.library.layer import part

@@ -21,8 +21,8 @@ from compress_nlvr_dtp import NLVR
 from compress_retrieval_clip_dtp import RetrievalClip
 from compress_retrieval_dtp import RetrievalCOCO
 from compress_vqa_dtp import VQA
-from madtp.budget.temperature import calibrate
-from madtp.budget.trace import Trace
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage, Keep, keep_batch, keep_sample
 from madtp.run import config as configuration
 from madtp.run.optimization import Optimization

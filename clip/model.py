@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.budget.flops import TextShape, VisionShape
-from madtp.budget.trace import Trace
+from madtp.cost.flops import TextShape, VisionShape
+from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores
 from madtp.method.keep import Keep, for_texts, keep_batch

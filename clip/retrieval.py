@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clip.model import CLIP, TEXT_TOWER, Sizes
 from clip.tokenizer import tokenize, words
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import Keep, keep_batch
 from madtp.shared.momentum import MomentumContrast, Views
 

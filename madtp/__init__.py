@@ -4,11 +4,13 @@ The names below are what other people's models build on. Each is imported when i
 """
 
 from importlib import import_module
+from types import ModuleType
+
+from madtp import cost as costs
 
 HOMES = {
     "prune": "shared.library.prune",
     "restore": "shared.library.prune",
-    "cost": "shared.library.prune",
     "picture": "shared.library.picture",
     "attend": "method.attention",
     "prune_tokens": "method.pruning",
@@ -17,12 +19,23 @@ HOMES = {
     "similarity_loss": "method.alignment",
     "keep_batch": "method.keep",
     "keep_sample": "method.keep",
-    "Trace": "budget.trace",
-    "CostMeter": "budget.measure",
-    "calibrate": "budget.temperature",
+    "Trace": "cost.trace",
+    "CostMeter": "cost.measure",
+    "calibrate": "cost.temperature",
 }
 
-__all__ = [*HOMES]
+__all__ = [*HOMES, "cost"]
+
+
+class Costs(ModuleType):
+    """The room `madtp.cost`, which is also a function: the name says both."""
+
+    def __call__(self, model, tower: str | None = None) -> dict:
+        """See `madtp.shared.library.prune.cost`."""
+        return import_module(f"{__name__}.shared.library.prune").cost(model, tower)
+
+
+costs.__class__ = Costs
 
 
 def __getattr__(name: str):

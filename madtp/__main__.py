@@ -16,7 +16,7 @@ from madtp.shared.files import ENDINGS, no_checkpoint, print_any_text
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
 PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
-INSTALLED = ("madtp.method.", "madtp.budget.", "madtp.shared.")  # what does without the rest
+INSTALLED = ("madtp.method.", "madtp.cost.", "madtp.shared.")  # what does without the rest
 
 
 class Command(NamedTuple):
@@ -64,7 +64,7 @@ COMMANDS = {
         "data.demo:run",
         "madtp.look.command_line:demo_data",
     ),
-    "flops": Command("prints the dense GFLOPs of the paper's models", "madtp.budget.flops:run"),
+    "flops": Command("prints the dense GFLOPs of the paper's models", "madtp.cost.flops:run"),
     "convert": Command(
         "converts a data set from its authors' files to those that the tasks read",
         "madtp.look.convert:run",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from madtp.budget.flops import TextShape
-from madtp.budget.trace import Trace
+from madtp.cost.flops import TextShape
+from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores, attend
 from madtp.method.errors import UserError, excerpt

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, BertConfig
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.distillation import Teacher, distillation_loss
 from madtp.method.errors import UserError

@@ -8,7 +8,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.distillation import distillation_loss
 from madtp.method.errors import UserError

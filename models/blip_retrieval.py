@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.budget.processes import all_gather, rank
-from madtp.budget.trace import Trace
+from madtp.cost.processes import all_gather, rank
+from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
 from madtp.method.layout import RECTANGLE, Masked, Sequences
 from madtp.method.merged import Merged

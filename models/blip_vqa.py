@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.distillation import distillation_loss
 from madtp.method.precision import at_least_single

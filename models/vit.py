@@ -7,8 +7,8 @@ import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 
-from madtp.budget.flops import VisionShape
-from madtp.budget.trace import Trace
+from madtp.cost.flops import VisionShape
+from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores
 from madtp.method.keep import Keep, keep_batch

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.comparison.merging import Merger
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from models.vit import VisionTransformer
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.comparison.rules import share
 from benchmarks.comparison.schedules import Scheduled, Steps
-from madtp.budget.trace import LayerTrace
+from madtp.cost.trace import LayerTrace
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
 from madtp.method.pruning import Kept

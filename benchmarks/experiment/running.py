@@ -23,10 +23,10 @@ from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
 from data import create_loader
 from madtp.__main__ import main as command
-from madtp.budget import flops
-from madtp.budget.measure import CalibrationSample
-from madtp.budget.temperature import ClosedLoop, RatioOutOfReach, calibrate
-from madtp.budget.trace import Trace
+from madtp.cost import flops
+from madtp.cost.measure import CalibrationSample
+from madtp.cost.temperature import ClosedLoop, RatioOutOfReach, calibrate
+from madtp.cost.trace import Trace
 from madtp.run import engine
 from madtp.run.engine import Run, Task
 from madtp.run.flags import parse

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.experiment.cells import BATCH, Cell, Places
 from benchmarks.experiment.running import PRECISION, STEERING, cost_on, prepared, schedule, scored, scored_loader
-from madtp.budget.temperature import RatioOutOfReach, calibrate
+from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.run.engine import Run
 from utils import UserError
 

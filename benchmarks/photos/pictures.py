@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.photos.cells import Cell
 from benchmarks.photos.running import Bench
-from madtp.budget.temperature import RatioOutOfReach
-from madtp.budget.trace import Trace
+from madtp.cost.temperature import RatioOutOfReach
+from madtp.cost.trace import Trace
 from madtp.look.pictures import Example, draw_tokens, readable_image
 from madtp.look.survival import Step, follow
 from transform.pictures import MEAN, STD

@@ -25,9 +25,9 @@ from benchmarks.photos.cells import COUNTED, Cell, mergers
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import RERANKING, Photo, Places, read_split
-from madtp.budget import schedule as product
-from madtp.budget.temperature import RatioOutOfReach, calibrate
-from madtp.budget.trace import Trace
+from madtp.cost import schedule as product
+from madtp.cost.temperature import RatioOutOfReach, calibrate
+from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch
 from madtp.method.merged import Merged
 from utils import UserError, set_seed, write_atomic

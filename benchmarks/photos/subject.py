@@ -23,9 +23,9 @@ from benchmarks.photos.machine import Machine
 from benchmarks.photos.reranking import likelihood, reranked
 from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos, similarities
 from benchmarks.photos.world import RERANKING, Photo, Places, answer_list, texts_of
-from madtp.budget import flops
-from madtp.budget.flops import Cost
-from madtp.budget.trace import Trace, dense_layers
+from madtp.cost import flops
+from madtp.cost.flops import Cost
+from madtp.cost.trace import Trace, dense_layers
 from madtp.method.layout import Sequences
 
 # Tokens that costs are counted with: of a caption, of a question, and of an answer.

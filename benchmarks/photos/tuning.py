@@ -25,7 +25,7 @@ from benchmarks.photos.results import SCORE
 from benchmarks.photos.running import Bench, alike, summary
 from benchmarks.photos.training import Batch, Recipe, batches_of, optimizer_of, short, take_step
 from benchmarks.photos.world import Photo, read_split
-from madtp.budget.temperature import RatioOutOfReach
+from madtp.cost.temperature import RatioOutOfReach
 from madtp.method.distillation import Teacher
 from madtp.shared.weights import checkpoint
 from utils import UserError, set_seed

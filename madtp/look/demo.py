@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from madtp.budget.measure import CostMeter, device_of, to_device
+from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.look import machine, pictures
 from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import follow, tokens_of

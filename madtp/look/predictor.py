@@ -12,9 +12,9 @@ from torch import nn
 
 from clip.download import available_models
 from data.vqa_dataset import read_answer_list
-from madtp.budget.measure import CostMeter, to_device, traces
-from madtp.budget.temperature import calibrate
-from madtp.budget.trace import Trace
+from madtp.cost.measure import CostMeter, to_device, traces
+from madtp.cost.temperature import calibrate
+from madtp.cost.trace import Trace
 from madtp.look.recording import TowerImportance, recording
 from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
@@ -132,7 +132,7 @@ class Predictor:
         Args:
             batches: to be answered.
             temperature: or amount.
-            known: what the dense model does to them, see `madtp.budget.measure.traces`.
+            known: what the dense model does to them, see `madtp.cost.measure.traces`.
         """
         spent = dense = 0.0
         with self.inference() as model:

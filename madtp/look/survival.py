@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from madtp.budget.trace import LayerTrace
+from madtp.cost.trace import LayerTrace
 from madtp.method.pruning import Kept
 from madtp.method.rules import COVERAGE
 

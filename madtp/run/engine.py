@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 
-from madtp.budget.measure import device_of, to_device
-from madtp.budget.processes import (
+from madtp.cost.measure import device_of, to_device
+from madtp.cost.processes import (
     all_gather_objects,
     is_main,
     on_any_process,
     rank,
     world_size,
 )
-from madtp.budget.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
+from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
 from madtp.method.errors import UserError, as_user_error
 from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration

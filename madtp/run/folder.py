@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from madtp.budget.processes import from_main, is_main
+from madtp.cost.processes import from_main, is_main
 from madtp.method.errors import UserError
 from madtp.shared.weights.folders import BEST, LAST
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 import torch
 import torch.distributed as dist
 
-from madtp.budget.processes import TIMEOUT, is_distributed
+from madtp.cost.processes import TIMEOUT, is_distributed
 from madtp.method.errors import UserError
 
 USUAL = 20.0  # seconds in which processes meet; after them one is said to wait

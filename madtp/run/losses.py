@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from madtp.budget.processes import all_gather_objects
+from madtp.cost.processes import all_gather_objects
 from madtp.method.errors import UserError
 from madtp.run.optimization import Gradients
 from utils import Meters

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from madtp.budget.measure import SPREAD
-from madtp.budget.processes import is_main
+from madtp.cost.measure import SPREAD
+from madtp.cost.processes import is_main
 from madtp.method.errors import UserError
 from madtp.run.folder import LOG
 from madtp.shared.files import prepare_output, write_atomic

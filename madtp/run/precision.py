@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from madtp.budget.measure import device_of
+from madtp.cost.measure import device_of
 from madtp.shared.inference import prepared
 
 PROCESSOR = Path("/proc/cpuinfo")

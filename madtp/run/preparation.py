@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget.measure import CalibrationSample, device_of
-from madtp.budget.processes import barrier, from_main, is_main, rank, world_size
-from madtp.budget.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
+from madtp.cost.measure import CalibrationSample, device_of
+from madtp.cost.processes import barrier, from_main, is_main, rank, world_size
+from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.distillation import Teacher
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE, setting

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from madtp.budget.measure import device_of
-from madtp.budget.processes import all_gather_objects, barrier, is_main, rank, world_size
+from madtp.cost.measure import device_of
+from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
 from madtp.run.folder import LAST, run_file
 from madtp.run.keys import COMMON_KEYS

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from madtp.budget.processes import is_main
+from madtp.cost.processes import is_main
 from madtp.method.errors import UserError
 
 PROJECT = "madtp"

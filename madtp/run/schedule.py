@@ -12,9 +12,9 @@ from typing import Protocol
 
 from torch import nn
 
-from madtp.budget.measure import CalibrationSample, device_of, to_device
-from madtp.budget.processes import all_reduce_sum
-from madtp.budget.schedule import amounts_for, least_moved, squared_distance
+from madtp.cost.measure import CalibrationSample, device_of, to_device
+from madtp.cost.processes import all_reduce_sum
+from madtp.cost.schedule import amounts_for, least_moved, squared_distance
 from madtp.method.rules import COVERAGE
 from madtp.run.preparation import Run
 from madtp.run.task import Task

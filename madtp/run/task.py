@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget.flops import Cost
-from madtp.budget.measure import CostMeter, device_of, to_device
-from madtp.budget.processes import gather_in_order
-from madtp.budget.trace import Trace
+from madtp.cost.flops import Cost
+from madtp.cost.measure import CostMeter, device_of, to_device
+from madtp.cost.processes import gather_in_order
+from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
 from madtp.run.output import progress_bar

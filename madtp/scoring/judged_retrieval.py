@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget import flops
-from madtp.budget.measure import CostMeter, device_of
-from madtp.budget.processes import rank, world_size
-from madtp.budget.trace import Trace
+from madtp.cost import flops
+from madtp.cost.measure import CostMeter, device_of
+from madtp.cost.processes import rank, world_size
+from madtp.cost.trace import Trace
 from madtp.run.output import progress_bar
 from madtp.run.task import gather_predictions
 from madtp.scoring import metrics, reranking

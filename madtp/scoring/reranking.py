@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from madtp.budget.measure import CostMeter, device_of
-from madtp.budget.trace import LayerTrace
+from madtp.cost.measure import CostMeter, device_of
+from madtp.cost.trace import LayerTrace
 from madtp.method.layout import Sequences
 from madtp.method.packed import Packed
 from madtp.run.output import progress_bar

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from madtp.budget.measure import SPREAD, CostMeter
-from madtp.budget.processes import gather_in_order
-from madtp.budget.trace import Trace
+from madtp.cost.measure import SPREAD, CostMeter
+from madtp.cost.processes import gather_in_order
+from madtp.cost.trace import Trace
 from madtp.run.task import Task
 from madtp.scoring import metrics
 from madtp.shared.momentum import ramped_alpha

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.layout import Sequences
 from madtp.method.pruning import Kept
 

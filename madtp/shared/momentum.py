@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.budget.processes import all_gather
-from madtp.budget.trace import Trace
+from madtp.cost.processes import all_gather
+from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.distillation import Teacher, distillation_loss
 from madtp.method.precision import at_least_single

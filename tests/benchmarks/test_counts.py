@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.comparison.counts import Counted, richness
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage
 from madtp.shared.layers import Guidance
 from tests.golden.fill import seeded

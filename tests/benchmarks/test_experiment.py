@@ -12,8 +12,8 @@ from benchmarks.comparison.methods import METHODS
 from benchmarks.comparison.rules import Whole, by_tower
 from benchmarks.experiment import __main__ as driver
 from benchmarks.experiment import cells, plots, report, results, running
-from madtp.budget.schedule import SHAPES
-from madtp.budget.trace import Trace
+from madtp.cost.schedule import SHAPES
+from madtp.cost.trace import Trace
 from madtp.method.layout import RECTANGLE
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr

@@ -18,7 +18,7 @@ from benchmarks.photos.results import SCORE, best_schedule
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import Places, read_split
 from madtp.__main__ import main as command
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.layout import Sequences
 from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
 

@@ -13,8 +13,8 @@ from clip.clip import preprocess
 from clip.model import CLIP, Sizes
 from clip.retrieval import LARGEST_SCALE, ClipRetrieval
 from compress_retrieval_clip_dtp import RetrievalClip
-from madtp.budget.measure import CalibrationSample
-from madtp.budget.trace import Trace
+from madtp.cost.measure import CalibrationSample
+from madtp.cost.trace import Trace
 from madtp.method.layout import Rectangle, Sequences
 from madtp.run.engine import evaluate, main, prepare
 from madtp.run.flags import parse

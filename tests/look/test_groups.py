@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from madtp.__main__ import main
-from madtp.budget.trace import LayerTrace
+from madtp.cost.trace import LayerTrace
 from madtp.look import closeup, predict
 from madtp.look import pictures as drawing
 from madtp.look.predictor import load

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from madtp.__main__ import main
-from madtp.budget.trace import LayerTrace
+from madtp.cost.trace import LayerTrace
 from madtp.look import app, closeup, paper, predict, runs
 from madtp.look.predictor import load
 from madtp.look.recording import _importance

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from madtp.__main__ import main
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.look import predict
 from madtp.look.predictor import load
 from madtp.look.samples import find_pictures, samples_of

@@ -20,7 +20,7 @@ from compress_nlvr_dtp import NLVR
 from compress_retrieval_clip_dtp import RetrievalClip
 from compress_retrieval_dtp import RetrievalCOCO
 from compress_vqa_dtp import VQA
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import KEEP, keep_batch, keep_sample
 from madtp.method.layout import ALONE, RECTANGLE, Masked
 from madtp.method.packed import Packed

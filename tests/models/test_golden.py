@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from models.blip_vqa import blip_vqa

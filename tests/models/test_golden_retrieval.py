@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from models.blip_retrieval import blip_retrieval
 from tests.golden.fill import fill
 from tests.models.test_golden import BERT, CONFIG, GOLDEN, TEMPERATURES, VIT, close, image_of, texts

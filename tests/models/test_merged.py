@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from madtp.budget.schedule import planned
-from madtp.budget.trace import Trace
+from madtp.cost.schedule import planned
+from madtp.cost.trace import Trace
 from madtp.method import compiled, coverage
 from madtp.method.keep import Coverage
 from madtp.shared.layers import Guidance

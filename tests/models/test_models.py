@@ -8,7 +8,7 @@ import torch
 from timm.layers import DropPath
 from torch.utils.checkpoint import checkpoint
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.distillation import Teacher
 from madtp.method.keep import Coverage
 from madtp.method.layout import Sequences

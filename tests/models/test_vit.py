@@ -4,7 +4,7 @@ import pytest
 import timm.models.vision_transformer as theirs
 import torch
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import Coverage, keep_batch
 from madtp.method.layout import RECTANGLE
 from madtp.shared.layers import Guidance

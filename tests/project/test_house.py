@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("method", "budget", "shared", "run", "scoring", "look")
+ROOMS = ("method", "cost", "shared", "run", "scoring", "look")
 SCRIPTS = {path.stem for path in ROOT.glob("compress_*_dtp.py")}
 
 # Room -> what of ours its files may import. `utils` is what parts outside `madtp` share.
-TOWERS = {"method", "budget", "shared", "transform"}
+TOWERS = {"method", "cost", "shared", "transform"}
 ARROWS = {
     "method": set(),
-    "budget": {"method"},
-    "shared": {"method", "budget"},
-    "run": {"method", "budget", "shared", "utils", "data"},
-    "scoring": {"method", "budget", "shared", "utils", "run", "data", "models"},
-    "look": {"method", "budget", "shared", "utils", "run", "scoring", "data", "transform", "models", "clip", "scripts"},
-    "madtp": {"method", "budget", "shared", "run", "scoring", "look"},
-    "utils": {"method", "budget", "shared"},
+    "cost": {"method"},
+    "shared": {"method", "cost"},
+    "run": {"method", "cost", "shared", "utils", "data"},
+    "scoring": {"method", "cost", "shared", "utils", "run", "data", "models"},
+    "look": {"method", "cost", "shared", "utils", "run", "scoring", "data", "transform", "models", "clip", "scripts"},
+    "madtp": {"method", "cost", "shared", "run", "scoring", "look"},
+    "utils": {"method", "cost", "shared"},
     "transform": set(),
     "data": {"transform", "utils"},
     "models": TOWERS,
     "clip": TOWERS,
-    "scripts": {"method", "budget", "shared", "run", "scoring", "data", "models", "clip", "utils"},
+    "scripts": {"method", "cost", "shared", "run", "scoring", "data", "models", "clip", "utils"},
 }
 
 
@@ -105,8 +105,8 @@ def test_no_circle_among_the_files():
 
 
 def test_a_new_arrow_is_named(monkeypatch):
-    monkeypatch.setitem(ARROWS, "budget", set())
-    with pytest.raises(AssertionError, match=r"madtp\.budget\.\w+ \(budget\) -> madtp\.method\.\w+ \(method\)"):
+    monkeypatch.setitem(ARROWS, "cost", set())
+    with pytest.raises(AssertionError, match=r"madtp\.cost\.\w+ \(cost\) -> madtp\.method\.\w+ \(method\)"):
         test_arrows_run_as_the_table_says()
 
 

@@ -14,7 +14,7 @@ import pytest
 from setuptools.config.pyprojecttoml import load_file
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("method", "budget", "shared")
+ROOMS = ("method", "cost", "shared")
 PROJECT = load_file(ROOT / "pyproject.toml")["project"]
 
 # Pruning in a model of somebody else's, by the functions that the package lends.

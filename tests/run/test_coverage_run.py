@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compress_nlvr_dtp import NLVR
-from madtp.budget.measure import CalibrationSample
-from madtp.budget.schedule import SHAPES
+from madtp.cost.measure import CalibrationSample
+from madtp.cost.schedule import SHAPES
 from madtp.run import engine
 from madtp.run.engine import main, prepare, write_epoch
 from madtp.run.flags import parse

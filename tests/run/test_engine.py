@@ -12,8 +12,8 @@ from compress_caption_dtp import Caption
 from compress_nlvr_dtp import NLVR
 from compress_vqa_dtp import VQA
 from data import create_loader
-from madtp.budget.measure import CalibrationSample, CostMeter
-from madtp.budget.trace import Trace
+from madtp.cost.measure import CalibrationSample, CostMeter
+from madtp.cost.trace import Trace
 from madtp.run.engine import evaluate, main, prepare, qualified_score
 from madtp.run.flags import parse
 from madtp.run.output import flatten

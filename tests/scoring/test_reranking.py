@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.loading import create_loader
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch, keep_sample
 from madtp.scoring import reranking
 from madtp.scoring.metrics import Matches, retrieval_recall

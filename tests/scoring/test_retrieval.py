@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BlipForImageTextRetrieval
 
 from data.loading import create_loader
-from madtp.budget.flops import paper_table
+from madtp.cost.flops import paper_table
 from madtp.method.layout import RECTANGLE, Sequences
 from madtp.scoring.metrics import Matches, recall, retrieval_recall
 from madtp.shared.momentum import EMPTY

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from madtp.budget.trace import Trace
+from madtp.cost.trace import Trace
 from madtp.method.keep import keep_batch
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.pruning import Kept

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madtp.budget import flops
-from madtp.budget.measure import device_of
-from madtp.budget.schedule import SHAPES, amounts_for, least_moved, planned, squared_distance
+from madtp.cost import flops
+from madtp.cost.measure import device_of
+from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned, squared_distance
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.library.adapted import Adapted
 from madtp.shared.library.refusal import refusal

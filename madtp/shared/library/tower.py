@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madtp.budget.flops import TowerShape
+from madtp.cost.flops import TowerShape
 from madtp.method.errors import UserError
 from madtp.method.layout import Sequences
 from madtp.method.merged import Merged, Schedule

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from madtp.budget.processes import is_main
+from madtp.cost.processes import is_main
 from madtp.method.errors import UserError, excerpt
 from madtp.method.rules import BATCH, RULES
 from madtp.shared.files import whole_file

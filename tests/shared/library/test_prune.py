@@ -13,8 +13,8 @@ from timm.layers import set_fused_attn
 from torch import nn
 
 import madtp
-from madtp.budget.schedule import SHAPES, planned
-from madtp.budget.trace import Trace
+from madtp.cost.schedule import SHAPES, planned
+from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
 from madtp.method.keep import Coverage
 from madtp.shared.layers import Guidance

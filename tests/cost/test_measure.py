@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from madtp.budget import measure
-from madtp.budget.measure import CalibrationSample, CostMeter
-from madtp.budget.schedule import squared_distance
+from madtp.cost import measure
+from madtp.cost.measure import CalibrationSample, CostMeter
+from madtp.cost.schedule import squared_distance
 from tests.golden.fill import seeded
 
 BATCHES = [(3, 30, [9, 4, 7]), (5, 20, 11), (2, 30, [30, 16]), (7, 40, 6), (1, 24, [24])]  # samples, tokens, those left

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from madtp.budget.trace import LayerTrace, dense_layers
+from madtp.cost.trace import LayerTrace, dense_layers
 from madtp.method.rules import COVERAGE
 
 GIGA = 1e9

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from madtp.budget.flops import Cost
-from madtp.budget.processes import all_gather_objects, all_reduce_sum, rank, world_size
-from madtp.budget.schedule import planned
-from madtp.budget.trace import Trace
+from madtp.cost.flops import Cost
+from madtp.cost.processes import all_gather_objects, all_reduce_sum, rank, world_size
+from madtp.cost.schedule import planned
+from madtp.cost.trace import Trace
 
 SPREAD = (10, 90)  # percentiles that tell how much samples differ
 

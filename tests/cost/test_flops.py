@@ -11,8 +11,8 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from clip.model import CLIP, Sizes
-from madtp.budget import flops
-from madtp.budget.trace import LayerTrace, Trace
+from madtp.cost import flops
+from madtp.cost.trace import LayerTrace, Trace
 from madtp.method import pruning
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr

@@ -11,8 +11,8 @@ from functools import partial
 
 from torch import Tensor
 
-from madtp.budget.temperature import FIRST_TEMPERATURE, TOLERANCE, RatioOutOfReach, calibrate
-from madtp.budget.trace import LayerTrace
+from madtp.cost.temperature import FIRST_TEMPERATURE, TOLERANCE, RatioOutOfReach, calibrate
+from madtp.cost.trace import LayerTrace
 from madtp.method.merged import Schedule
 from madtp.method.rules import COVERAGE
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from madtp.budget.temperature import RECIPES, TOLERANCE, ClosedLoop, Fixed, Ladder, RatioOutOfReach, calibrate, target
+from madtp.cost.temperature import RECIPES, TOLERANCE, ClosedLoop, Fixed, Ladder, RatioOutOfReach, calibrate, target
 
 
 def smooth(midpoint, ceiling, slope=1.0):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from madtp.budget.flops import TowerShape, tower
-from madtp.budget.schedule import SHAPES, amounts_for, least_moved, planned
-from madtp.budget.temperature import RatioOutOfReach
+from madtp.cost.flops import TowerShape, tower
+from madtp.cost.schedule import SHAPES, amounts_for, least_moved, planned
+from madtp.cost.temperature import RatioOutOfReach
 from madtp.method.coverage import left_by
 from madtp.method.merged import Schedule
 
