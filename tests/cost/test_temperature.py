@@ -6,7 +6,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from madtp.cost.temperature import RECIPES, TOLERANCE, ClosedLoop, Fixed, Ladder, RatioOutOfReach, calibrate, target
+from madtp.cost.temperature import (
+    LOWEST,
+    RECIPES,
+    RESOLUTION,
+    TOLERANCE,
+    ClosedLoop,
+    Fixed,
+    Ladder,
+    RatioOutOfReach,
+    calibrate,
+    target,
+)
 
 
 def smooth(midpoint, ceiling, slope=1.0):
@@ -51,6 +62,12 @@ def test_the_search_asks_no_more_than_it_may(evaluations):
     cost, asked = counted(lambda t: 1.0 if t < 1e4 else 0.5)
     calibrate(cost, 0.7, 1.0, evaluations=evaluations)
     assert len(asked) == len(set(asked)) <= evaluations
+
+
+def test_the_search_ends_where_it_has_closed_in_on_a_step():
+    cost, asked = counted(lambda t: 1.0 if t < 50 else 0.5)
+    assert calibrate(cost, 0.7, 1.0, evaluations=1000) >= 50 and len(asked) < 30
+    assert min(t for t in asked if t >= 50) / max(t for t in asked if t < 50) < RESOLUTION
 
 
 def test_a_warm_start_that_still_fits_costs_one_evaluation():
@@ -109,7 +126,7 @@ def test_slack_moves_the_target_onto_the_ceiling():
 def test_a_cost_that_never_comes_near_dense_ends_the_search_at_the_closest(caplog):
     cost, asked = counted(lambda t: 0.8 + 1e-4 / (1 + t))
     found = cost(calibrate(cost, 0.95, 1.0))
-    assert abs(found - 0.8) < 1e-3 and len(asked) <= 25
+    assert abs(found - 0.8) < 1e-3 and len(asked) <= 25 and min(asked) >= LOWEST
     assert "costs 80.0 %, and a lower one hardly more" in caplog.text
     calibrate(lambda t: 1.0 if t < 10 else 0.5, 0.7, 1.0)
     assert caplog.text.endswith("costs 50.0 %\n")
