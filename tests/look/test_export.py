@@ -125,12 +125,19 @@ def test_there_and_back(exported, task):
 
 def test_their_preprocessing_is_our_evaluations(exported):
     ours, folder = exported("caption")
-    picture = Image.fromarray((seeded(4, 50, 80, 3).sigmoid() * 255).byte().numpy())
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    theirs = processor(images=picture, text="a picture of two cat", return_tensors="pt")
-    own = normalised(evaluation_transform(64)(picture)[None])
-    assert (theirs.pixel_values - own).abs().mean() < 0.02
-    assert theirs.input_ids.tolist() == ours.tokenizer(["a picture of two cat"]).input_ids
+    assert_seen_alike(processor.image_processor)
+    words = processor(text="a picture of two cat", return_tensors="pt").input_ids
+    assert words.tolist() == ours.tokenizer(["a picture of two cat"]).input_ids
+
+
+def assert_seen_alike(processor):
+    """In colour and in gray."""
+    picture = Image.fromarray((seeded(4, 50, 80, 3).sigmoid() * 255).byte().numpy())
+    for given in (picture, picture.convert("L")):
+        theirs = processor(images=given, return_tensors="pt").pixel_values
+        own = normalised(evaluation_transform(64)(given.convert("RGB"))[None])
+        assert theirs.shape == own.shape and (theirs - own).abs().mean() < 0.02
 
 
 class TestClip:
@@ -165,6 +172,7 @@ class TestClip:
         torch.testing.assert_close(text, expected.text_embeds, **CLOSE)
         words, sentences = transformers.CLIPTokenizer.from_pretrained(folder), ["a dog", "Two red cars!", "the sea's"]
         assert words(sentences).input_ids == [row[row > 0].tolist() for row in clip.tokenize(sentences)]
+        assert_seen_alike(transformers.CLIPImageProcessor.from_pretrained(folder))
         again, _ = clip.load(str(folder), "cpu", True, {"sd_num": 6, "sd_dim": 40, "queue_size": 6})
         assert again.sizes == self.SIZES
         assert all(
