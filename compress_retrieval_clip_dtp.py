@@ -27,9 +27,8 @@ from madtp.cost.trace import Trace
 from madtp.run.engine import main
 from madtp.run.output import progress_bar
 from madtp.scoring import metrics
-from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, summary
+from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, own_batches, summary
 from madtp.shared.weights.hub import is_name
-from utils import rank, world_size
 
 
 class RetrievalClip(Retrieval):
@@ -74,7 +73,7 @@ class RetrievalClip(Retrieval):
         images = ((int(batch["index"][0]), batch["image"]) for batch in progress_bar(loader, "images"))
         image = encode(images, lambda inputs, trace: model.encode_image(inputs, temperature, trace), image_meter, model)
         ids = model.encode_captions(dataset.texts)
-        texts = ((start, ids[start : start + size]) for start in range(rank() * size, len(ids), world_size() * size))
+        texts = ((start, ids[start : start + size]) for start in own_batches(len(ids), size))
         text = encode(texts, lambda inputs, trace: model.encode_text(inputs, temperature, trace), text_meter, model)
         return {**self.metrics((image, text), dataset), **summary(text_meter, image_meter)}
 

@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from madtp.cost import flops
 from madtp.cost.measure import CostMeter, device_of
-from madtp.cost.processes import rank, world_size
 from madtp.cost.trace import Trace
 from madtp.run.output import progress_bar
 from madtp.run.task import gather_predictions
 from madtp.scoring import metrics, reranking
-from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, summary
+from madtp.scoring.retrieval import Retrieval, gather_features, matches_of, own_batches, summary
 
 
 class Judged(NamedTuple):
@@ -141,7 +140,7 @@ def encode_texts(
 ) -> Tensor:
     """Features [T, E] of all texts; the processes take batches in turn."""
     features = []
-    for start in progress_bar(range(rank() * batch_size, len(text[0]), world_size() * batch_size), "texts"):
+    for start in progress_bar(own_batches(len(text[0]), batch_size), "texts"):
         input_ids, mask = (values[start : start + batch_size] for values in text)
         with meter.forward(len(mask)) as trace:
             feature = model.encode_text(input_ids, mask, temperature, trace)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from madtp.cost.measure import SPREAD, CostMeter
-from madtp.cost.processes import gather_in_order
+from madtp.cost.processes import gather_in_order, rank, world_size
 from madtp.cost.trace import Trace
 from madtp.run.task import Task
 from madtp.scoring import metrics
@@ -56,6 +56,11 @@ class Retrieval(Task):
 
     def score(self, metrics: dict) -> float:
         return metrics["r_mean"]
+
+
+def own_batches(inputs: int, size: int) -> range:
+    """Where this process's batches of so many inputs begin: the processes take them in turn."""
+    return range(rank() * size, inputs, world_size() * size)
 
 
 def gather_features(parts: list[tuple[int, Tensor]]) -> Tensor:
