@@ -135,13 +135,13 @@ def test_names_are_lent_when_they_are_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
     for name in madtp.HOMES:
         assert getattr(madtp, name).__module__ == f"madtp.{madtp.HOMES[name]}" and name in dir(madtp)
-    assert {*madtp.__all__} == {*madtp.HOMES}
+    assert callable(madtp.cost) and madtp.cost.flops.GIGA == 1e9 and {*madtp.__all__} == {*madtp.HOMES, "cost"}
     with pytest.raises(AttributeError, match="no attribute 'atend'"):
         _ = madtp.atend
 
 
 def test_no_name_that_is_lent_is_a_package_too():
-    """Else importing a part of the package would put it in the place of the name."""
+    """Else importing a part of the package would put it in the place of the name; `cost` is made to be both."""
     folder = Path(madtp.__file__).parent
     assert not [name for name in madtp.HOMES if (folder / name).exists() or (folder / f"{name}.py").exists()]
 
