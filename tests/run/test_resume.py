@@ -227,7 +227,8 @@ def test_the_log_may_be_printed_and_the_weights_come_from_elsewhere(flags):
 
 def test_fewer_processes_go_on_at_the_same_sample(flags):
     assert run(Toy(), Mortal("batch", 10), flags=flags("out", 2))[1] == -9
-    assert checkpoint.read(flags.folder / "out" / "checkpoint_last.pth")["step"] == 4
+    stopped = checkpoint.read(flags.folder / "out" / "checkpoint_last.pth")
+    assert stopped["step"] == 4 and stopped["batch_size"] == 8, "the size of the batches that it is scored in"
     seen = flags.folder / "seen"
 
     class Counting(Toy):
