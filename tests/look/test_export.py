@@ -13,6 +13,7 @@ from madtp.__main__ import main
 from madtp.look.export import left_behind
 from madtp.shared.weights import architecture, checkpoint
 from madtp.shared.weights.stored import Stored
+from madtp.shared.weights.transformers_export import CLASSES
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from models.blip_retrieval import blip_retrieval
@@ -121,6 +122,17 @@ def test_there_and_back(exported, task):
     assert all(value.equal(own[name]) for name, value in state.items())
     assert content["architecture"]["vit"] == VIT | {"embed_dim": 48, "norm_eps": 1e-6}
     assert content["architecture"]["image_size"] == 64
+    _, loading = getattr(transformers, CLASSES[task]).from_pretrained(folder, output_loading_info=True)
+    assert not loading["unexpected_keys"] and not loading["missing_keys"]
+
+
+def test_a_tower_of_other_proportions_says_so(exported):
+    vit = VIT | {"embed_dim": 48, "mlp_ratio": 2.5, "norm_eps": 1e-3}
+    ours, folder = exported("caption", vit=vit)
+    assert checkpoint.read(folder)["architecture"]["vit"] == vit
+    theirs = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
+    states, _ = ours.encode(IMAGES, 0.0)
+    torch.testing.assert_close(theirs.vision_model(IMAGES).last_hidden_state, states.tokens, **CLOSE)
 
 
 def test_their_preprocessing_is_our_evaluations(exported):
@@ -161,7 +173,8 @@ class TestClip:
     def test_features(self, exported):
         ours = fill(clip.retrieval.ClipRetrieval(self.SIZES, 6, 40, queue_size=6)).eval()
         folder = exported.written("retrieval_clip", ours, sd_dim=40)
-        theirs = transformers.CLIPModel.from_pretrained(folder).eval()
+        theirs, loading = transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+        assert not loading["unexpected_keys"] and not loading["missing_keys"] and not theirs.training
         ids = clip.tokenize(["a dog", "two red cars", "the sea"], context_length=7)
         expected = theirs(ids, IMAGES)
         image, text = (
