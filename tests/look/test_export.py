@@ -184,6 +184,7 @@ class TestClip:
         torch.testing.assert_close(image, expected.image_embeds, **CLOSE)
         torch.testing.assert_close(text, expected.text_embeds, **CLOSE)
         words, sentences = transformers.CLIPTokenizer.from_pretrained(folder), ["a dog", "Two red cars!", "the sea's"]
+        assert words.model_max_length == 7
         assert words(sentences).input_ids == [row[row > 0].tolist() for row in clip.tokenize(sentences)]
         assert_seen_alike(transformers.CLIPImageProcessor.from_pretrained(folder))
         again, _ = clip.load(str(folder), "cpu", True, {"sd_num": 6, "sd_dim": 40, "queue_size": 6})

@@ -20,8 +20,8 @@ CLASSES = {
     "retrieval": "BlipForImageTextRetrieval",
     "retrieval_clip": "CLIPModel",
 }
-# What only pruning, momentum contrast or an old file needs.
-OURS_ALONE = ("space_dict", "query_model", "position_ids", "cls.predictions.decoder")
+# What has a name of theirs and no place; what only pruning or momentum contrast needs has not even a name.
+OURS_ALONE = ("position_ids", "cls.predictions.decoder")
 
 
 def class_of(task: str) -> str:
