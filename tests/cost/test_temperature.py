@@ -103,16 +103,18 @@ def test_ripples_do_not_mislead_the_search(goal, start):
 
 
 def test_a_target_beyond_the_ceiling_is_an_error_that_names_it():
-    cost, asked = counted(smooth(64, 0.489))
-    with pytest.raises(RatioOutOfReach, match=r"p 0\.7 .* 48\.9 % .* at most 0\.511") as error:
+    cost, asked = counted(smooth(64, 0.4884))
+    with pytest.raises(RatioOutOfReach, match=r"p 0\.7 .* 48\.8 % .* at most 0\.511") as error:
         calibrate(cost, 0.3, 1.0)
     assert "\n" not in str(error.value)
     assert len(asked) <= 4
 
 
-def test_a_model_too_small_to_prune_has_no_largest_p():
-    with pytest.raises(RatioOutOfReach, match=r"still costs 150.0 % of dense, pruning spends more than it saves$"):
-        calibrate(lambda temperature: 1.5, 0.5, 1.0)
+@pytest.mark.parametrize("share, percent", [(1.5, "150.0"), (1.0, "100.0")])
+def test_a_model_too_small_to_prune_has_no_largest_p(share, percent):
+    says = f"still costs {percent} % of dense, pruning spends more than it saves$"
+    with pytest.raises(RatioOutOfReach, match=says):
+        calibrate(lambda temperature: share, 0.5, 1.0)
 
 
 def test_slack_moves_the_target_onto_the_ceiling():
