@@ -23,6 +23,7 @@ from madtp.cost.processes import (
 )
 from madtp.method.errors import UserError, excerpt
 from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_file, write_atomic
+from madtp.shared.launch import init_distributed, leave_distributed
 
 __all__ = [
     "AverageMeter",
@@ -39,8 +40,10 @@ __all__ = [
     "cosine_lr",
     "excerpt",
     "from_main",
+    "init_distributed",
     "is_distributed",
     "is_main",
+    "leave_distributed",
     "on_any_process",
     "prepare_output",
     "rank",

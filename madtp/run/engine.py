@@ -26,7 +26,6 @@ from madtp.run import output, scalars
 from madtp.run.flags import parse
 from madtp.run.folder import BEST, owned
 from madtp.run.interruption import Interrupted, Interruption
-from madtp.run.launch import init_distributed, leave_distributed
 from madtp.run.losses import NonFinite
 from madtp.run.precision import autocast
 from madtp.run.preparation import Run, begin, prepare
@@ -34,6 +33,7 @@ from madtp.run.resume import Progress, State
 from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
 from madtp.shared.files import prepare_output, print_any_text, write_atomic
+from madtp.shared.launch import init_distributed, leave_distributed
 from madtp.shared.weights import architecture, checkpoint
 
 __all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]

@@ -209,7 +209,7 @@ import sys
 from types import SimpleNamespace
 import torch
 import utils
-from madtp.run.launch import init_distributed, leave_distributed
+from madtp.shared.launch import init_distributed, leave_distributed
 from tests.shared.test_momentum import Towers, features
 
 init_distributed(SimpleNamespace(device="cpu", dist_url=sys.argv[1], world_size=1))

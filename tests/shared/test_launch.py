@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import utils
-from madtp.run import launch
+from madtp.shared import launch
 from utils import UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -20,7 +20,7 @@ import sys
 from types import SimpleNamespace
 import torch
 import utils
-from madtp.run.launch import init_distributed, leave_distributed
+from madtp.shared.launch import init_distributed, leave_distributed
 
 args = SimpleNamespace(device="cpu", dist_url=sys.argv[1], world_size=1, distributed=None)
 init_distributed(args)
