@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.comparison.reporting import NONE, fill, named, table
-from benchmarks.library_tables import features
+from benchmarks.library_tables import features, photo_models
 from benchmarks.lines import Lines
 from benchmarks.timing import told
 from utils import prepare_output, write_atomic
@@ -321,6 +321,7 @@ BLOCKS = named(
     timed_on,
     gpu,
     features,
+    photo_models,
 )
 
 

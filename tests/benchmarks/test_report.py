@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.experiment import report as experiment
-from benchmarks.library_tables import faster_at
+from benchmarks.library_tables import faster_at, photo_models
 from benchmarks.lines import Lines
 from benchmarks.photos import report as photos
 from benchmarks.report import WORDS, gpu, main, memory, models, own_parts, speedups, summary
@@ -120,3 +120,16 @@ def test_what_was_measured_last_is_shown(lines):
     row = {"rule": "ToMe", "p": 0.5, "batch": 32}
     measured = lines("library", {**row, "faster": 1.234})
     assert faster_at(measured, "ToMe", 0.5, 32) == "1.23 x" and faster_at(measured, "ToMe", 0.5, 64) == "—"
+
+
+def test_photo_models_stand_beside_tome_at_its_best():
+    """Its best at half the cost of retrieval is the geometric schedule, better than the one that was searched."""
+    (row,) = (
+        row
+        for row in photo_models(Lines(ROOT / "benchmarks/results")).splitlines()
+        if "retrieval, mean recall | 50" in row
+    )
+    cells = row.strip("| ").split(" | ")
+    assert cells[4].endswith("geometric") and float(cells[2]) > float(cells[3].split()[0]) > float(cells[4].split()[0])
+    gap = float(cells[3].split()[0]) - float(cells[4].split()[0])
+    assert float(cells[5].split()[0]) == pytest.approx(gap, abs=0.11)
