@@ -12,7 +12,7 @@ import torch.distributed as dist
 from madtp.cost.processes import TIMEOUT, is_distributed
 from madtp.method.errors import UserError
 
-USUAL = 20.0  # seconds in which processes meet; after them one is said to wait
+USUAL_WAIT = 20.0  # seconds in which processes meet; whoever waits longer says so
 
 
 def init_distributed(args: Namespace) -> None:
@@ -55,7 +55,7 @@ def _meet(who: str, url: str, options: dict) -> None:
     """Joins the others, and says so where they do not come."""
     where = url if url != "env://" else ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     said = f"{who} waits for the others at {where}: are they started, and is that address within their reach?"
-    saying = threading.Timer(USUAL, lambda: print(said, file=sys.stderr, flush=True))
+    saying = threading.Timer(USUAL_WAIT, lambda: print(said, file=sys.stderr, flush=True))
     saying.daemon = True
     saying.start()
     try:

@@ -252,7 +252,7 @@ def alone(tmp_path, monkeypatch, rank, port):
 
 
 def test_who_waits_for_the_others_says_so_and_can_be_ended(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("madtp.shared.launch.USUAL", 0.2)
+    monkeypatch.setattr("madtp.shared.launch.USUAL_WAIT", 0.2)
     port, said = free_port(), ""
     process = alone(tmp_path, monkeypatch, 1, port)
     deadline = time.monotonic() + 30
