@@ -36,7 +36,6 @@ def rows_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="in small it runs where there is no GPU")
 @pytest.mark.parametrize("section", PARTS)
 def test_every_section_runs_to_its_end_without_a_gpu(section, tmp_path):
     path, signals = tmp_path / "new" / "lines.jsonl", [signal.getsignal(number) for number in SIGNALS]
@@ -80,7 +79,7 @@ def test_a_part_that_fails_or_lacks_something_is_a_line_and_the_others_run(tmp_p
 
 def test_what_is_missing_is_told_from_what_is_there():
     assert missing(["torch", "no_such_package"]) == ["no_such_package"]
-    assert missing([GPU]) == ([] if torch.cuda.is_available() else [GPU])
+    assert missing([GPU]) == [GPU]
 
 
 def test_wrong_gradients_do_not_agree(monkeypatch):

@@ -1,4 +1,4 @@
-"""The Triton kernels against the block-wise path, in Triton's interpreter where there is no GPU; and who runs them.
+"""The Triton kernels against the block-wise path, in Triton's interpreter; and who runs them.
 
 Triton's interpreter does not multiply bfloat16, so half precision is float16 here.
 """
@@ -16,8 +16,6 @@ from madtp.method.attention_blocks import BlockwiseAttention, attend_without_gra
 from tests.method.test_attention import counts, flat, inputs, masks
 
 pytest.importorskip("triton", reason="torch for CPU only comes without Triton: scores are made in blocks there")
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 COMPILE = """
 from triton import compile
@@ -40,10 +38,6 @@ for function in (kernel._attend, kernel._sum_largest):
 SHARED = {80: 163, 86: 99, 90: 227}  # KiB that one program may have of a GPU's shared memory
 
 
-def moved(*tensors):
-    return tuple(None if tensor is None else tensor.to(DEVICE) for tensor in tensors)
-
-
 @pytest.fixture
 def kernels(monkeypatch):
     """`attend` with the kernels, whatever the device, and never in C."""
@@ -59,7 +53,7 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize("shape, dtype", [((2, 3, 7, 4), torch.float32), ((2, 2, 70, 24), torch.float16)])
 def test_kernels_equal_blocks(kernels, monkeypatch, mask, counted, shape, dtype):
     batch, _, length, _ = shape
-    tensors = moved(*inputs(*shape, dtype, gain=1.0), masks(mask, batch, length), counts(counted, batch, length))
+    tensors = *inputs(*shape, dtype, gain=1.0), masks(mask, batch, length), counts(counted, batch, length)
     *qkv, mask, counted = tensors
     exact = [tensor.double() for tensor in qkv]
     ours = flat(attend(*qkv, mask, scores=True, counted=counted))
@@ -77,7 +71,7 @@ def test_every_head_may_have_a_mask_of_its_own_and_whole_tiles_may_be_closed(ker
     allowed = torch.rand(batch, heads, length, length, generator=torch.Generator().manual_seed(0)) < 0.5
     allowed[:, :, ::2, :64] = False  # the first tile of keys
     allowed[..., 65] = True
-    *qkv, mask, counted = moved(*inputs(*shape, torch.float32), allowed, counts("some", 2, length)[1:])
+    *qkv, mask, counted = *inputs(*shape, torch.float32), allowed, counts("some", 2, length)[1:]
     before = counted.clone()
     ours = flat(attend(*qkv, mask, scores=True, counted=counted))
     assert counted.equal(before)
@@ -90,7 +84,7 @@ def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, mo
     from madtp.method import attention_kernel
 
     monkeypatch.setattr(attention_kernel, "QUERY_GROUP", 64)
-    tensors = moved(*torch.randn(2, 100, 3, 2, 16, generator=torch.Generator().manual_seed(0)).permute(2, 0, 3, 1, 4))
+    tensors = torch.randn(2, 100, 3, 2, 16, generator=torch.Generator().manual_seed(0)).permute(2, 0, 3, 1, 4)
     ours = flat(attend(*tensors, scores=True))
     monkeypatch.setattr(attention, "_inference_path", lambda *where: BlockwiseAttention.forward)
     torch.testing.assert_close(ours, flat(attend(*tensors, scores=True)), rtol=1e-5, atol=1e-5)
@@ -99,8 +93,8 @@ def test_layout_of_a_shared_projection_and_several_groups_of_queries(kernels, mo
 @torch.no_grad()
 @pytest.mark.parametrize("counted", ["all", "some"])
 def test_tensors_whose_first_axis_is_the_sequence(kernels, counted):
-    tensors = moved(*inputs(2, 2, 20, 8, torch.float32))
-    counted = moved(counts(counted, 2, 20))[0]
+    tensors = inputs(2, 2, 20, 8, torch.float32)
+    counted = counts(counted, 2, 20)
     expected = flat(attend(*tensors, scores=True, counted=counted))
     sequence_first = [tensor.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for tensor in tensors]
     if counted is not None:

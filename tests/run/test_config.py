@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +52,7 @@ def test_flags_and_defaults_are_frozen():
         "--evaluate": False,
         "--p": 0.5,
         "--epoch": None,
-        "--device": "cuda" if torch.cuda.is_available() else "cpu",
+        "--device": "cpu",
         "--seed": 42,
         "--amp": None,
         "--accum": 1,
