@@ -1,5 +1,5 @@
-"""What every test relies on: no GPU, Triton's interpreter, the same precision on every processor, and examples that time
-does not decide.
+"""What every test relies on: no GPU, Triton's interpreter, the same precision on every processor, and examples that
+time does not decide.
 """
 
 import os
