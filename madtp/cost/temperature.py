@@ -29,7 +29,7 @@ class RatioOutOfReach(UserError):
     """The model cannot be pruned this far: at any temperature a layer drops little more than half of its tokens."""
 
 
-def target(epoch: int, epochs: int, p: float, ramp: float = 0.5) -> float:
+def target(epoch: int, epochs: int, p: float, ramp: float) -> float:
     """The share of dense to reach in `epoch` (from 0): from dense to 1 - p over the first `ramp` of the epochs.
 
     The first epoch already takes one step of the way; `ramp` 0 asks for all of p at once.
@@ -163,8 +163,8 @@ class ClosedLoop(Controller):
 
     p: float
     epochs: int
-    ramp: float = 0.5
-    slack: float = 0.0
+    ramp: float
+    slack: float
 
     def target(self, epoch: int) -> float:
         return target(epoch, self.epochs, self.p, self.ramp)

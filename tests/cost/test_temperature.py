@@ -18,6 +18,7 @@ from madtp.cost.temperature import (
     calibrate,
     target,
 )
+from madtp.look.paper import POINTS
 
 
 def smooth(midpoint, ceiling, slope=1.0):
@@ -117,12 +118,18 @@ def test_a_model_too_small_to_prune_has_no_largest_p(share, percent):
         calibrate(lambda temperature: share, 0.5, 1.0)
 
 
-def test_slack_moves_the_target_onto_the_ceiling():
+def test_slack_moves_the_target_onto_the_ceiling(caplog):
     cost = smooth(64, 0.52)
     found = calibrate(cost, 0.5, 64.0, slack=0.04)
     assert math.isfinite(found) and abs(cost(found) - 0.52) <= TOLERANCE
+    assert caplog.messages == ["no temperature reaches 50.0 % of dense now; aiming at the least, 52.0 %"]
     with pytest.raises(RatioOutOfReach):
         calibrate(cost, 0.47, 64.0, slack=0.04)
+
+
+def test_a_ceiling_within_the_tolerance_leaves_the_target_where_it_is(caplog):
+    cost = smooth(64, 0.504)
+    assert abs(cost(calibrate(cost, 0.5, 64.0, slack=0.04)) - 0.5) <= TOLERANCE and not caplog.messages
 
 
 def test_a_cost_that_never_comes_near_dense_ends_the_search_at_the_closest(caplog):
@@ -148,7 +155,7 @@ def test_the_target_of_the_paper_run():
 
 
 def test_the_closed_loop_follows_the_weights():
-    loop = ClosedLoop(p=0.4, epochs=4, ramp=0.5)
+    loop = ClosedLoop(p=0.4, epochs=4, ramp=0.5, slack=0.0)
     temperature = None
     for epoch in range(4):
         temperature = loop.before_epoch(smooth(40 + epoch, 0.4), epoch, temperature)
@@ -158,7 +165,7 @@ def test_the_closed_loop_follows_the_weights():
 
 
 def test_the_closed_loop_refuses_before_training_what_it_would_tolerate_later():
-    loop = ClosedLoop(p=0.5, epochs=4, slack=0.04)
+    loop = ClosedLoop(p=0.5, epochs=4, ramp=0.5, slack=0.04)
     with pytest.raises(RatioOutOfReach):
         loop.before_epoch(smooth(64, 0.52), 0, None)
     assert loop.before_epoch(smooth(64, 0.503), 0, None) > 0
@@ -183,11 +190,16 @@ def test_fixed_never_asks():
     ],
 )  # fmt: skip
 def test_the_ladder_takes_the_released_steps(task, gap, step):
-    ladder = Ladder(p=0.5, recipe=RECIPES[task])
-    share = 0.5 + gap / RECIPES[task].dense
+    ladder = Ladder(p=0.3, recipe=RECIPES[task])
+    share = 0.7 + gap / RECIPES[task].dense
     assert ladder.step(share) == pytest.approx(step)
     assert ladder.before_epoch(lambda t: share, 3, 4.0) == pytest.approx(4.0 + step)
     assert ladder.after_epoch(lambda t: share, 3, 4.0) == 4.0
+
+
+def test_the_ladder_s_gaps_are_in_gflops_of_the_paper_s_dense_models():
+    dense = {name.split()[0]: points[0].gflops for name, points in POINTS.items()}
+    assert {name: round(recipe.dense, 1) for name, recipe in RECIPES.items()} == dense
 
 
 def test_the_ladder_begins_at_the_released_temperature_and_stays_above_zero():

@@ -168,11 +168,12 @@ def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):
     config = write_config(folder, tmp_path / "two.yaml", "nlvr", **DENSE)
     out = tmp_path / "out"
     assert main(NLVR(), [*common(config, out), "--p", "0.4", "--keep", "coverage"]) == 0
+    assert "moves the outputs" in caplog.text
     shape = read(out / "checkpoint_last.pth")["shape"]
     caplog.clear()
     flags = ["--p", "0.4", "--keep", "coverage", "--resume", "--resume_anyway", "--epoch", "2"]
     assert main(NLVR(), [*common(config, out), *flags]) == 0
-    assert read(out / "checkpoint_last.pth")["shape"] == shape and "outputs move" not in caplog.text
+    assert read(out / "checkpoint_last.pth")["shape"] == shape and "moves the outputs" not in caplog.text
 
 
 def test_the_shape_that_moves_the_outputs_least_wins(folder, tmp_path):
