@@ -38,7 +38,7 @@ class Sample(Protocol):
 
 
 def settle_shape(run: Run, sample: CalibrationSample, share: float | None, found: float | None) -> float | None:
-    """Gives the model its schedule: the shape found before, or the configuration's, or the best at a share of dense.
+    """Gives the model its schedule: the configuration's shape, or that found before, or the best at a share of dense.
 
     Args:
         run: whose model prunes.
@@ -54,7 +54,7 @@ def settle_shape(run: Run, sample: CalibrationSample, share: float | None, found
     """
     if run.config["keep"] != COVERAGE:
         return None
-    shape = found or run.config["shape"]
+    shape = run.config["shape"] or found
     if shape is None and share is not None:
         shape = find_shape(run, sample, share)
     if shape is not None:

@@ -174,6 +174,8 @@ def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):
     flags = ["--p", "0.4", "--keep", "coverage", "--resume", "--resume_anyway", "--epoch", "2"]
     assert main(NLVR(), [*common(config, out), *flags]) == 0
     assert read(out / "checkpoint_last.pth")["shape"] == shape and "moves the outputs" not in caplog.text
+    assert main(NLVR(), [*common(config, out), *flags[:-1], "3", "--set", "shape=7"]) == 0
+    assert shape != read(out / "checkpoint_last.pth")["shape"] == 7, "one that is asked for goes before it"
 
 
 def test_the_shape_that_moves_the_outputs_least_wins(folder, tmp_path):

@@ -142,6 +142,17 @@ def test_p_0_trains_the_dense_model_and_leaves_the_alignment_alone(run):
     assert any(record["best"] for record in records)
 
 
+@pytest.mark.parametrize("flags", [("--p", 0.3), ("--p", 0.3, "--controller", "ladder"), ("--temperature", 5)])
+def test_a_run_that_prunes_trains_the_alignment(run, flags):
+    run(*flags, "--epoch", 1)
+    run(*flags, "--epoch", 1, "--set", "init_lr=0", "min_lr=0", out="still")
+    moved, still = (
+        checkpoint.read(folder / "checkpoint_last.pth")["model"]["space_dict"]
+        for folder in (run.folder, run.folder.parent / "still")
+    )
+    assert not torch.equal(moved, still)
+
+
 def test_a_temperature_of_the_user_is_kept(run):
     _, task, records = run("--temperature", 5, "--epoch", 2)
     assert set(task.model.forwards) == {5.0}

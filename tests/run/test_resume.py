@@ -2,15 +2,16 @@
 
 import json
 import os
+import random
 import signal
 import time
-from random import Random
 
 import pytest
 import torch
 
 import models.blip_retrieval  # noqa: F401 - here, not in every process that a test forks
 from compress_retrieval_dtp import RetrievalCOCO
+from madtp.run.resume import random_state, restore_random_state
 from madtp.shared.weights import checkpoint
 from tests.miniature import make_data, write_config
 from tests.processes import run
@@ -90,7 +91,7 @@ def moments(seed, number):
     """Some of the batches and of the replacements of files, drawn at random."""
     every = [("batch", batch) for batch in range(BATCHES * EPOCHS)]
     every += [(when, write) for when in ("before", "after") for write in range(WRITES)]
-    return Random(seed).sample(every, number)
+    return random.Random(seed).sample(every, number)
 
 
 def test_killed_at_any_moment(flags):
@@ -126,6 +127,17 @@ def test_two_processes_killed_at_any_moment(flags):
         assert statuses[victim] == -9 and statuses[1 - victim] != 0
         assert run(Toy(), Toy(), flags=flags(out, 2, "--resume")) == [0, 0]
         assert equal(result(flags.folder / out), whole), (moment, count)
+
+
+def test_random_numbers_go_on_after_a_file(tmp_path):
+    def draw():
+        return [random.gauss(), random.random(), torch.rand(3)]
+
+    random.gauss()  # draws two, of which the next call returns the other
+    checkpoint.save(tmp_path / "state.pth", model={"weight": torch.ones(1)}, random=random_state())
+    drawn = draw()
+    restore_random_state(checkpoint.read(tmp_path / "state.pth")["random"])
+    assert equal(draw(), drawn)
 
 
 def test_momentum_towers_and_queue_survive(tmp_path):
@@ -201,7 +213,8 @@ def test_processes_agree_on_the_step_to_stop_at(flags):
     "change, complaint",
     [
         (["--p", 0.3], "--p 0.4 instead of 0.3"),
-        (["--seed", 1], "--seed 42 instead of 1"),
+        (["--seed", 1, "--accum", 2], "--seed 42 instead of 1, --accum 1 instead of 2"),
+        (["--temperature", 3], "--temperature None instead of 3.0"),
         (["--set", "init_lr=0.1", "weight_decay=0"], "weight_decay 0.05 instead of 0.0, init_lr"),
         (["--amp", "fp16"], "amp 'off' instead of 'fp16'"),
     ],
