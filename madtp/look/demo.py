@@ -23,6 +23,7 @@ from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import follow, tokens_of
 from madtp.run import engine
 from madtp.run.flags import parse
+from madtp.run.folder import BEST, CONFIG, LOG
 from madtp.shared.files import prepare_output, write_atomic
 from transform.pictures import MEAN, STD
 
@@ -107,8 +108,8 @@ def load(demo: Demo, stage: Stage, folder: Path) -> tuple[engine.Run, torch.nn.M
     """The run, the model and the temperature of a stage's best checkpoint, ready for evaluation."""
     task = getattr(importlib.import_module(stage.script), demo.task)()
     output = folder / stage.name
-    best = f"{output}/{engine.BEST}"
-    flags = ["--evaluate", "--pretrained", best, "--config", f"{output}/config.yaml", "--output_dir", f"{output}"]
+    best = f"{output}/{BEST}"
+    flags = ["--evaluate", "--pretrained", best, "--config", f"{output}/{CONFIG}", "--output_dir", f"{output}"]
     run = engine.prepare(task, *parse([*flags, "--num_workers", "0"], task))
     return run, run.model.eval(), run.stored.temperature
 
@@ -156,4 +157,4 @@ def shown_examples(dense: tuple, compressed: tuple) -> list[pictures.Example]:
 
 def read_log(folder: Path) -> list[dict]:
     """The records of a run's `log.txt`."""
-    return [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]

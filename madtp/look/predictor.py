@@ -22,6 +22,7 @@ from madtp.method.rules import COVERAGE, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
+from madtp.run.folder import CONFIG
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
@@ -263,7 +264,7 @@ def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:
 def beside(checkpoint: str) -> str:
     """The configuration that a run left beside its checkpoint, or an empty string."""
     path = Path(checkpoint)
-    path = (path if path.is_dir() else path.parent) / "config.yaml"
+    path = (path if path.is_dir() else path.parent) / CONFIG
     return str(path) if path.is_file() else ""
 
 

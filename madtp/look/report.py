@@ -20,6 +20,7 @@ from madtp.look import charts, paper, runs
 from madtp.look.runs import PastRun
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
+from madtp.run.folder import BEST, CONFIG, ENVIRONMENT
 from madtp.shared.files import prepare_output, write_atomic
 
 PICTURES = 6  # of a folder
@@ -127,7 +128,7 @@ def about_run(name: str, run: PastRun) -> list[str]:
         chart = charts.course(run.records, next(iter(run.scores), None), layers)
         parts.append(figure(chart, "From epoch to epoch; tokens left by the best epoch's model, layer by layer."))
     parts += pictures(run.folder)
-    for file in ("environment.txt", "config.yaml"):
+    for file in (ENVIRONMENT, CONFIG):
         if (run.folder / file).is_file():
             text = escape((run.folder / file).read_text(encoding="utf-8", errors="backslashreplace"))
             parts.append(f"<details><summary>{file}</summary><pre>{text}</pre></details>")
@@ -136,7 +137,7 @@ def about_run(name: str, run: PastRun) -> list[str]:
 
 def draw_pictures(run: PastRun) -> None:
     """Draws test samples of a run that has no pictures of its best model, where it pruned and left a checkpoint."""
-    checkpoint = run.folder / "checkpoint_best.pth"
+    checkpoint = run.folder / BEST
     if not checkpoint.is_file() or not run.best.get("temperature"):
         return
     if any(file.stat().st_mtime >= checkpoint.stat().st_mtime for file in picture_files(run.folder)):

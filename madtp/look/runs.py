@@ -10,6 +10,7 @@ from pathlib import Path
 from madtp.method.errors import UserError
 from madtp.method.rules import BATCH
 from madtp.run import config as configuration
+from madtp.run.folder import CONFIG, EVALUATION, LOG
 
 # The scores of each task, the one that stands for it first.
 SCORES = {
@@ -18,7 +19,7 @@ SCORES = {
     "caption": ("CIDEr", "SPICE", "Bleu_4", "METEOR", "ROUGE_L", "exact_match"),
     "retrieval": ("txt_r1", "img_r1", "txt_r5", "img_r5", "r_mean"),
 }
-FILES = ("log.txt", "evaluate.txt")
+FILES = LOG, EVALUATION
 NEEDED = {"percent", "temperature"}  # in every line of a log or an evaluation
 
 
@@ -41,7 +42,7 @@ class PastRun:
     @cached_property
     def task(self) -> str:
         """Which task it is, by its configuration."""
-        return configuration.task_of(str(self.folder / "config.yaml"))
+        return configuration.task_of(str(self.folder / CONFIG))
 
     @property
     def best(self) -> dict:
@@ -88,7 +89,7 @@ def read(folders: Iterable[str | Path]) -> list[PastRun]:
         inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")), key=_age)
         inside = [run for run in inside if _has_written(run)] or inside
         if not inside:
-            raise UserError(f"{folder}: no run, that is no config.yaml beside a log.txt or evaluate.txt; name another")
+            raise UserError(f"{folder}: no run, that is no {CONFIG} beside a {LOG} or {EVALUATION}; name another")
         runs += _read_all(inside)
     return runs
 
@@ -108,7 +109,7 @@ def _read_all(folders: Iterable[Path]) -> list[PastRun]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any((folder / name).is_file() for name in FILES)
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in FILES)
 
 
 def _has_written(folder: Path) -> bool:
@@ -116,12 +117,12 @@ def _has_written(folder: Path) -> bool:
 
 
 def _age(folder: Path) -> float:
-    return (folder / "config.yaml").stat().st_mtime
+    return (folder / CONFIG).stat().st_mtime
 
 
 def _read(folder: Path) -> PastRun:
-    task = configuration.task_of(str(folder / "config.yaml"))
-    config = configuration.resolve(str(folder / "config.yaml"), task)
+    task = configuration.task_of(str(folder / CONFIG))
+    config = configuration.resolve(str(folder / CONFIG), task)
     records, evaluations = (_records(folder / name) for name in FILES)
     if not records and not evaluations:
         raise UserError(f"{folder}: its log is empty; wait for the first epoch to end")

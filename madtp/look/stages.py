@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madtp.run.clone import own_file
+from madtp.run.folder import BEST
 
 QUICK_P = 0.2  # what an untrained model can surely reach
 QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_batches=2", "batch_size_test=8"]
@@ -106,7 +107,7 @@ def command(stage: Stage, folder: Path, data: str, quick: bool) -> list[str]:
         own_file(stage.config),
     ]
     if stage.start:
-        arguments += ["--pretrained", f"{folder}/{stage.start}/checkpoint_best.pth"]
+        arguments += ["--pretrained", f"{folder}/{stage.start}/{BEST}"]
     arguments += ["--output_dir", f"{folder}/{stage.name}", "--num_workers", "0", "--overwrite", *stage.extra]
     return arguments + (["--epoch", "1", "--set", *quick_keys(stage.config, data)] if quick else [])
 

@@ -24,7 +24,7 @@ from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.flags import parse
-from madtp.run.folder import BEST, owned
+from madtp.run.folder import BEST, CONFIG, EVALUATION, owned
 from madtp.run.interruption import Interrupted, Interruption
 from madtp.run.losses import NonFinite
 from madtp.run.precision import autocast
@@ -89,7 +89,7 @@ def write_settings(run: Run) -> None:
     """Writes what the run is, once nothing stands against it: until then the folder tells of the one before."""
     if is_main():
         output.write_environment(run.folder, device_of(run.model))
-        configuration.write(run.config, run.folder / "config.yaml")
+        configuration.write(run.config, run.folder / CONFIG)
 
 
 def compress(run: Run) -> None:
@@ -268,7 +268,7 @@ def temperature_to_score(run: Run) -> float:
 
 def evaluate_only(run: Run) -> None:
     """What --evaluate does: scores the checkpoint at its own temperature and writes results and `evaluate.txt`."""
-    if not (run.folder / "config.yaml").exists():  # that of the run whose folder this is stays
+    if not (run.folder / CONFIG).exists():  # that of the run whose folder this is stays
         write_settings(run)
     temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
@@ -278,7 +278,7 @@ def evaluate_only(run: Run) -> None:
     record = {"checkpoint": run.config["pretrained"], "temperature": temperature, **run.rule}
     record |= output.flatten(metrics, run.selection)
     if is_main():
-        write_atomic(run.folder / "evaluate.txt", json.dumps(record) + "\n")
+        write_atomic(run.folder / EVALUATION, json.dumps(record) + "\n")
         for split, scores in metrics.items():
             if "results" in scores:
                 output.write_results(run.folder, run.task.result_file(split), scores["results"])

@@ -18,7 +18,9 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-LOG, LOCK = "log.txt", "run.lock"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.txt"  # what was asked for, and what it ran on
+LOG, EVALUATION = "log.txt", "evaluate.txt"  # scores and costs, of every epoch and of the last --evaluate
+SAID, LOCK = "train.log", "run.lock"  # what people were told, and who is writing here
 
 HANDOVER = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
 

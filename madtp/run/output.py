@@ -17,7 +17,7 @@ from tqdm import tqdm
 from madtp.cost.measure import SPREAD
 from madtp.cost.processes import is_main
 from madtp.method.errors import UserError
-from madtp.run.folder import LOG
+from madtp.run.folder import ENVIRONMENT, LOG, SAID
 from madtp.shared.files import prepare_output, write_atomic
 
 COST = (
@@ -66,7 +66,7 @@ def logging_to(folder: Path) -> Iterator[None]:
     """
     handlers = [logging.NullHandler()]
     if is_main():
-        path = folder / "train.log"
+        path = folder / SAID
         try:
             file = _File(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
@@ -96,7 +96,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
         *(f"{package} {metadata.version(package)}" for package in PACKAGES),
         f"device {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu'}",
     ]
-    write_atomic(folder / "environment.txt", "\n".join(lines) + "\n")
+    write_atomic(folder / ENVIRONMENT, "\n".join(lines) + "\n")
 
 
 def _commit() -> str:
