@@ -17,8 +17,8 @@ from madtp.method.rules import BATCH, COVERAGE, SAMPLE
 from madtp.run import config as configuration
 from madtp.run.engine import evaluate, main, prepare, train_one_epoch
 from madtp.run.flags import command_line
-from madtp.run.folder import LAST
 from madtp.run.preparation import begin
+from madtp.shared.run_files import LAST
 from madtp.shared.weights import checkpoint
 from utils import SIGNALS
 

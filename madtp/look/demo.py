@@ -23,8 +23,8 @@ from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import follow, tokens_of
 from madtp.run import engine
 from madtp.run.flags import parse
-from madtp.run.folder import BEST, CONFIG, LOG
 from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.run_files import BEST, CONFIG, LOG
 from transform.pictures import MEAN, STD
 
 QUICK_DATA = "--train 256 --val 64 --test 64 --pairs 300".split()

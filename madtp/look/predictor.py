@@ -22,13 +22,13 @@ from madtp.method.rules import COVERAGE, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
-from madtp.run.folder import CONFIG
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
 from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
 from madtp.shared.launch import take_gpu
+from madtp.shared.run_files import CONFIG
 from madtp.shared.weights.architecture import shown
 from madtp.shared.weights.folders import located
 from madtp.shared.weights.stored import Stored

@@ -20,8 +20,8 @@ from madtp.look import charts, paper, runs
 from madtp.look.runs import PastRun
 from madtp.method.errors import UserError
 from madtp.method.rules import COVERAGE
-from madtp.run.folder import BEST, CONFIG, ENVIRONMENT
 from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.run_files import BEST, CONFIG, ENVIRONMENT
 
 PICTURES = 6  # of a folder
 KNOBS = {COVERAGE: "amount"}  # what other rules have in place of T

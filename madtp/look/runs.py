@@ -10,7 +10,7 @@ from pathlib import Path
 from madtp.method.errors import UserError
 from madtp.method.rules import BATCH
 from madtp.run import config as configuration
-from madtp.run.folder import CONFIG, EVALUATION, LOG
+from madtp.shared.run_files import CONFIG, EVALUATION, LOG
 
 # The scores of each task, the one that stands for it first.
 SCORES = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madtp.run.clone import own_file
-from madtp.run.folder import BEST
+from madtp.shared.run_files import BEST
 
 QUICK_P = 0.2  # what an untrained model can surely reach
 QUICK_KEYS = ["max_epoch=1", "epoch_steps=4", "warmup_steps=0", "calibration_batches=2", "batch_size_test=8"]

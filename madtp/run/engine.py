@@ -24,7 +24,7 @@ from madtp.method.rules import BATCH, COVERAGE
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.flags import parse
-from madtp.run.folder import BEST, CONFIG, EVALUATION, owned
+from madtp.run.folder import owned
 from madtp.run.interruption import Interrupted, Interruption
 from madtp.run.losses import NonFinite
 from madtp.run.precision import autocast
@@ -34,6 +34,7 @@ from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
 from madtp.shared.files import prepare_output, print_any_text, write_atomic
 from madtp.shared.launch import init_distributed, leave_distributed
+from madtp.shared.run_files import BEST, CONFIG, EVALUATION
 from madtp.shared.weights import architecture, checkpoint
 
 __all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]

@@ -11,16 +11,12 @@ from typing import TextIO
 
 from madtp.cost.processes import from_main, is_main
 from madtp.method.errors import UserError
-from madtp.shared.weights.folders import BEST, LAST
+from madtp.shared.run_files import BEST, LAST, LOCK, LOG
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None
-
-CONFIG, ENVIRONMENT = "config.yaml", "environment.txt"  # what was asked for, and what it ran on
-LOG, EVALUATION = "log.txt", "evaluate.txt"  # scores and costs, of every epoch and of the last --evaluate
-SAID, LOCK = "train.log", "run.lock"  # what people were told, and who is writing here
 
 HANDOVER = 30.0  # seconds that the other processes of a run may need to end when its first one was killed
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from madtp.cost.measure import SPREAD
 from madtp.cost.processes import is_main
 from madtp.method.errors import UserError
-from madtp.run.folder import ENVIRONMENT, LOG, SAID
 from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.run_files import ENVIRONMENT, LOG, SAID
 
 COST = (
     "gflops",

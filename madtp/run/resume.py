@@ -13,11 +13,12 @@ from torch import nn
 from madtp.cost.measure import device_of
 from madtp.cost.processes import all_gather_objects, barrier, is_main, rank, world_size
 from madtp.method.errors import UserError
-from madtp.run.folder import LAST, run_file
+from madtp.run.folder import run_file
 from madtp.run.keys import COMMON_KEYS
 from madtp.run.losses import Losses
 from madtp.run.optimization import Optimization
 from madtp.run.precision import settled
+from madtp.shared.run_files import LAST
 from madtp.shared.weights import architecture, checkpoint
 
 FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes

@@ -10,7 +10,8 @@ import pytest
 
 from madtp.method.errors import UserError
 from madtp.run import folder as folders
-from madtp.run.folder import BEST, LAST, LOCK, LOG, left_behind, owned
+from madtp.run.folder import left_behind, owned
+from madtp.shared.run_files import BEST, LAST, LOCK, LOG
 from madtp.shared.weights import checkpoint
 from tests.processes import run
 from tests.toy import Toy

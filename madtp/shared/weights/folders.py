@@ -7,6 +7,7 @@ from torch import Tensor
 
 from madtp.method.errors import UserError
 from madtp.shared.files import ENDINGS, read_json
+from madtp.shared.run_files import BEST, LAST
 from madtp.shared.weights import hub, open_clip_models
 from madtp.shared.weights.reading import AGAIN, read_file, weight_map
 from madtp.shared.weights.wrappers import plain
@@ -15,7 +16,7 @@ CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-RUN = BEST, LAST = "checkpoint_best.pth", "checkpoint_last.pth"
+RUN = BEST, LAST
 ADAPTER = "adapter_config.json"
 
 
