@@ -194,6 +194,10 @@ class TestFolders:
             (lambda: blip(transformers.BlipModel), "is a BlipModel, whose parts no task trained"),
             (lambda: blip(BlipForConditionalGeneration, vision={"hidden_act": "quick_gelu"}), "hidden_act quick_gelu"),
             (lambda: blip(BlipForConditionalGeneration, text={"hidden_act": "relu"}), "hidden_act relu"),
+            (
+                lambda: blip(BlipForConditionalGeneration, text={"tie_word_embeddings": False}),
+                "tie_word_embeddings false",
+            ),
         ],
     )
     def test_what_is_no_model_of_ours(self, tmp_path, theirs, said):

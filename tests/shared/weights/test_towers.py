@@ -15,7 +15,7 @@ from models.med import med_encoder
 from models.vit import VisionTransformer
 from tests.golden.fill import seeded
 from tests.models.test_golden import GOLDEN
-from tests.shared.weights.theirs import TEXT, bert, dinov2, needs_5, saved, vit
+from tests.shared.weights.theirs import TEXT, bert, dinov2, drawn, needs_5, saved, vit
 from transform.pictures import MEAN, STD
 
 pytestmark = needs_5
@@ -109,11 +109,18 @@ class TestImageTower:
             ({"use_swiglu_ffn": True}, "use_swiglu_ffn true"),
             ({"hidden_act": "relu"}, "hidden_act relu"),
             ({"image_size": [70, 56]}, r"a size of \[70, 56\]"),
+            ({"num_channels": 1}, "num_channels 1"),
         ],
     )
     def test_what_ours_cannot_be(self, tmp_path, changes, found):
         with pytest.raises(UserError, match=f"config.json: {found}.*choose another model"):
             image_tower(saved(dinov2(**changes), tmp_path), OURS)
+
+    @pytest.mark.parametrize("kind", [transformers.ViTForImageClassification, transformers.ViTForMaskedImageModeling])
+    def test_a_head_changes_nothing(self, tmp_path, kind):
+        theirs = drawn(kind, vit().config)
+        bare = image_tower(saved(theirs.vit, tmp_path / "bare"), OURS, HALVES)
+        assert_same(image_tower(saved(theirs, tmp_path / "whole"), OURS, HALVES).state, bare.state)
 
     def test_another_kind_of_model(self, tmp_path):
         with pytest.raises(UserError, match="is a model of type 'bert'; here a Dinov2Model or ViTModel is needed"):
@@ -156,6 +163,14 @@ class TestTextTower:
             assert own[200].equal(their[CLS]) and own[201].equal(their[CLS])
         assert tower.sizes["med_config"]["vocab_size"] == WORDS
 
+    @pytest.mark.parametrize(
+        "kind", [transformers.BertForQuestionAnswering, transformers.BertForNextSentencePrediction]
+    )
+    def test_a_head_that_predicts_no_words_changes_nothing(self, tmp_path, kind):
+        theirs = bert(kind)
+        bare = text_tower(saved(theirs.bert, tmp_path / "bare"), WORDS, CLS)
+        assert_same(text_tower(saved(theirs, tmp_path / "whole"), WORDS, CLS).state, bare.state)
+
     def test_padded_embeddings_keep_their_length(self, tmp_path):
         tower = text_tower(saved(bert(vocab_size=208), tmp_path), WORDS, CLS)
         words = tower.state["text_encoder.embeddings.word_embeddings.weight"]
@@ -197,6 +212,18 @@ class TestFolders:
         with pytest.raises(UserError, match="config.json: No such file"):
             image_tower(tmp_path, OURS)
 
+    def test_a_config_of_no_model(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="config.json does not say the model_type; take the config.json that"):
+            image_tower(tmp_path, OURS)
+
+    @pytest.mark.parametrize("content", [{}, [torch.ones(1)], {"weight": 3}])
+    def test_a_file_without_tensors_by_name(self, tmp_path, content):
+        dinov2().config.save_pretrained(tmp_path)
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(UserError, match="pytorch_model.bin holds no weights: expected tensors by name"):
+            image_tower(tmp_path, OURS)
+
     def test_no_weights(self, tmp_path):
         dinov2().config.save_pretrained(tmp_path)
         with pytest.raises(UserError, match="has a config.json and no weights: expected model.safetensors or"):
@@ -223,6 +250,12 @@ class TestFolders:
     def test_an_index_that_leads_elsewhere(self, tmp_path):
         folder = saved(dinov2(), tmp_path, max_shard_size="20KB")
         index = folder / "model.safetensors.index.json"
+        places = json.loads(index.read_text())["weight_map"]
+        index.write_text(json.dumps({"weight_map": places | {"absent": places["layernorm.weight"]}}))
+        with pytest.raises(
+            UserError, match=f"{index}: absent is not in {places['layernorm.weight']}; fetch the folder"
+        ):
+            image_tower(folder, OURS)
         index.write_text(json.dumps({"weight_map": {"embeddings.cls_token": "../model.safetensors"}}))
         with pytest.raises(UserError, match="'../model.safetensors' is not a file beside it"):
             image_tower(folder, OURS)
