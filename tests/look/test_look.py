@@ -23,9 +23,11 @@ from madtp.look.predictor import load
 from madtp.look.recording import _importance
 from madtp.look.samples import samples_of
 from madtp.look.survival import follow
+from madtp.look.views import closeups
 from madtp.method.attention import AttentionScores
 from madtp.method.pruning import Kept, importance
 from tests.look.small import TEMPERATURE, TEXTS, asked
+from transform.pictures import evaluation_transform
 from utils import UserError
 
 # What the layers kept, and why.
@@ -86,6 +88,33 @@ def test_closeups_are_drawn(name, samples, checkpoint, pictures, tmp_path):
         with Image.open(path) as drawn:
             distance = np.abs(np.asarray(drawn.convert("RGB")).astype(int) - orange).max(axis=2)
         assert (distance < 12).sum() > 100
+
+
+@pytest.mark.parametrize("name, count", [("nlvr", 2), ("vqa", 1)])
+def test_a_closeup_shows_a_sample_s_own_pictures_and_words_also_among_others(name, count, checkpoint, pictures):
+    predictor, paths = load(checkpoint(name)), list(map(Path, pictures[: 3 * count]))
+    texts = "is there a red circle?", "a cross", "is a large green square and a blue cross?"
+    samples = [
+        sample._replace(texts=(text,)) for sample, text in zip(samples_of(name, paths, TEXTS[name]), texts, strict=True)
+    ]
+
+    def closeups_of(samples):
+        ((_, batch),) = predict.batched(predictor, samples, len(samples))
+        return closeups(predictor, batch, predictor.run(batch, TEMPERATURE, record=True), texts[: len(samples)])
+
+    seen = evaluation_transform(predictor.task.config["image_size"])
+    for row, together in enumerate(closeups_of(samples)):
+        (alone,) = closeups_of([samples[row]])
+        own = [seen(Image.open(path).convert("RGB")) for path in paths[row * count :][:count]]
+        for (picture, _), image in zip(together.pictures, own, strict=True):
+            np.testing.assert_allclose(picture, image.permute(1, 2, 0) / 255, atol=1e-5)
+        ((words, _),) = together.texts
+        assert "".join(words).replace("##", "").removesuffix("[SEP]") == texts[row].replace(" ", "")
+        pairs = zip(together.pictures + together.texts, alone.pictures + alone.texts, strict=True)
+        for (_, fate), (_, lonely) in pairs:
+            assert fate.name == lonely.name in ("image", "text") and fate.steps == lonely.steps
+            for one, other in zip(fate.importance, lonely.importance, strict=True):
+                np.testing.assert_allclose(one.total[: len(other.total)], other.total, rtol=1e-3)
 
 
 def test_a_closeup_greys_what_is_gone_and_outlines_what_goes():
