@@ -41,7 +41,10 @@ def evaluate(folder, checkpoint, out, *flags):
 
 def test_a_run_finds_amount_and_shape_and_says_them(folder):
     (record,) = [json.loads(line) for line in (folder / "half" / "log.txt").read_text().splitlines()]
-    stored = Stored.of(read(folder / "half" / "checkpoint_best.pth"))
+    best, last = (read(folder / "half" / f"checkpoint_{name}.pth") for name in ("best", "last"))
+    told = "architecture", "batch_size", "keep", "shape", "temperature"
+    assert {name: best[name] for name in told} == {name: last[name] for name in told}
+    stored = Stored.of(best)
     assert record["keep"] == stored.keep == "coverage" and record["shape"] == stored.shape in SHAPES
     assert abs(record["percent"] - 60) <= 0.5 and record["percent_p10"] == pytest.approx(
         record["percent_p90"], rel=0.02
@@ -74,9 +77,9 @@ def test_an_amount_costs_what_inference_would_without_running_it(folder, tmp_pat
         assert len(passes) == 5 * len(sample.batches)
 
 
-@pytest.mark.parametrize("size", [4, 25])
-def test_a_checkpoint_is_scored_by_its_own_rule_and_shape(folder, tmp_path, size):
-    record = evaluate(folder, "half/checkpoint_best.pth", tmp_path, "--set", f"batch_size_test={size}")
+@pytest.mark.parametrize("name, size", [("best", 4), ("last", 25)])
+def test_a_checkpoint_is_scored_by_its_own_rule_and_shape(folder, tmp_path, name, size):
+    record = evaluate(folder, f"half/checkpoint_{name}.pth", tmp_path, "--set", f"batch_size_test={size}")
     trained = json.loads((folder / "half" / "log.txt").read_text())
     for name in ("keep", "shape", "temperature", "val_accuracy"):
         assert record[name] == trained[name]
@@ -178,19 +181,26 @@ def test_a_resumed_run_keeps_its_shape(folder, tmp_path, caplog):
     assert shape != read(out / "checkpoint_last.pth")["shape"] == 7, "one that is asked for goes before it"
 
 
-def test_the_shape_that_moves_the_outputs_least_wins(folder, tmp_path):
-    """Against a search by hand, with a model whose outputs are made to move by the shape alone."""
+def test_the_shape_that_moves_the_outputs_least_wins(folder, tmp_path, monkeypatch):
+    """Of a model whose outputs are moved by the shape alone; over all batches, and those of other processes."""
     flags = [*common(folder / "nlvr.yaml", tmp_path), "--keep", "coverage", "--p", "0.3"]
     run = prepare(NLVR(), *parse(flags, NLVR()))
     sample = CalibrationSample(run.loaders["val"], 2)
-    wanted = 0.7
+    strongly, weakly = 0.7, 2.0  # what the first batch and the second move least by
+    dense = []
 
     def outputs(model, batch, temperature):
-        moved = 0.0 if temperature == 0 else abs(math.log(model.keep.shape / wanted)) + 0.1
+        if temperature == 0:
+            dense.append(batch)
+        wanted, weight = [(strongly, 1.0), (weakly, 0.1)][(len(dense) - 1) % 2]
+        moved = 0.0 if temperature == 0 else weight * abs(math.log(model.keep.shape / wanted)) + 0.1
         return torch.full((len(batch["index"]), 2), moved)
 
     run.task.outputs = outputs
-    assert find_shape(run, sample, 0.7) == wanted
+    assert find_shape(run, sample, 0.7) == strongly
+    others = iter([0.0 if shape == 1.4 else 1e6 for shape in SHAPES])
+    monkeypatch.setattr("madtp.run.schedule.all_reduce_sum", lambda value: value + next(others))
+    assert find_shape(run, sample, 0.7) == 1.4
 
 
 def test_every_shape_is_compared_at_its_own_amount(folder, tmp_path):

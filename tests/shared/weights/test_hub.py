@@ -44,7 +44,7 @@ class Server(BaseHTTPRequestHandler):
     def listed(self, name):
         said = self.files.get(f"as said of {name}", self.files[name])
         large = {"lfs": {"sha256": hashlib.sha256(said).hexdigest(), "size": len(said)}} if name.endswith("s") else {}
-        return {"rfilename": name, "size": len(self.files[name]), **large}
+        return {"rfilename": name, "size": len(said), **large}
 
     def log_message(self, *arguments):
         """Stays silent."""
@@ -182,6 +182,13 @@ def test_other_bytes_are_not_kept(serve, tmp_path):
     ]
 
 
+def test_half_a_file_is_not_kept(serve, tmp_path):
+    serve(FILES | {"as said of config.json": 2 * FILES["config.json"]})
+    with pytest.raises(UserError, match="config.json: 22 bytes with other contents than published; try again"):
+        hub.fetch("owner/name")
+    assert not list((tmp_path / "pretrained/owner/name").iterdir())
+
+
 def test_no_such_repository(serve):
     serve(FILES)
     says = "cannot fetch repository owner/other from http://[^/]*/api/.*: there is no such thing, or it wants a login"
@@ -255,6 +262,7 @@ def test_what_is_here_is_not_asked_for(serve, tmp_path, capsys):
     (tmp_path / "output/run").mkdir(parents=True)
     flags = ["--config", "config.yaml", "--pretrained", "output/run", "--output_dir", "out", "--download"]
     assert main(Caption(), flags) == 2
+    assert hub.folder_of("output/run", download=True) == "output/run"
     assert asked == [] and "--download fetches CLIP's published models, not 'output/run'" in capsys.readouterr().err
 
 
