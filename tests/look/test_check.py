@@ -12,12 +12,15 @@ import pytest
 from compress_nlvr_dtp import NLVR
 from madtp.__main__ import main
 from madtp.look import command_line
+from madtp.look.check import Findings, verdict
 from madtp.look.scripts import task_named
 from madtp.run.config import task_of
 from madtp.run.engine import main as engine_main
+from tests.look.small import CLIP
 from tests.miniature import make_data, write_config
 
 TASKS = {"nlvr": {}, "caption": {"prompt": "a "}, "vqa": {"inference": "rank"}, "retrieval": {"dataset": "flickr"}}
+TASKS["retrieval_clip"] = {"dataset": "flickr", "clip": CLIP}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,9 @@ def change(data, name, *, entries=None, **values):
 def test_whole_data_passes_with_its_counts(whole, examine, task):
     status, said = examine(whole, task)
     assert status == 0 and said.endswith("training has all that it needs\n") and "other files" not in said
-    names = {"nlvr": "nlvr_dev", "caption": "coco_karpathy_val", "vqa": "vqa_val", "retrieval": "flickr30k_val"}
-    entries = json.loads((whole / "annotation" / f"{names[task]}.json").read_text())
+    assert said.partition("\n")[0].endswith(f"/{task}.yaml: {task}")
+    names = {"nlvr": "nlvr_dev", "caption": "coco_karpathy_val", "vqa": "vqa_val"}
+    entries = json.loads((whole / "annotation" / f"{names.get(task, 'flickr30k_val')}.json").read_text())
     images = {image for entry in entries for image in entry.get("images", [entry.get("image")])}
     assert f"val: {len(entries)} entries, {len(images)} images\n" in said
 
@@ -69,6 +73,8 @@ def test_images_are_counted_and_ten_of_them_named(data, examine):
     gone = sorted({image for entry in test for image in entry["images"]})[:13]
     for name in gone:
         (data / "images" / name).unlink()
+    upper = (data / "images" / gone[0]).with_suffix(".PNG")
+    upper.write_bytes(b"")
     (train, *_), *_ = (entry["images"] for entry in json.loads((data / "annotation/nlvr_train.json").read_text()))
     os.truncate(data / "images" / train, 100)
     status, said = examine(data, "nlvr")
@@ -76,8 +82,32 @@ def test_images_are_counted_and_ten_of_them_named(data, examine):
     train_part, test_part = said.split("\ntest: ")
     assert re.search(rf"unreadable images: 1\n    \S+/{train} \(\S+/nlvr_train.json, entry 0\): \w+", train_part)
     assert "missing images" not in train_part and "missing images: 13\n" in test_part
-    named = re.findall(rf"^    {data}/images/(\S+) \({data}/annotation/nlvr_test.json, entry \d+\)$", test_part, re.M)
+    assert f"): {upper.name} is there\n" in test_part
+    named = re.findall(rf"^    {data}/images/(\S+) \({data}/annotation/nlvr_test.json, entry \d+\)", test_part, re.M)
     assert len(named) == 10 and set(named) < set(gone) and "    and 3 more\n" in test_part
+
+
+def test_of_every_kind_ten_are_named_on_a_line_each():
+    found = Findings(faults={"few": ["a\nb"] * 10, "many": ["c"] * 11}, remarks=["d"])
+    assert [*found.lines("val")] == [
+        "val:", "  few: 10", *["    a b"] * 10, "  many: 11", *["    c"] * 10, "    and 1 more", "  d"
+    ]  # fmt: skip
+
+
+def test_skipping_is_offered_while_all_that_is_drawn_in_a_place_is_hardly_ever_bad():
+    """In a run of N samples, s of whose entries are without an image, all eleven that are drawn are so s^11 N times."""
+
+    def said(bad, epochs=10, other="val", **faults):
+        one, two, three = map(Path, "123")
+        named = [[one, two]] * bad + [[two, three]] * (1000 - bad)
+        train = Findings(entries=1000, named=named, bad={one}, faults={"unreadable images": ["1"]} | faults)
+        return verdict({"train": train, other: Findings(faults={} if other == "val" else {"files": ["2"]})}, epochs)
+
+    assert (280 / 1000) ** 11 * 1000 * 10 < 0.01 < (290 / 1000) ** 11 * 1000 * 10
+    assert said(280) == said(280, **{"duplicate entries": ["3"]}) == said(290, epochs=1)
+    assert said(280) == "training would fail, but not with --bad_images skip"
+    assert said(290) == "training would fail, also with --bad_images skip: 29% of the entries are without their images"
+    assert said(280, **{"wrong labels": ["3"]}) == said(280, other="test") == "training would fail"
 
 
 def test_what_training_could_skip_is_said(data, examine):
@@ -203,7 +233,7 @@ def test_an_entry_is_named_with_its_file(data, examine, task, name, values, comp
 def test_duplicates_are_named_and_harmless(data, examine):
     entries = json.loads((data / "annotation/nlvr_train.json").read_text())
     change(data, "nlvr_train", entries=[*entries, {**entries[2], "label": "True"}])
-    status, said = examine(data, "nlvr")
+    status, said = examine(data, "nlvr", "--num_workers", "0")
     file = data / "annotation/nlvr_train.json"
     assert status == 0
     assert (
