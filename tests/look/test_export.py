@@ -1,6 +1,7 @@
 """The way back to transformers: its classes load what is written, and compute what ours does densely."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 import clip
 from clip.model import Sizes
 from madtp.__main__ import main
-from madtp.look.export import left_behind
+from madtp.look.export import config_of, left_behind
 from madtp.shared.weights import architecture, checkpoint
 from madtp.shared.weights.stored import Stored
 from madtp.shared.weights.transformers_export import CLASSES
@@ -107,6 +108,7 @@ def test_retrieval(exported):
     pair = torch.cat([torch.full((3, 1), ours.tokenizer.convert_tokens_to_ids("[ENC]")), IDS[:, 1:]], dim=1)
     expected = theirs(pair, IMAGES, attention_mask=MASK).itm_score
     torch.testing.assert_close(ours.match(IDS, MASK, states), expected, **CLOSE)
+    assert "the pruning stays behind" in exported.said.out and "was scored" not in exported.said.out, "it is dense"
 
 
 @pytest.mark.parametrize("task", ["caption", "vqa", "retrieval"])
@@ -133,6 +135,16 @@ def test_a_tower_of_other_proportions_says_so(exported):
     theirs = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
     states, _ = ours.encode(IMAGES, 0.0)
     torch.testing.assert_close(theirs.vision_model(IMAGES).last_hidden_state, states.tokens, **CLOSE)
+
+
+def test_towers_by_name_have_the_sizes_of_their_papers():
+    tokenizer = SimpleNamespace(convert_tokens_to_ids={"[DEC]": 8, "[SEP]": 9}.get)
+    for name, sizes in {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}.items():
+        model = SimpleNamespace(tokenizer=tokenizer, architecture={"vit": name, "image_size": 384, "med_config": BERT})
+        vision = config_of("caption", model)["vision_config"]
+        assert (vision["hidden_size"], vision["num_hidden_layers"]) == sizes[:2]
+        assert (vision["num_attention_heads"], vision["intermediate_size"]) == sizes[2:]
+        assert (vision["patch_size"], vision["layer_norm_eps"], vision["image_size"]) == (16, 1e-6, 384)
 
 
 def test_their_preprocessing_is_our_evaluations(exported):
@@ -183,10 +195,10 @@ class TestClip:
         )
         torch.testing.assert_close(image, expected.image_embeds, **CLOSE)
         torch.testing.assert_close(text, expected.text_embeds, **CLOSE)
-        words, sentences = transformers.CLIPTokenizer.from_pretrained(folder), ["a dog", "Two red cars!", "the sea's"]
-        assert words.model_max_length == 7
-        assert words(sentences).input_ids == [row[row > 0].tolist() for row in clip.tokenize(sentences)]
-        assert_seen_alike(transformers.CLIPImageProcessor.from_pretrained(folder))
+        processor, sentences = transformers.AutoProcessor.from_pretrained(folder), ["in a bin", "Two!", "the sea's"]
+        assert isinstance(processor, transformers.CLIPProcessor) and processor.tokenizer.model_max_length == 7
+        assert processor.tokenizer(sentences).input_ids == [row[row > 0].tolist() for row in clip.tokenize(sentences)]
+        assert_seen_alike(processor.image_processor)
         again, _ = clip.load(str(folder), "cpu", True, {"sd_num": 6, "sd_dim": 40, "queue_size": 6})
         assert again.sizes == self.SIZES
         assert all(
@@ -212,6 +224,9 @@ class TestRefused:
         before = (folder / "model.safetensors").read_bytes()
         exported("caption", status=2)
         assert "config.json is there already; remove it or name another folder" in exported.said.err
+        (folder / "config.json").unlink()
+        exported("caption", status=2)
+        assert "model.safetensors is there already" in exported.said.err
         assert (folder / "model.safetensors").read_bytes() == before
 
     def test_no_folder_to_write(self, exported, tmp_path):
