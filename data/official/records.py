@@ -1,7 +1,6 @@
 """What the readers of official files have in common: the records that they yield, and where they find the split."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,15 +91,18 @@ def checked(path: Path, number: int, entry: object, fields: dict[str, type | tup
     return entry
 
 
-def read_lines(path: Path) -> Iterable[str]:
+def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or there are none.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return [line.rstrip("\n") for line in file if line.strip()]
+            lines = [line.rstrip("\n") for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
         raise UserError(f"{path}: {reason}; name the file as it was downloaded, unpacked") from error
+    if not lines:
+        raise UserError(f"{path}: nothing in it; fetch the file again")
+    return lines

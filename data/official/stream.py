@@ -80,8 +80,9 @@ def lines(path: Path) -> Iterator[dict]:
     """Yields the objects of a file of JSON lines.
 
     Raises:
-        UserError: no such file, or a line that is no object.
+        UserError: no such file, nothing in it, or a line that is no object.
     """
+    empty = True
     with _reading(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -92,7 +93,10 @@ def lines(path: Path) -> Iterator[dict]:
                 raise UserError(f"{path}, line {number}: not JSON: {error}; {WAY_OUT}") from error
             if not isinstance(entry, dict):
                 raise UserError(f"{path}, line {number}: expected an object, found {excerpt(entry)}; {WAY_OUT}")
+            empty = False
             yield entry
+    if empty:
+        raise UserError(f"{path}: nothing in it; {WAY_OUT}")
 
 
 class _Window:

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_without_effect(args)
     out, form = Path(args.out), FORMS[args.form]
     sources = [source_of(name, args.form) for name in args.files]
+    refuse_twice(sources)
     draw = Draw({name: text for name in ("val", "test") if (text := getattr(args, name))})
     records = renamed(form.read(sources), args.name)
     bar = tqdm(records, desc=args.form, unit=" records", leave=False, disable=not sys.stderr.isatty())
@@ -76,6 +77,15 @@ def source_of(text: str, form: str) -> Source:
     if (seems := form_of(Path(name))) not in ("", form):
         raise UserError(f"{name} is a file of {seems}, not of {form}: python -m madtp convert {seems} ...")
     return Source(Path(name), split)
+
+
+def refuse_twice(sources: Iterable[Source]) -> None:
+    """Raises a UserError about a file that is given twice, whose entries would all be there twice."""
+    seen = set()
+    for source in sources:
+        if (place := source.path.resolve()) in seen:
+            raise UserError(f"{source.path} is given twice; name every file once")
+        seen.add(place)
 
 
 def renamed(records: Iterable[Record | LeftOut], name: str | None) -> Iterable[Record | LeftOut]:

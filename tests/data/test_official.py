@@ -251,6 +251,7 @@ def test_nothing_is_replaced_and_a_broken_file_leaves_nothing(tmp_path, capsys):
     "flags, complaint",
     [
         (["karpathy", "val={}"], "say themselves what is for val"),
+        (["nlvr2", "{}", "{}"], "dev.json is given twice; name every file once"),
         (["nlvr2", "{}.gz"], "no such file; give the files of nlvr2: train.json, dev.json, test1.json"),
         (["nlvr2", "{}", "--val", "1.5"], "expected parts of the training pictures, together below 1"),
         (["nlvr2", "{}", "--val", "nowhere.txt"], "--val nowhere.txt: expected a part of the training pictures"),
@@ -265,6 +266,23 @@ def test_wrong_flags_are_one_line(tmp_path, capsys, flags, complaint):
     assert main(["convert", *(flag.format(path) for flag in flags), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("form, name", [("nlvr2", "train.json"), ("daquar", "qa.894.raw.train.txt")])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_among_others_is_no_file_to_come(tmp_path, capsys, form, name, content):
+    """Passed over, it would be missed only when training begins."""
+    whole = {
+        "nlvr2": ("dev.json", '{"identifier": "dev-1-0-0", "sentence": "A.", "label": "True"}'),
+        "daquar": ("qa.894.raw.test.txt", "what is in image3 ?\nlamp"),
+    }
+    other, filled = whole[form]
+    (tmp_path / other).write_text(filled)
+    (tmp_path / name).write_text(content)
+    files = [str(tmp_path / one) for one in (other, name)]
+    assert main(["convert", form, *files, "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {files[1]}: nothing in it; fetch the file again" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_identifier_that_names_no_pictures_is_refused(tmp_path, capsys):
