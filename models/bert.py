@@ -6,6 +6,7 @@ b * G ... b * G + G - 1 attend to states b, whose keys and values are then compu
 Shapes are those of the rule `batch`; by the rule `sample` tokens may lie otherwise, as their layout says.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,12 @@ from madtp.method.packed import Packed
 from madtp.method.pruning import Kept
 from madtp.shared.files import read_json
 from madtp.shared.layers import Guidance, run_layers
+
+WAY_OUT = "configs/med_config.json shows how it should be"
+SIZES = "hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size max_position_embeddings"
+RANGES = dict.fromkeys(SIZES.split(), (1, 2**31 - 1))
+RANGES |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), (0.0, 1.0))
+RANGES |= dict.fromkeys(("layer_norm_eps", "initializer_range"), (0.0, sys.float_info.max))
 
 
 class KeysValues(NamedTuple):
@@ -92,10 +99,14 @@ def read_config(med_config: str | Path | dict, **overrides: Any) -> BertConfig:
         raise UserError(f"{where}: expected BERT's sizes by name, found {excerpt(values)}")
     try:
         sizes = BertConfig(**{**values, **overrides})
-        odd = sizes.hidden_size % sizes.num_attention_heads
     except Exception as error:  # versions of transformers differ in what they check, and in what they raise
-        raise UserError(f"{where}: {error}; configs/med_config.json shows how it should be") from error
-    if odd:
+        raise UserError(f"{where}: {error}; {WAY_OUT}") from error
+    for name, (least, most) in RANGES.items():
+        value = getattr(sizes, name)
+        if not isinstance(value, int if isinstance(least, int) else int | float) or not least <= value <= most:
+            expected = f"at least {least:g} and at most {most:g}"
+            raise UserError(f"{where}: {name} is {excerpt(value)}, expected {expected}; {WAY_OUT}")
+    if sizes.hidden_size % sizes.num_attention_heads:
         heads = f"num_attention_heads {sizes.num_attention_heads}"
         raise UserError(f"{where}: hidden_size {sizes.hidden_size} is no multiple of {heads}; choose another")
     for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):

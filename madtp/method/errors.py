@@ -17,8 +17,10 @@ class Flags(ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the flags")
 
 
-# How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows.
-NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows, of bytes beyond 64 bits.
+NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|storage size calculation overflowed", re.IGNORECASE
+)
 
 UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # what is raised already where one asks whether a path exists
 

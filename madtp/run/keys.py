@@ -11,6 +11,8 @@ from madtp.method.rules import RULES
 
 CAPTION_SCORES = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
+LARGEST = 2**31 - 1  # of integers, so that no size that is made of several is beyond what tensors count
+
 KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
 
 
@@ -50,6 +52,8 @@ class Key:
         is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not is_kind or not self._allows(value):
             raise UserError(f"{source}: {name} is {excerpt(value)}, expected {self._expected(kind)}")
+        if type(value) is int and value > LARGEST:
+            raise UserError(f"{source}: {name} is {excerpt(value)}, expected an integer, at most {LARGEST}")
         if self.items and isinstance(value, list):
             return [self.items.checked(item, f"{name}[{place}]", source) for place, item in enumerate(value)]
         if self.fields and isinstance(value, dict):

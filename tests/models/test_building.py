@@ -1,6 +1,7 @@
 """Checkpoints that say themselves what they are, and what is said where they run as something else."""
 
 import logging
+import math
 import shutil
 
 import pytest
@@ -86,6 +87,29 @@ def test_lavis_s_checkpoints(tmp_path, builder):
 def test_an_activation_that_ours_does_not_have():
     with pytest.raises(UserError, match="med_config: hidden_act 'relu' is not supported"):
         blip_decoder(**SIZES | {"med_config": BERT | {"hidden_act": "relu"}}, config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("num_hidden_layers", 0, "at least 1 and at most"),
+        ("num_attention_heads", 0, "at least 1 and at most"),
+        ("num_attention_heads", -3, "at least 1 and at most"),
+        ("max_position_embeddings", 0, "at least 1 and at most"),
+        ("intermediate_size", 10**22, "at least 1 and at most"),
+        ("hidden_dropout_prob", 7, "at least 0 and at most 1"),
+        ("attention_probs_dropout_prob", math.nan, "at least 0 and at most 1"),
+        ("layer_norm_eps", math.nan, "at least 0 and at most"),
+        ("initializer_range", -0.1, "at least 0 and at most"),
+    ],
+)
+def test_sizes_that_no_text_tower_has(name, value, expected):
+    with pytest.raises(UserError, match=f"med_config: {name} is {value}, expected {expected}"):
+        blip_decoder(**SIZES | {"med_config": BERT | {name: value}}, config=CONFIG)
+
+
+def test_a_dropout_may_be_written_without_a_point():
+    blip_decoder(**SIZES | {"med_config": BERT | {"hidden_dropout_prob": 0}}, config=CONFIG)
 
 
 def test_an_architecture_that_no_model_has(tmp_path):

@@ -100,6 +100,9 @@ def test_errors_of_the_user_are_told_from_others():
     assert str(as_user_error(taken)).startswith("the memory of the GPU ran out; smaller ")
     windows = RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes.")
     assert str(as_user_error(windows)).startswith("the memory of this machine ran out (tried to allocate 4096 bytes); ")
+    with pytest.raises(RuntimeError) as beyond:
+        torch.empty(2**31, 2**31)
+    assert str(as_user_error(beyond.value)).startswith("the memory of this machine ran out; smaller ")
     assert str(as_user_error(MemoryError())).startswith("the memory of this machine ran out; smaller ")
     denied = PermissionError(errno.EACCES, "Permission denied", "/home/other/a.pth")
     assert str(as_user_error(denied)).startswith("/home/other/a.pth: Permission denied; give a path ")
