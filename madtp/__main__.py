@@ -148,7 +148,8 @@ def perform(name: str, words: Sequence[str]) -> int:
     if command.flags:
         resolve_name(command.flags)(parser)
     args = parser.parse_args(words)
-    refuse_missing(getattr(args, "checkpoint", ()))
+    for name in ("checkpoint", "compare"):
+        refuse_missing(getattr(args, name, None) or (), f"--{name}")
     try:
         return resolve_name(command.run)(args) or 0
     except ModuleNotFoundError as error:
@@ -159,12 +160,12 @@ def perform(name: str, words: Sequence[str]) -> int:
         raise UserError(f"{missing}: python -m pip install -r {CLONE / 'requirements.txt'}") from error
 
 
-def refuse_missing(checkpoints: str | Sequence[str]) -> None:
+def refuse_missing(checkpoints: str | Sequence[str], flag: str) -> None:
     """Raises a UserError about a file of weights that is not there, before anything slow is imported to read it."""
     # Other names may stand for folders, or be those of published models.
     for path in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
         if path.endswith(ENDINGS) and not Path(path).exists():
-            raise no_checkpoint(path, "--checkpoint")
+            raise no_checkpoint(path, flag)
 
 
 if __name__ == "__main__":

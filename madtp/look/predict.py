@@ -93,12 +93,13 @@ def answer(
     """
     if args.batch_size < 1:
         raise UserError(f"--batch_size is {args.batch_size}, expected at least 1")
-    batches = batched(predictor, samples, args.batch_size, leave_out)
-    first = list(islice(batches, -(-CALIBRATED // args.batch_size) if args.p else 1))
+    size = min(args.batch_size, len(samples))
+    batches = batched(predictor, samples, size, leave_out)
+    first = list(islice(batches, -(-CALIBRATED // size) if args.p else 1))
     if not first:
         raise UserError(f"of {len(samples)} samples none can be read; give other pictures to --image")
     temperature = chosen_temperature(predictor, [batch for _, batch in first], args.temperature, args.p)
-    if company := predictor.stored._replace(temperature=temperature).other_company(args.batch_size):
+    if company := predictor.stored._replace(temperature=temperature).other_company(size):
         note(company)
     if args.visualize and temperature == 0:
         raise UserError("--visualize shows what is dropped, and at T 0 nothing is; give --temperature or --p")
@@ -171,8 +172,8 @@ def chosen_temperature(
     Raises:
         UserError: it is none, out of reach, or that of another rule.
     """
-    if temperature is not None and not temperature >= 0:
-        raise UserError(f"--temperature is {temperature}, expected at least 0")
+    if temperature is not None and not 0 <= temperature < inf:
+        raise UserError(f"--temperature is {temperature}, expected a number, at least 0")
     if p is not None and not 0 <= p < 1:
         raise UserError(f"--p is {p}, expected a share of the GFLOPs to remove, at least 0 and below 1")
     configuration.refuse_unsaid_shape(predictor.task.config, temperature)

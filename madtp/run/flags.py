@@ -1,6 +1,7 @@
 """The command line of the six scripts, the same for every task."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -107,8 +108,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--p is {args.p:g}, expected a share of the GFLOPs to remove, at least 0 and below 1")
     for name, least in LEAST.items():
         value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise UserError(f"--{name} is {value}, expected at least {least}")
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"--{name} is {value}, expected a number, at least {least}")
         if value is not None and value > MOST.get(name, value):
             raise UserError(f"--{name} is {value}, expected at most {MOST[name]}")
     if args.evaluate and args.resume:

@@ -73,6 +73,14 @@ def test_another_batch_size_than_scored_is_said(checkpoint, pictures, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_batch_is_no_larger_than_what_is_asked(checkpoint, pictures, capsys):
+    """However many would fit into it: one sample is a batch of one, and that is said."""
+    flags = ["--checkpoint", checkpoint("nlvr", "batch"), "--image", *pictures[:2], "--text", "a red circle"]
+    for size in ("25", str(10**20)):
+        assert main(["predict", *flags, "--batch_size", size]) == 0
+        assert "batches of 25 and is asked in batches of 1:" in capsys.readouterr().err
+
+
 def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
     """Asked for what some temperature costs, it finds one that costs about as much."""
     flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
@@ -114,6 +122,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
         ("caption", ["--image", "{0}", "--p", "1.5"], "--p is 1.5"),
         ("caption", ["--image", "{0}", "--p", "0.99"], "p 0.99 is out of reach"),
         ("caption", ["--image", "{0}", "--temperature", "-1"], "--temperature is -1.0"),
+        ("caption", ["--image", "{0}", "--temperature", "inf"], "--temperature is inf, expected a number"),
         ("caption", ["--image", "{0}", "--device", "gpu"], "--device is 'gpu', expected cpu"),
         ("caption", ["--image", "{0}", "--batch_size", "0"], "--batch_size is 0"),
         ("caption", ["--image", "{0}", "--batch_size", "0", "--p", "0.5"], "--batch_size is 0"),
@@ -241,6 +250,10 @@ def test_no_checkpoint_is_not_one_without_a_configuration(pictures, tmp_path, ca
     missing = str(tmp_path / "missing")
     assert main(["predict", "--checkpoint", missing, "--image", pictures[0]]) == 2
     assert f"error: {missing}: no such checkpoint; " in capsys.readouterr().err
+    flags = ["--checkpoint", str(tmp_path), "--image", pictures[0], "--compare", f"{missing}.pth"]
+    assert main(["predict", *flags]) == 2
+    assert f"error: {missing}.pth: no such checkpoint; " in (error := capsys.readouterr().err)
+    assert error.endswith("--compare names another\n")
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     assert main(["predict", "--checkpoint", str(tmp_path), "--image", pictures[0]]) == 2
     assert f"{tmp_path} is a model of type 'siglip'; of transformers' these are read: " in capsys.readouterr().err
