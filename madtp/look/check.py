@@ -163,7 +163,7 @@ def check_images(found: Iterable[Findings], wanted: int, threads: int) -> None:
 def bad_images(paths: Iterable[Path], wanted: int, threads: int) -> dict[Path, tuple[str, str]]:
     """Decodes images and returns those that cannot be: the kind of the fault, and the reason."""
     paths = sorted(paths)
-    with ThreadPool(threads) as pool:
+    with ThreadPool(max(1, min(threads, len(paths)))) as pool:
         faults = pool.imap(lambda path: image_fault(path, wanted), paths, chunksize=8)
         bar = tqdm(faults, desc="images", total=len(paths), leave=False, disable=not sys.stderr.isatty())
         return {path: fault for path, fault in zip(paths, bar, strict=True) if fault}
@@ -211,10 +211,12 @@ def verdict(found: dict[str, Findings], epochs: int) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Checks what the command line names; the exit status, 1 if training would fail."""
+    if args.num_workers < 0:
+        raise UserError(f"--num_workers is {args.num_workers}, expected at least 0")
     task = args.task or configuration.task_of(args.config)
     config = configuration.resolve(args.config, task, args.set)
     configuration.refuse_contradictions(config)
-    found = check(task, config, max(1, args.num_workers))
+    found = check(task, config, args.num_workers)
     print(f"{args.config}: {task}")
     for name, findings in found.items():
         if findings.entries or findings.faults:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
+from madtp.run.keys import COMMON_KEYS, checked
 from madtp.shared.files import prepare_output
 from madtp.shared.weights import checkpoint, hub
 from madtp.shared.weights.architecture import MED
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if (args.mean is None) != (args.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
+    asked = {} if args.image_size is None else checked({"image_size": args.image_size}, COMMON_KEYS, "--image_size")
     image_folder, text_folder = (hub.folder_of(name, args.download) for name in (args.image, args.text))
     for name in (image_folder, text_folder):
         if not Path(name).is_dir():
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.output_dir)
     sizes = {**image.sizes, **text.sizes, "tokenizer": folder, "pretrained": str(out / CHECKPOINT)}
     sizes["sd_dim"] = sizes["med_config"]["hidden_size"]
-    sizes["image_size"] = args.image_size or sizes["image_size"]
+    sizes |= asked
     check_vit(sizes["image_size"], **sizes["vit"])
     configs = {Path(path).name: adapted(path, sizes) for path in args.config}
     prepare_output(out)

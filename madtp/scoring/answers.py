@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is one already, or no answer is frequent enough.
     """
+    if args.least < 1:
+        raise UserError(f"--least is {args.least}, expected at least 1")
     config = configuration.resolve(args.config, "vqa", args.set)
     root = Path(config["ann_root"])
     path = Path(args.out or root / "answer_list.json")

@@ -279,6 +279,9 @@ def test_a_wrong_configuration_is_an_error_of_its_own(examine, data):
     assert status == 2 and said.startswith("error: --set: unknown key 'image_sise'") and said.count("\n") == 1
     status, said = examine(data, "nlvr", "--set", "min_lr=1")
     assert status == 2 and said.startswith("error: min_lr 1 is above init_lr") and said.count("\n") == 1
+    status, said = examine(data, "nlvr", "--num_workers", "-1")
+    assert status == 2 and said == "error: --num_workers is -1, expected at least 0\n"
+    assert examine(data, "nlvr", "--num_workers", str(10**20))[0] == 0  # no more threads than pictures
 
 
 def test_every_task_that_can_be_named_is_one():

@@ -74,6 +74,7 @@ def test_they_are_no_model_to_evaluate(tmp_path, flags):
         (["--mean", *"000", "--std", *"101"], "std [1.0, 0.0, 1.0] of its pixels, expected std above 0"),
         (["--mean", "nan", *"00", "--std", *"111"], "mean [nan, 0.0, 0.0]"),
         (["--image_size", "60"], "image_size 60 is no multiple of patch_size 14"),
+        *((["--image_size", size], f"image_size is {size}, expected an integer, at least 1") for size in ("0", "-14")),
         (["--config", "configs/retrieval_coco_clip.yaml"], "is for CLIP, which has its own two towers"),
         (["--tokenizer", "nowhere"], "nowhere has no vocab.txt and no tokenizer.json; --tokenizer names a folder"),
         (["--image", "nowhere"], "nowhere: no such folder; give one with config.json"),

@@ -41,6 +41,7 @@ def test_the_command_counts_training_questions(folder, capsys):
     [
         ([], "answer_list.json is there already; remove it or name another with --out"),
         (["--out", "new.json", "--least", "1000"], "is that of 1000 of them; lower --least"),
+        (["--out", "new.json", "--least", "0"], "--least is 0, expected at least 1"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
