@@ -238,7 +238,7 @@ def test_the_log_may_be_printed_and_the_weights_come_from_elsewhere(flags):
     assert run(Toy(), flags=flags("out", 1, "--resume", *more)) == [0]
 
 
-def test_fewer_processes_go_on_at_the_same_sample(flags):
+def test_fewer_or_more_processes_go_on_at_the_same_sample(flags):
     assert run(Toy(), Mortal("batch", 10), flags=flags("out", 2))[1] == -9
     stopped = checkpoint.read(flags.folder / "out" / "checkpoint_last.pth")
     assert stopped["step"] == 4 and stopped["batch_size"] == 8, "the size of the batches that it is scored in"
@@ -258,3 +258,5 @@ def test_fewer_processes_go_on_at_the_same_sample(flags):
     (flags.folder / "out" / "checkpoint_last.pth").write_bytes(saved)
     assert run(Counting(), flags=flags("out", 1, *more, "--accum", "3")) == [0]
     assert seen.read_text().split()[0] == f"{1 + 6 / 12:.3f}"
+    (flags.folder / "out" / "checkpoint_last.pth").write_bytes(saved)  # and three, one of which has no state to go on
+    assert run(Toy(), Toy(), Toy(), flags=flags("out", 1, *more[:-1], "batch_size_train=2")) == [0] * 3
