@@ -30,6 +30,7 @@ from data.shapes import (
 from utils import UserError, prepare_output, read_json, write_atomic
 
 TRAIN, VAL, TEST = "train", "val", "test"
+MANIFEST = "demo.json"
 
 
 def make(
@@ -43,7 +44,7 @@ def make(
     objects: int = OBJECTS,
     grid: int = GRID,
 ) -> dict[str, int]:
-    """Writes the whole data set: `images/`, `annotation/`, `tokenizer/`, and last of all `demo.json`.
+    """Writes the whole data set: `images/`, `annotation/`, `tokenizer/`, before them and again at the end `demo.json`.
 
     Args:
         train, val, test: images of the splits.
@@ -60,9 +61,14 @@ def make(
     if min(train, val, test) < 50 or pairs < 6:
         asked = f"train {train}, val {val}, test {test}, pairs {pairs}"
         raise UserError(f"{asked}: ask for 50 images of each split and 6 pairs, or more")
+    if seed < 0:
+        raise UserError(f"seed {seed}: ask for 0 or more")
     folder = Path(folder)
     rng = np.random.default_rng(seed)
     splits = sample_splits(rng, {TRAIN: train, VAL: val, TEST: test}, objects, grid)
+    arguments = {"seed": seed, TRAIN: train, VAL: val, TEST: test, "pairs": pairs, "objects": objects, "grid": grid}
+    prepare_output(folder)
+    write_manifest(folder, arguments, None)
     names = write_images(folder / "images", splits, rng, grid)
 
     files = {}
@@ -77,7 +83,14 @@ def make(
         write_atomic(folder / "annotation" / f"{name}.json", json.dumps(entries, separators=(",", ":")))
     prepare_output(folder / "tokenizer")
     write_atomic(folder / "tokenizer" / "vocab.txt", "\n".join(VOCABULARY) + "\n")
-    return {name: len(entries) for name, entries in files.items() if isinstance(entries, list)}
+    counts = {name: len(entries) for name, entries in files.items() if isinstance(entries, list)}
+    write_manifest(folder, arguments, counts)
+    return counts
+
+
+def write_manifest(folder: Path, arguments: dict, entries: dict[str, int] | None) -> None:
+    """Says whose folder this is, and that it is complete once its entries are counted."""
+    write_atomic(folder / MANIFEST, json.dumps({"arguments": arguments, "entries": entries}, indent=1))
 
 
 def write_images(
@@ -173,24 +186,26 @@ def vqa_files(split: str, names: list[str], scenes: list[Scene], rng: np.random.
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the data set, or keeps the one that is there if it was made the same way.
+    """Makes the data set, goes on with one that was broken off, or keeps the one that is there, made the same way.
 
     Raises:
-        UserError: the folder holds another, or sizes that cannot be.
+        UserError: the folder holds something else, or sizes that cannot be.
     """
     arguments = dict(vars(args))
     folder = Path(arguments.pop("out"))
-    manifest = folder / "demo.json"
+    manifest = folder / MANIFEST
     if manifest.exists():
         made = read_json(manifest, "delete the folder or choose another --out")
         if not isinstance(made, dict) or made.get("arguments") != arguments:
             raise UserError(f"{folder} holds a demo made with other arguments: delete it or choose another --out")
-        print(f"kept {folder}, which was made with the same arguments")
-        return
+        if made.get("entries"):
+            print(f"kept {folder}, which was made with the same arguments")
+            return
+    elif others := [name for name in ("images", "annotation", "tokenizer") if (folder / name).exists()]:
+        held = f"{folder} holds {' and '.join(others)} of something else"
+        raise UserError(f"{held}: move them away or choose another --out")
     start = time.perf_counter()
-    prepare_output(folder)
     entries = make(folder, **arguments)
-    write_atomic(manifest, json.dumps({"arguments": arguments, "entries": entries}, indent=1))
     images = arguments["train"] + arguments["val"] + arguments["test"]
     seconds = time.perf_counter() - start
     print(f"{images} images, {sum(entries.values())} annotations in {seconds:.1f} s: {folder}")

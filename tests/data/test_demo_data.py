@@ -261,11 +261,24 @@ def test_the_command_keeps_what_is_there(tmp_path, capsys):
     assert str(out) in capsys.readouterr().err
     (out / "demo.json").write_text("{")
     assert main(command) == 2 and "demo.json: not JSON" in capsys.readouterr().err
-    (out / "demo.json").unlink()  # as after an interruption
+    (out / "demo.json").write_text(json.dumps({"arguments": arguments, "entries": None}))  # as after an interruption
     assert main(command) == 0 and image.stat().st_mtime_ns > written
+    assert json.loads((out / "demo.json").read_text())["entries"]["nlvr_train"] == 12
 
 
-@pytest.mark.parametrize("wrong", [{"train": 10}, {"pairs": 0}, {"objects": 0}, {"objects": 9}, {"grid": 3}])
+def test_what_is_somebody_s_own_is_not_written_over(tmp_path, capsys):
+    own = tmp_path / "annotation" / "nlvr_train.json"
+    own.parent.mkdir()
+    own.write_text("mine")
+    command = ["demo_data", "--out", str(tmp_path), "--train", "50", "--val", "50", "--test", "50", "--pairs", "12"]
+    assert main(command) == 2 and own.read_text() == "mine"
+    error = f"error: {tmp_path} holds annotation of something else: move them away or choose another --out\n"
+    assert capsys.readouterr().err == error and [*tmp_path.iterdir()] == [own.parent]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": -1}, {"train": 10}, {"pairs": 0}, {"objects": 0}, {"objects": 9}, {"grid": 3}]
+)
 def test_impossible_sizes_are_refused(tmp_path, wrong):
     with pytest.raises(UserError):
         demo.make(tmp_path / "demo", **(SIZES | wrong))
