@@ -15,8 +15,8 @@ TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alon
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
 COUNTED = "coverage_counts"
 TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
-DISTILLED = "distilled"
-LESSONS = ("task", DISTILLED)  # what a fine-tuned model learns by: the task alone, or a dense model's tokens too
+DISTILLED, GATED = "distilled", "gated"
+LESSONS = ("task", DISTILLED, GATED)  # what it learns by: the task alone, a dense model's tokens too, or with a gate
 TRAINED = "trained"
 STARTS = ("dense", TRAINED)  # where fine-tuning begins: at the dense model, or where that was fine-tuned as long
 TITLES = {
@@ -88,6 +88,11 @@ class Cell:
         return None
 
     @property
+    def gated(self) -> bool:
+        """Whether the loss reaches the choice of tokens."""
+        return False
+
+    @property
     def beginning(self) -> "Cell | None":
         """The model that was fine-tuned before, from which this one begins; None is the dense one as it is."""
         return None
@@ -148,7 +153,11 @@ class Tuned(Cell):
 
     @property
     def teacher(self) -> "Tuned | None":
-        return None if self.lesson == LESSONS[0] else self._dense
+        return self._dense if self.lesson == DISTILLED else None
+
+    @property
+    def gated(self) -> bool:
+        return self.lesson == GATED
 
     @property
     def beginning(self) -> "Tuned | None":
@@ -223,6 +232,8 @@ def tuned_plan(
     for seed in seeds:
         cells.append(Tuned(task, split, seed=seed, steps=steps))
         for p, rule, lesson in product(ratios or TUNED_RATIOS, rules or TUNED, lessons):
+            if lesson == GATED and rule != "coverage":
+                continue
             shapes = [""] if rule in OWN else (schedules or [best(rule, p)]) if rule in TITLES else []
             cells += [Tuned(task, split, rule, shape, p, seed, steps, lesson, start) for shape in shapes]
     return cells

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.comparison.counts import Counted
+from benchmarks.comparison.gate import Gated
 from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
@@ -91,7 +92,8 @@ class Bench:
         if cell.rule == COUNTED:
             subject.model.keep = Counted(len(subject.tower.blocks), schedule)
         elif schedule is not None and cell.rule == "coverage":
-            subject.model.keep = by_tower(lambda x: Merged(Steps(schedule, x.shape[1] - 1)), WHOLE)
+            layout = Gated if cell.gated else Merged
+            subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)
         elif schedule is not None:
             subject.merger, subject.guided = self.mergers[cell.rule], ()
             subject.model.keep = by_tower(Merging.by(schedule, subject.merger), WHOLE)

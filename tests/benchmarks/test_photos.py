@@ -248,6 +248,18 @@ def test_the_test_split_is_scored_by_what_was_trained_to_the_end_alone(small, mo
 
 
 @needs_5
+def test_a_gate_teaches_the_choice_of_coverage_alone_and_changes_no_number_before(small):
+    both = ["--rules", "tome", "coverage", "--lessons", "task", "gated"]
+    assert tune(small, "caption", *both, "--p", "0.2", steps=2) == 0
+    found = {name: one for name, one in lines(small, "photos_caption_tuned").items() if "-0.2-" in name}
+    ours, theirs = (f"caption-val-{rule}-even-0.2-tuned-2-1" for rule in ("coverage", "tome"))
+    assert sorted(found) == [ours, f"{ours}-gated", theirs]
+    with_gate, without = found[f"{ours}-gated"], found[ours]
+    assert with_gate["curve"][0] == without["curve"][0]
+    assert with_gate["curve"][1]["loss"] != without["curve"][1]["loss"]
+
+
+@needs_5
 def test_a_lesson_is_what_a_dense_model_trained_as_long_makes_of_the_photos(small, capsys, monkeypatch):
     lesson = ["--rules", "tome", "--lessons", "distilled"]
     assert tune(small, "caption", *lesson, steps=2) == 0
