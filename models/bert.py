@@ -6,7 +6,6 @@ b * G ... b * G + G - 1 attend to states b, whose keys and values are then compu
 Shapes are those of the rule `batch`; by the rule `sample` tokens may lie otherwise, as their layout says.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +29,8 @@ from madtp.shared.layers import Guidance, run_layers
 WAY_OUT = "configs/med_config.json shows how it should be"
 SIZES = "hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size max_position_embeddings"
 RANGES = dict.fromkeys(SIZES.split(), (1, 2**31 - 1))
-RANGES |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), (0.0, 1.0))
-RANGES |= dict.fromkeys(("layer_norm_eps", "initializer_range"), (0.0, sys.float_info.max))
+SMALL = "hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps initializer_range"
+RANGES |= dict.fromkeys(SMALL.split(), (0.0, 1.0))
 
 
 class KeysValues(NamedTuple):
