@@ -102,6 +102,17 @@ def lesson_gap(results: Results, task: str, p: str, rule: str, schedule: str, *l
     return str(against(results, *(found[one] for one in wanted)))
 
 
+def on_the_way(results: Results, task: str, p: str, rule: str, schedule: str, learned: str, step: str) -> str:
+    """The score on the first photos that a model had at a checkpoint, by what it learned by; the first of its seeds."""
+    found = (
+        one
+        for one in at(results, task, float(p))
+        if (one["rule"], one["schedule"], lesson(one)) == (rule, schedule, learned)
+    )
+    curve = {one["step"]: one["score"] for one in next(found, {}).get("curve", ())}
+    return f"{curve[int(step)]:.1f}" if int(step) in curve else NOT_RUN
+
+
 def comparisons(results: Results) -> int:
     """How many differences of fine-tuned models have an interval."""
     ratios = {one["p"] for one in results.tuned.values() if one["p"]}

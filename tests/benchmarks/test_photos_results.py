@@ -118,7 +118,7 @@ def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_
         cell = cells.Tuned("retrieval", "val", rule, "", p, 1, 100, lesson)
         line = {"name": cell.name, "task": "retrieval", "split": "val", "rule": rule, "schedule": "", "p": p, "seed": 1}
         written.append(line | cell.told | {"steps": 100, "percent": 100 - 100 * p, "photos": photos})
-        written[-1] |= {"scores": {"r_mean": sum(photos) / 2}}
+        written[-1] |= {"scores": {"r_mean": sum(photos) / 2}, "curve": [{"step": 50, "score": photos[0] / 4}]}
     (tmp_path / "photos_retrieval_tuned.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
     found = Results(tmp_path, tmp_path)
     assert len(found.tuned) == 3 and written[-1]["name"].endswith("-1-distilled")
@@ -126,6 +126,8 @@ def test_what_was_learned_from_a_dense_model_is_held_against_the_task_alone(tmp_
     learned = "distilled", "100", "task", "100"
     assert finetuned.lesson_gap(found, "retrieval", "0.5", "tome", "", *learned).startswith("+7.0 [")
     assert finetuned.lesson_gap(found, "retrieval", "0.5", "image", "", *learned) == "not run"
+    way = [finetuned.on_the_way(found, "retrieval", "0.5", "tome", "", "distilled", step) for step in ("50", "100")]
+    assert way == ["11.0", "not run"]
     assert "| ToMe, distilled |" in finetuned.finetuned(found, "retrieval")
     later = cells.Tuned("retrieval", "val", "tome", "", 0.5, 1, 100, "distilled", "trained")
     assert finetuned.named(written[-1] | later.told) == "ToMe, distilled, from the trained dense model"
