@@ -3,17 +3,20 @@
 NLVR2 models with the depth of the demo's and random weights answer a single pair, from the demo's size, 96 wide with
 49 patches, up to wider ones and more patches. Dense and each rule at each p take turns. A row's `steps` are the
 operators of PyTorch that a pass launches, `% of bound` is the time of its matrix products by themselves over its own.
+With --compile each takes turns with itself, the layers of its image tower compiled.
 """
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.bound import Bound
-from benchmarks.timing import arguments, ratio, report, spread, take_turns, told
-from benchmarks.workload import BERT, Workload
+from benchmarks.gpu.grid import compiled
+from benchmarks.timing import arguments, ratio, report, spread, take_turns, timed, told
+from benchmarks.workload import BERT, Workload, image_layers
 from madtp.run.precision import precision
 from utils import UserError
 
@@ -73,6 +76,27 @@ def measure(workload: Workload, ratios: list[float], rounds: int) -> list[dict]:
     return rows
 
 
+def measure_compiled(workload: Workload, ratios: list[float], rounds: int) -> list[dict]:
+    """A row for every setting, whose speed-up is that of compiled layers over the same layers as they are."""
+    workload.unprepare()  # layers that have copies of their own would be compiled one by one
+    device, rows, layers = str(workload.device), list(settings(workload, ratios)), image_layers(workload.model)
+    with compiled(layers):
+        calls = [layer._compiled_call_impl for layer in layers]
+
+        def switched(work, on: bool) -> None:
+            for layer, call in zip(layers, calls, strict=True):
+                layer._compiled_call_impl = call if on else None
+            work()
+
+        for row in rows:
+            passed = workload.side(row["name"], row["temperature"])
+            sides = {on: partial(switched, passed, on) for on in (False, True)}
+            row |= {"compiled": True, "seconds_to_compile": timed(sides[True], device)[1]}
+            times = take_turns({on: repeated(work) for on, work in sides.items()}, rounds, device)
+            row |= {"milliseconds": 1e3 * spread(times[True])[1] / REPEATS, "speedup": ratio(times[False], times[True])}
+    return rows
+
+
 def repeated(work):
     """A call that makes the same call some times."""
     return lambda: [work() for _ in range(REPEATS)] and None
@@ -85,6 +109,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[96, 192, 384], help="of the model, a multiple of 32")
     parser.add_argument("--side", type=int, nargs="+", default=[7, 14], help="patches on a side of a picture")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off")
+    parser.add_argument("--compile", action="store_true", help="measure what torch.compile makes of it instead")
     parser.add_argument("--output", help="JSON-lines file to add the rows to")
     args = arguments(parser, rounds=9, threads=1)
     dtype = precision(args.amp, torch.device(args.device))
@@ -92,7 +117,8 @@ def main() -> None:
         for width in args.width:
             workload = Workload("nlvr", 1, "noise", args.device, dtype, own=sizes(width, side))
             setting = {"width": width, "patches": side**2, "amp": args.amp, "batch": 1}
-            report([setting | row for row in measure(workload, args.p, args.rounds)], args.device, args.output)
+            rows = (measure_compiled if args.compile else measure)(workload, args.p, args.rounds)
+            report([setting | row for row in rows], args.device, args.output)
 
 
 if __name__ == "__main__":

@@ -206,6 +206,21 @@ def single(lines: Lines) -> str:
     return table(head, rows) if rows else ""
 
 
+def compiled(lines: Lines) -> str:
+    """One request at a time, with the layers of the image tower compiled: over the same ones as they are."""
+    rows = [
+        [
+            f"{row['width']} wide, {row['patches']} patches",
+            f"{row['rule']}, p {row['p']:g}" if row["rule"] else row["name"],
+            f"{row['milliseconds']:.2f}",
+            f"{row['speedup']:.2f}",
+            f"{row['seconds_to_compile']:.0f}",
+        ]
+        for row in lines.of("speed_compiled")
+    ]
+    return table(["", "", "ms, compiled", "times as fast as not compiled", "seconds to compile"], rows)
+
+
 def profile(lines: Lines) -> str:
     """Where a training step's time goes, by kind of work."""
     found = lines.of("speed_profile", train=True)
@@ -315,6 +330,7 @@ BLOCKS = named(
     decoding,
     prepared,
     single,
+    compiled,
     profile,
     feeding,
     machines,

@@ -12,7 +12,7 @@ from benchmarks.experiment import report as experiment
 from benchmarks.library_tables import faster_at, photo_models
 from benchmarks.lines import Lines
 from benchmarks.photos import report as photos
-from benchmarks.report import WORDS, gpu, main, memory, models, own_parts, speedups, summary
+from benchmarks.report import WORDS, compiled, gpu, main, memory, models, own_parts, speedups, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +97,12 @@ def test_the_summary_has_every_rule_at_half_the_cost_beside_its_own_dense_model(
         "| the demo's size, float32, batch 1 | MADTP, `sample` | 50.0 | 0.99 x | — |",
     ]
     assert speedups(Lines(tmp_path), "inference") == "1.9 to 2.1"
+
+
+def test_compiled_layers_are_held_against_the_same_as_they_are(lines):
+    row = {"width": 96, "patches": 49, "name": "pruned", "rule": "batch", "p": 0.5, "milliseconds": 9.876}
+    found = compiled(lines("speed_compiled", row | {"speedup": 0.876, "seconds_to_compile": 12.3}))
+    assert found.splitlines()[2:] == ["| 96 wide, 49 patches | batch, p 0.5 | 9.88 | 0.88 | 12 |"]
 
 
 def test_lines_without_a_gpu_are_none_of_a_gpu(lines):
