@@ -18,7 +18,7 @@ from madtp.cost.flops import TextShape
 from madtp.cost.trace import Trace
 from madtp.method.alignment import QueryModel
 from madtp.method.attention import AttentionScores, attend
-from madtp.method.errors import UserError, excerpt
+from madtp.method.errors import LARGEST, UserError, excerpt
 from madtp.method.keep import Keep, for_texts, keep_batch
 from madtp.method.layout import RECTANGLE, Rectangle, Sequences
 from madtp.method.packed import Packed
@@ -28,7 +28,7 @@ from madtp.shared.layers import Guidance, run_layers
 
 WAY_OUT = "configs/med_config.json shows how it should be"
 SIZES = "hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size max_position_embeddings"
-RANGES = dict.fromkeys(SIZES.split(), (1, 2**31 - 1))
+RANGES = dict.fromkeys(SIZES.split(), (1, LARGEST))
 SMALL = "hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps initializer_range"
 RANGES |= dict.fromkeys(SMALL.split(), (0.0, 1.0))
 

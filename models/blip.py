@@ -15,7 +15,7 @@ from transformers import BatchEncoding, BertConfig
 from madtp.cost.trace import Trace
 from madtp.method.alignment import similarity_loss
 from madtp.method.distillation import Teacher, distillation_loss
-from madtp.method.errors import UserError
+from madtp.method.errors import LARGEST, UserError
 from madtp.method.keep import rule_of
 from madtp.method.layout import Sequences
 from madtp.method.precision import at_least_single
@@ -171,13 +171,20 @@ def checkpointed_layers(config: dict) -> int:
 
 
 def check_vit(
-    image_size: int, patch_size: int = 16, embed_dim: int = 768, num_heads: int = 12, **others: float
+    image_size: int,
+    patch_size: int = 16,
+    embed_dim: int = 768,
+    num_heads: int = 12,
+    mlp_ratio: float = 4.0,
+    **others: float,
 ) -> None:
     """Raises a UserError for sizes that do not fit each other."""
     if image_size % patch_size:
         raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size} of vit; choose another")
     if embed_dim % num_heads:
         raise UserError(f"vit: embed_dim {embed_dim} is no multiple of num_heads {num_heads}; choose another")
+    if not 1 <= embed_dim * mlp_ratio <= LARGEST:
+        raise UserError(f"vit: an MLP of width {embed_dim} x mlp_ratio {mlp_ratio:g} cannot be; choose another")
 
 
 class BlipDecoder(BlipBase):

@@ -22,6 +22,8 @@ NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|not enough memory|storage size calculation overflowed", re.IGNORECASE
 )
 
+LARGEST = 2**31 - 1  # of sizes, so that none that is made of several is beyond what tensors count
+
 UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # what is raised already where one asks whether a path exists
 
 

@@ -6,12 +6,10 @@ import sys
 import types
 from dataclasses import dataclass
 
-from madtp.method.errors import UserError, excerpt
+from madtp.method.errors import LARGEST, UserError, excerpt
 from madtp.method.rules import RULES
 
 CAPTION_SCORES = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
-
-LARGEST = 2**31 - 1  # of integers, so that no size that is made of several is beyond what tensors count
 
 KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
 

@@ -17,6 +17,8 @@ from utils import UserError
     [
         ({"image_size": 70}, "image_size 70 is no multiple of patch_size 16 of vit"),
         ({"vit": VIT | {"num_heads": 5}}, "vit: embed_dim 32 is no multiple of num_heads 5"),
+        ({"vit": VIT | {"mlp_ratio": 0.0}}, "vit: an MLP of width 32 x mlp_ratio 0 cannot be"),
+        ({"vit": VIT | {"mlp_ratio": 1e300}}, "vit: an MLP of width 32 x mlp_ratio 1e.300 cannot be"),
         ({"vit": "huge"}, "vit: 'huge' is none of tiny, small, base, large"),
         ({"med_config": BERT | {"num_attention_heads": 5}}, "hidden_size 48 is no multiple of num_attention_heads 5"),
         ({"med_config": BERT | {"num_attention_heads": 0}}, "med_config: "),
