@@ -188,12 +188,17 @@ def prepared(lines: Lines) -> str:
     return table(["", "as they are, processor s", "prepared, processor s", "faster", "load"], rows)
 
 
+def small_model(row: dict) -> list[str]:
+    """Which model answered a request, and by which rule: two cells."""
+    rule = f"{row['rule']}, p {row['p']:g}" if row["rule"] else row["name"]
+    return [f"{row['width']} wide, {row['patches']} patches", rule]
+
+
 def single(lines: Lines) -> str:
     """One request at a time: what it takes, how many operators, and the share of the bound, by width and patches."""
     rows = [
         [
-            f"{row['width']} wide, {row['patches']} patches",
-            f"{row['rule']}, p {row['p']:g}" if row["rule"] else row["name"],
+            *small_model(row),
             f"{row['percent']:.1f}",
             f"{row['milliseconds']:.2f}",
             f"{row['speedup']:.2f}",
@@ -210,8 +215,7 @@ def compiled(lines: Lines) -> str:
     """One request at a time, with the layers of the image tower compiled: over the same ones as they are."""
     rows = [
         [
-            f"{row['width']} wide, {row['patches']} patches",
-            f"{row['rule']}, p {row['p']:g}" if row["rule"] else row["name"],
+            *small_model(row),
             f"{row['milliseconds']:.2f}",
             f"{row['speedup']:.2f}",
             f"{row['seconds_to_compile']:.0f}",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison.methods import DEPTH, METHODS
-from madtp.run import engine
+from madtp.shared.run_files import BEST
 
 TASKS = ("nlvr", "vqa", "caption")
 PRETRAINED = 1  # the seed of the captioner that all start from: as with BLIP, there is one for all
@@ -68,7 +68,7 @@ class Places:
 
     def checkpoint(self, cell: Cell) -> Path:
         """Of a dense model."""
-        return self.output / cell.name / engine.BEST
+        return self.output / cell.name / BEST
 
     def arguments(self, cell: Cell) -> list[str]:
         """The command line of the task's script for a cell."""

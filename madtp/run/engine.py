@@ -37,7 +37,7 @@ from madtp.shared.launch import init_distributed, leave_distributed
 from madtp.shared.run_files import BEST, CONFIG, EVALUATION
 from madtp.shared.weights import architecture, checkpoint
 
-__all__ = ["BEST", "Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
+__all__ = ["Run", "Task", "compress", "evaluate", "main", "prepare", "train_one_epoch"]
 
 BATCH_GRACE = 20.0  # seconds that a batch gets after a signal; launchers kill after 30
 
