@@ -22,7 +22,7 @@ from madtp.cost.processes import (
     world_size,
 )
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_file, write_atomic
+from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_file, write_atomic, writing_to
 from madtp.shared.launch import init_distributed, leave_distributed
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "whole_file",
     "world_size",
     "write_atomic",
+    "writing_to",
 ]
 
 HANGUP = getattr(signal, "SIGHUP", None)  # when a terminal closes; not on Windows

@@ -15,6 +15,7 @@ from zlib import Z_HUFFMAN_ONLY
 import numpy as np
 
 from data.shapes import (
+    CELL,
     GRID,
     OBJECTS,
     VOCABULARY,
@@ -27,10 +28,11 @@ from data.shapes import (
     statements,
     ten_answers,
 )
-from utils import UserError, prepare_output, read_json, write_atomic
+from utils import UserError, prepare_output, read_json, write_atomic, writing_to
 
 TRAIN, VAL, TEST = "train", "val", "test"
 MANIFEST = "demo.json"
+LARGEST_GRID = 100
 
 
 def make(
@@ -61,6 +63,9 @@ def make(
     if min(train, val, test) < 50 or pairs < 6:
         asked = f"train {train}, val {val}, test {test}, pairs {pairs}"
         raise UserError(f"{asked}: ask for 50 images of each split and 6 pairs, or more")
+    if grid > LARGEST_GRID:
+        pixels = LARGEST_GRID * CELL
+        raise UserError(f"grid {grid}: ask for {LARGEST_GRID} or less, pictures of {pixels} pixels on a side")
     if seed < 0:
         raise UserError(f"seed {seed}: ask for 0 or more")
     folder = Path(folder)
@@ -103,7 +108,8 @@ def write_images(
         prepare_output(folder / split)
         names[split] = [f"{split}/{next(numbers):06d}.png" for _ in scenes]
         for name, scene in zip(names[split], scenes, strict=True):
-            draw(scene, rng, grid).save(folder / name, compress_type=Z_HUFFMAN_ONLY)  # noise repeats nothing
+            with writing_to(folder / name):
+                draw(scene, rng, grid).save(folder / name, compress_type=Z_HUFFMAN_ONLY)  # noise repeats nothing
     return names
 
 

@@ -3,7 +3,6 @@
 Flags are read before anything slow is imported, so that help and mistakes are answered at once.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,7 +11,7 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from madtp.method.errors import Flags, UserError, as_user_error
-from madtp.shared.files import ENDINGS, no_checkpoint, print_any_text
+from madtp.shared.files import ENDINGS, no_checkpoint, print_any_text, stop_printing
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
 PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
@@ -99,17 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         status = perform(name, words)
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where there is no standard output
         return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as of `| head`: who read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's end would try once more
+        stop_printing()
         return PIPE_CLOSED
     except Exception as error:
         if (fault := as_user_error(error)) is None:
             raise
         print(f"error: {' '.join(str(fault).split())}", file=sys.stderr)
+        if isinstance(error, OSError):  # it may be the output that is full
+            stop_printing()
         return 2
 
 

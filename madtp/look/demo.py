@@ -23,7 +23,7 @@ from madtp.look.stages import DEMOS, Demo, Stage, command
 from madtp.look.survival import follow, tokens_of
 from madtp.run import engine
 from madtp.run.flags import parse
-from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.files import prepare_output, whole_file, write_atomic
 from madtp.shared.run_files import BEST, CONFIG, LOG
 from transform.pictures import MEAN, STD
 
@@ -98,10 +98,11 @@ def report(demo: Demo, folder: Path, quick: bool) -> None:
     print(f"\n{table}")
     write_atomic(folder / "table.txt", table + "\n")
     logs = [read_log(folder / stage.name) for stage in demo.stages[-2:]]
-    pictures.draw_summary(folder / "summary.png", *logs, metric, f"{demo.task}: dense, then compressed")
-    pictures.draw_tokens(
-        folder / "tokens.png", shown_examples(dense, compressed), "What the compressed model keeps, layer by layer"
-    )
+    with whole_file(folder / "summary.png") as file:
+        pictures.draw_summary(file, *logs, metric, f"{demo.task}: dense, then compressed")
+    examples = shown_examples(dense, compressed)
+    with whole_file(folder / "tokens.png") as file:
+        pictures.draw_tokens(file, examples, "What the compressed model keeps, layer by layer")
 
 
 def load(demo: Demo, stage: Stage, folder: Path) -> tuple[engine.Run, torch.nn.Module, float]:

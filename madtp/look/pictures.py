@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 
@@ -119,7 +120,7 @@ def panel(figure: Figure, left: float, top: float, size: float) -> Axes:
     return axis
 
 
-def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> None:
+def draw_tokens(path: str | Path | BinaryIO, examples: Sequence[Example], heading: str) -> None:
     """Draws every example in a row: its pictures, each followed by what is left of it after every layer."""
     size, step, margin = 1.25, 1.4, 0.15  # inches
     columns, title = sum(1 + len(steps) for steps in examples[0].steps), 0.1 + 0.16 * len(examples[0].lines)
@@ -142,7 +143,9 @@ def draw_tokens(path: str | Path, examples: Sequence[Example], heading: str) -> 
     plt.close(figure)
 
 
-def draw_summary(path: str | Path, dense: list[dict], compressed: list[dict], metric: str, heading: str) -> None:
+def draw_summary(
+    path: str | Path | BinaryIO, dense: list[dict], compressed: list[dict], metric: str, heading: str
+) -> None:
     """Draws score and cost of every epoch, of the dense training and then of the compression.
 
     Args:

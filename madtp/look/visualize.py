@@ -17,7 +17,7 @@ from madtp.look.predict import chosen_temperature, load_from, numbered
 from madtp.look.predictor import Predictor
 from madtp.look.views import closeups
 from madtp.method.errors import UserError
-from madtp.shared.files import prepare_output
+from madtp.shared.files import prepare_output, whole_file
 
 ACROSS = 6  # layers in the overview
 
@@ -83,10 +83,13 @@ def visualize(predictor: Predictor, batch: dict, temperature: float, number: int
         results = [batch["caption"][result.argmax()] for result in results]
     titles = [f"{task.asked(batch, row)} -> {task.answered(result)}".strip() for row, result in enumerate(results)]
     shown = closeups(predictor, batch, forward, titles)
-    draw_tokens(path, [example(closeup) for closeup in shown], f"What {task.name} keeps at {predictor.at(temperature)}")
+    examples = [example(closeup) for closeup in shown]
+    with whole_file(path) as file:
+        draw_tokens(file, examples, f"What {task.name} keeps at {predictor.at(temperature)}")
     files = [Path(numbered(str(path), place)) for place in range(1, number + 1)]
-    for file, closeup in zip(files, shown, strict=True):
-        draw(file, closeup)
+    for name, closeup in zip(files, shown, strict=True):
+        with whole_file(name) as file:
+            draw(file, closeup)
     return [path, *files]
 
 

@@ -25,14 +25,18 @@ NO_MEMORY = re.compile(
 LARGEST = 2**31 - 1  # of sizes, so that none that is made of several is beyond what tensors count
 
 UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # what is raised already where one asks whether a path exists
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a disk, or a user's share of it; Windows has no shares
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """The error if it is the user's to mend, also where memory ran out or a path cannot be; None for any other."""
+    """The error if it is the user's to mend, also where memory or a disk ran out or a path cannot be, else None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in UNSEEN and error.filename:
         return UserError(f"{error.filename}: {error.strerror}; give a path that can be read and written")
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or "where files are written or the output goes"
+        return UserError(f"{where}: {error.strerror}; free some space")
     text = str(error)
     if not (isinstance(error, MemoryError) or NO_MEMORY.search(text)):
         return None

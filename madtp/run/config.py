@@ -120,7 +120,8 @@ def _read(path: str) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; --config names the YAML file to use") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a YAML file; --config names the one to use") from error
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise UserError(f"{path}: cannot be read as a YAML file: {reason}; --config names the one to use") from error
     values = _yaml(text, path)
     if values is None:
         return {}

@@ -17,7 +17,7 @@ from madtp.run.keys import checked, keys_of
 # The smallest and largest values of flags.
 LEAST = {"accum": 1, "num_workers": 0, "seed": 0, "world_size": 1, "temperature": 0, "save_steps": 0}
 LEAST |= {"skip_nonfinite": 0}
-MOST = {"seed": 2**32 - 1}
+MOST = {"seed": 2**32 - 1, "num_workers": 1024}  # a mistyped number of processes would take the machine down
 
 
 def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:

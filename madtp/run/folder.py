@@ -7,10 +7,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from madtp.cost.processes import from_main, is_main
-from madtp.method.errors import UserError
+from madtp.method.errors import FULL, UserError
 from madtp.shared.run_files import BEST, LAST, LOCK, LOG
 
 try:
@@ -91,14 +91,14 @@ def owned(folder: Path, args: Namespace) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)  # for what was forked, too
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> BinaryIO:
     try:
-        return open(path, "a+", encoding="utf-8")
+        return open(path, "ab+", buffering=0)  # or what does not fit would be tried once more at its end
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
 
 
-def _take(file: TextIO, folder: Path) -> str:
+def _take(file: BinaryIO, folder: Path) -> str:
     """Takes the lock for this run's first process, and lets its other ones join; what stands against it, if anything.
 
     The holder writes its name into the file. Where that process is no more, its others are on their way out.
@@ -108,19 +108,20 @@ def _take(file: TextIO, folder: Path) -> str:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(f"{os.getpid()} {socket.gethostname()}")
-            file.flush()
+            file.write(f"{os.getpid()} {socket.gethostname()}".encode())
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return ""
         except BlockingIOError:
             file.seek(0)
-            process, _, machine = file.read().partition(" ")
+            process, _, machine = file.read().decode().partition(" ")
             if _lives(process, machine) or time.monotonic() > deadline:
                 who = f"process {process} on {machine}" if machine else "its process is not known"
                 return f"another run is writing to {folder} ({who}): end it, or choose another --output_dir"
             time.sleep(0.2)
-        except OSError:  # a file system that has no locks
-            return ""
+        except OSError as error:
+            if error.errno in FULL:
+                return f"cannot write {folder / LOCK}: {error.strerror}; free some space"
+            return ""  # a file system that has no locks
 
 
 def _lives(process: str, machine: str) -> bool:

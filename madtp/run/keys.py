@@ -151,7 +151,7 @@ TASK_KEYS = {
         "prompt": Key("a picture of "),
         "max_length": Key(20, least=1),
         "min_length": Key(5, least=0),
-        "num_beams": Key(3, least=1),
+        "num_beams": Key(3, least=1, most=1024),
         "metrics": Key(list(CAPTION_SCORES), items=Key("", choices=CAPTION_SCORES)),
     },
     "vqa": {

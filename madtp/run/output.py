@@ -17,7 +17,7 @@ from tqdm import tqdm
 from madtp.cost.measure import SPREAD
 from madtp.cost.processes import is_main
 from madtp.method.errors import UserError
-from madtp.shared.files import prepare_output, write_atomic
+from madtp.shared.files import prepare_output, stop_printing, write_atomic
 from madtp.shared.run_files import ENVIRONMENT, LOG, SAID
 
 COST = (
@@ -30,11 +30,16 @@ COST = (
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 
-class _Console(logging.StreamHandler):
-    """Writes above a progress bar, not through it."""
+class _Console(logging.Handler):
+    """Writes above a progress bar, not through it. Where no more can be written that is said, and the run goes on."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            print(end="", flush=True)
+        except OSError as error:
+            stop_printing()
+            _say_unwritten("the standard output", error)
 
 
 class _File(logging.FileHandler):
@@ -44,12 +49,17 @@ class _File(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.said:
-            print(f"{self.baseFilename} is not written on: {sys.exc_info()[1]}", file=sys.stderr)
+            _say_unwritten(self.baseFilename, sys.exc_info()[1])
         self.said = True
 
     def close(self) -> None:
         with suppress(OSError):  # what it could not write before
             super().close()
+
+
+def _say_unwritten(what: str, error: Exception) -> None:
+    with suppress(OSError):  # that may be full, too
+        print(f"{what} is not written on: {error}", file=sys.stderr)
 
 
 def progress_bar(batches: Iterable, name: str) -> tqdm:

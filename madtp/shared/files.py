@@ -1,6 +1,5 @@
 """Files that are there whole or not at all, and JSON that a user brought."""
 
-import errno
 import json
 import os
 import sys
@@ -10,11 +9,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from madtp.method.errors import UserError
+from madtp.method.errors import FULL, UserError
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # of files of weights
 POINTER = b"version https://git-lfs"  # the beginning of a file that stands for one that Git LFS was to fetch
 FETCH = "a pointer of Git LFS: run `git lfs pull` in its folder"
+
+
+@contextmanager
+def writing_to(path: str | Path, size: int = 0) -> Iterator[None]:
+    """Within, a file is written, and what keeps it from being written is named.
+
+    Args:
+        path: of the file.
+        size: the bytes it is going to have, where known, for the message.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what failed midway
+        if not isinstance(cause, OSError):
+            raise
+        needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""
+        way_out = "free some space" if cause.errno in FULL else "choose another folder"
+        raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
 
 
 @contextmanager
@@ -30,18 +51,12 @@ def whole_file(path: str | Path, size: int = 0) -> Iterator[BinaryIO]:
     """
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides what failed midway
-        if not isinstance(cause, OSError):
-            raise
-        needed = f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else f" ({size} bytes)" if size else ""
-        way_out = "free some space" if cause.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
-        raise UserError(f"cannot write {path}{needed}: {cause.strerror or cause}; {way_out}") from error
+        with writing_to(path, size):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             os.remove(temporary)
@@ -116,3 +131,12 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not what a test or a notebook puts in its place
             stream.reconfigure(errors="backslashreplace")
+
+
+def stop_printing() -> None:
+    """Sends the standard output nowhere from here on, be it full or closed: the interpreter's end would try again."""
+    with suppress(OSError, AttributeError):  # there may be none, or one that is no file
+        nowhere, number = os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        with suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(nowhere, number)

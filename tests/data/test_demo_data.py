@@ -277,7 +277,7 @@ def test_what_is_somebody_s_own_is_not_written_over(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seed": -1}, {"train": 10}, {"pairs": 0}, {"objects": 0}, {"objects": 9}, {"grid": 3}]
+    "wrong", [{"seed": -1}, {"train": 10}, {"pairs": 0}, {"objects": 0}, {"objects": 9}, {"grid": 3}, {"grid": 10**6}]
 )
 def test_impossible_sizes_are_refused(tmp_path, wrong):
     with pytest.raises(UserError):
@@ -295,3 +295,12 @@ def test_the_data_sets_read_every_entry(folder, task, dataset):
         samples = [split[index] for index in range(len(split))]
         assert [int(sample["index"]) for sample in samples] == list(range(len(split)))
         assert split.collate(samples[:3])["index"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    image = tmp_path / "images" / "train" / "000002.png"
+    image.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"cannot write {image}: No space left on device; free some space"):
+        demo.make(tmp_path, **SIZES)

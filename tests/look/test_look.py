@@ -144,6 +144,13 @@ def test_samples_of_a_data_set_are_drawn(keep, temperature, checkpoint, data, ca
     assert "drops nothing" in capsys.readouterr().err
     assert main(["visualize", *flags, "--number", "0"]) == 2
     assert "--number is 0" in capsys.readouterr().err
+    if Path("/dev/full").exists():
+        for name in ("test.png", "test-2.png"):
+            whole = (folder / name).read_bytes()
+            (folder / f"{name}.tmp").symlink_to("/dev/full")
+            assert main(["visualize", *flags]) == 2
+            assert f"cannot write {folder / name}: No space left" in capsys.readouterr().err
+            assert (folder / name).read_bytes() == whole
 
 
 # The page about runs.

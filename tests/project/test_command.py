@@ -1,5 +1,6 @@
 """One command: what it lists, how soon it answers, how it says what is wrong, and the names that `madtp` lends."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -85,6 +86,22 @@ def test_who_has_read_enough_hears_no_complaint():
     command.stdout.close()
     assert (command.stderr.read(), command.wait()) == (b"", 141)
     command.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_an_output_that_is_full_is_one_line(buffering):
+    with open("/dev/full", "w") as full:
+        environment = os.environ | {"PYTHONUNBUFFERED": buffering}
+        command = [sys.executable, "-m", "madtp", "flops"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+    said = b"error: where files are written or the output goes: No space left on device; free some space\n"
+    assert (done.stderr, done.returncode) == (said, 2)
+
+
+def test_without_an_output_nothing_is_missed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["flops"]) == 0
 
 
 def test_an_error_of_the_user_is_one_line_and_its_status_is_passed_on(monkeypatch, capsys, tmp_path):

@@ -224,6 +224,8 @@ class TestMistakes:
     def test_some_file_is_trained_on(self, parse):
         with pytest.raises(UserError, match=r"train_files is \[\], expected a list, at least 1"):
             parse("", "--set", "train_files=[]", task="vqa")
+        with pytest.raises(UserError, match="num_beams is 1000000, expected an integer, at least 1, at most 1024"):
+            parse("num_beams: 1000000", task="caption")
 
     @pytest.mark.parametrize(
         "text, message",
@@ -281,6 +283,7 @@ class TestMistakes:
             (["--epoch", "0"], "--epoch: max_epoch is 0, expected an integer, at least 1"),
             (["--accum", "0"], "--accum is 0, expected a number, at least 1"),
             (["--seed", "4294967296"], "--seed is 4294967296, expected at most 4294967295"),
+            (["--num_workers", "1000000"], "--num_workers is 1000000, expected at most 1024"),
             (["--temperature", "-1"], "--temperature is -1.0, expected a number, at least 0"),
             (["--temperature", "nan"], "--temperature is nan, expected a number, at least 0"),
             (["--temperature", "inf"], "--temperature is inf, expected a number, at least 0"),
@@ -329,13 +332,13 @@ class TestMistakes:
 
     def test_no_file(self, tmp_path):
         for path in (tmp_path / "nowhere.yaml", tmp_path):
-            with pytest.raises(UserError, match=f"{path}: .*--config names"):
+            with pytest.raises(UserError, match=f"{path}: .*(no such file|Is a directory); --config names"):
                 command.parse(["--config", str(path)], NLVR)
 
     def test_not_text(self, tmp_path):
         path = tmp_path / "model.pth"
         path.write_bytes(b"PK\x03\x04\xff\xfe")
-        with pytest.raises(UserError, match="model.pth: cannot be read as a YAML file"):
+        with pytest.raises(UserError, match="model.pth: cannot be read as a YAML file: no text in UTF-8; "):
             command.parse(["--config", str(path)], NLVR)
 
 

@@ -1,10 +1,12 @@
 """A run's folder: nothing of an earlier run is replaced unasked, and no two runs write into one at a time."""
 
+import errno
 import multiprocessing
 import os
 import signal
 import time
 from argparse import Namespace
+from io import FileIO
 
 import pytest
 
@@ -220,6 +222,16 @@ def locks():
     """The files that are locked, once for each holder."""
     with open("/proc/locks") as file:
         return [int(line.split(":")[-1].split()[0]) for line in file if "FLOCK" in line]
+
+
+def test_a_disk_without_room_for_a_name_is_said(tmp_path, monkeypatch):
+    class Full(FileIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders, "_opened", lambda path: Full(path, "a+"))
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / LOCK}: No space left on device; free some space"):
+        claim(tmp_path)
 
 
 def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):

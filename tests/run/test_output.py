@@ -67,6 +67,18 @@ def test_a_log_that_cannot_be_written_on_is_said_once(tmp_path, flags, capfd):
     assert len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_an_output_that_cannot_be_written_is_said_once(tmp_path, flags, capfd, monkeypatch, buffering):
+    """The run goes on: its folder may be elsewhere."""
+    with open("/dev/full", "w", buffering) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(Toy(), [*map(str, flags("out"))]) == 0
+    assert capfd.readouterr().err == "the standard output is not written on: [Errno 28] No space left on device\n"
+    said = (tmp_path / "out" / "train.log").read_text()
+    assert "effective batch 8" in said and len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("name", ["train.log", "log.txt"])
 def test_a_log_that_cannot_be_opened_is_one_line(tmp_path, flags, capfd, name):
     """It may be another user's."""
@@ -106,6 +118,8 @@ def test_errors_of_the_user_are_told_from_others():
     assert str(as_user_error(MemoryError())).startswith("the memory of this machine ran out; smaller ")
     denied = PermissionError(errno.EACCES, "Permission denied", "/home/other/a.pth")
     assert str(as_user_error(denied)).startswith("/home/other/a.pth: Permission denied; give a path ")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert str(as_user_error(full)).endswith("output goes: No space left on device; free some space")
     assert as_user_error(FileNotFoundError(errno.ENOENT, "No such file", "a")) is None
     assert as_user_error(RuntimeError("shapes differ")) is None and as_user_error(UserError("a")).args == ("a",)
 
