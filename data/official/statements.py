@@ -13,7 +13,7 @@ LABELS = {"true": "True", "false": "False"}
 def statement_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """The file and the entry of a statement."""
     split = "dev" if record.split == "val" else record.split
-    yield f"{STATEMENTS}_{split}", {"images": list(names), **record.content}
+    yield f"{STATEMENTS}_{split}", {"images": names, **record.content}
 
 
 def read_nlvr2(sources: Sequence[Source]) -> Iterator[Record]:

@@ -146,9 +146,8 @@ def modern(state: StateDict) -> StateDict:
     return {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)): value for name, value in state.items()}
 
 
-def outside(names: Iterable[str], parts: Iterable[str]) -> list[str]:
+def outside(names: Iterable[str], parts: tuple[str, ...]) -> list[str]:
     """The names that neither are one of the parts nor lie inside one."""
-    parts = tuple(parts)
     return [name for name in names if not any(name == part or name.startswith(f"{part}.") for part in parts)]
 
 
