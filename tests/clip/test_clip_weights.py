@@ -35,6 +35,13 @@ def ours(path, evaluate=True, **config):
     return clip.load(str(path), "cpu", evaluate, CONFIG | config)[0].eval()
 
 
+def held(folder, state):
+    """A folder whose weights are these, as old files hold them."""
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
 @needs_5
 class TestTransformers:
     @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -49,12 +56,20 @@ class TestTransformers:
         torch.testing.assert_close(own.logit_scale.exp() * image @ text.T, expected.logits_per_image, **CLOSE)
         assert own.sizes.vision_head_width == 12 and own.sizes.transformer_head_width == 20
 
-    @pytest.mark.parametrize("change", [torch.Tensor.flatten, lambda weight: weight[:1], lambda weight: weight[0, 0]])
+    def test_numbers_of_positions_are_no_weights(self, tmp_path, caplog):
+        """Old files hold them, the published ones too."""
+        caplog.set_level(logging.INFO)
+        numbers = {f"{tower}_model.embeddings.position_ids": torch.arange(9)[None] for tower in ("vision", "text")}
+        ours(held(saved(their_clip(), tmp_path), their_clip().state_dict() | numbers))
+        assert "loaded" in caplog.text and "no place" not in caplog.text
+
+    @pytest.mark.parametrize(
+        "change", [torch.Tensor.flatten, lambda weight: weight[:1], lambda weight: weight[0, 0], None]
+    )
     def test_queries_of_another_form_than_keys_are_none(self, tmp_path, change):
         state, folder = their_clip().state_dict(), saved(their_clip(), tmp_path)
-        name = "text_model.encoder.layers.0.self_attn.q_proj.weight"
-        torch.save(state | {name: change(state[name])}, folder / "pytorch_model.bin")
-        (folder / "model.safetensors").unlink()
+        queries = state.pop(name := "text_model.encoder.layers.0.self_attn.q_proj.weight")
+        held(folder, state | ({name: change(queries)} if change else {}))
         with pytest.raises(UserError, match=r"transformer.resblocks.0.attn.in_proj_weight is missing"):
             ours(folder)
 

@@ -221,6 +221,7 @@ def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted)
         ("coco", {"annotations": [], "images": []}, "its name tells no split; say it: train=x.json"),
         ("nlvr2", {"identifier": "dev-1-0-0", "sentence": "A.", "label": "maybe"}, "'label' should be True or False"),
         ("nlvr2", {"identifier": "1-0-0", "sentence": "A.", "label": "True"}, "1-0 tells no split; say it"),
+        ("nlvr2", {"identifier": "dev-1-0-0", "label": "True"}, "entry 0: 'sentence' should be a string"),
         ("nlvr2", [], "line 1: expected an object, found []"),
         ("daquar", "what?", "its name tells no split"),
     ],
@@ -285,10 +286,11 @@ def test_an_empty_file_among_others_is_no_file_to_come(tmp_path, capsys, form, n
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_an_identifier_that_names_no_pictures_is_refused(tmp_path, capsys):
-    (path,) = nlvr2_file(tmp_path, "train", [("7", None, "Two dogs.", "True")])
+@pytest.mark.parametrize("identifier", ["7", "train-7"])
+def test_an_identifier_that_names_no_pictures_is_refused(tmp_path, capsys, identifier):
+    (path,) = nlvr2_file(tmp_path, "train", [(identifier, None, "Two dogs.", "True")])
     assert main(["convert", "nlvr2", str(path), "--out", str(tmp_path / "out")]) == 2
-    assert f"{path}, entry 0: 'identifier' should be like dev-850-0-0, it is '7'" in capsys.readouterr().err
+    assert f"{path}, entry 0: 'identifier' should be like dev-850-0-0, it is '{identifier}'" in capsys.readouterr().err
 
 
 def test_a_file_of_another_form_is_named(tmp_path, capsys):

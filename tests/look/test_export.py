@@ -198,6 +198,8 @@ class TestClip:
         processor, sentences = transformers.AutoProcessor.from_pretrained(folder), ["in a bin", "Two!", "the sea's"]
         assert isinstance(processor, transformers.CLIPProcessor) and processor.tokenizer.model_max_length == 7
         assert processor.tokenizer(sentences).input_ids == [row[row > 0].tolist() for row in clip.tokenize(sentences)]
+        marks, words = theirs.config.text_config, processor.tokenizer
+        assert (marks.bos_token_id, marks.eos_token_id) == (words.bos_token_id, words.eos_token_id)
         assert_seen_alike(processor.image_processor)
         again, _ = clip.load(str(folder), "cpu", True, {"sd_num": 6, "sd_dim": 40, "queue_size": 6})
         assert again.sizes == self.SIZES

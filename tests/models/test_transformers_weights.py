@@ -9,6 +9,7 @@ import transformers
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from madtp.method.errors import UserError
+from madtp.shared.weights.transformers_models import class_of, task_of
 from models.blip import blip_decoder
 from models.blip_nlvr import blip_nlvr
 from models.blip_retrieval import blip_retrieval
@@ -153,6 +154,18 @@ class TestFolders:
     def test_its_own_vocabulary_where_the_configuration_names_none(self, tmp_path):
         folder = saved(blip(BlipForConditionalGeneration), tmp_path, vocabulary=True)
         assert len(ours(blip_decoder, folder, tokenizer="nowhere").tokenizer) == WORDS
+
+    def test_a_folder_and_a_file_of_weights_in_it_say_the_class(self, tmp_path):
+        def says(classes):
+            (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip", "architectures": classes}))
+            return class_of(tmp_path)
+
+        assert says(["BlipForQuestionAnswering", "Other"]) == "BlipForQuestionAnswering"
+        weights = (tmp_path, tmp_path / "model.safetensors", str(tmp_path / "pytorch_model.bin"))
+        assert {task_of(path) for path in weights} == {"vqa"} and task_of(tmp_path / "checkpoint_best.pth") == ""
+        assert says([]) == says("BlipForQuestionAnswering") == says(None) == ""
+        (tmp_path / "config.json").unlink()
+        assert {class_of(path) for path in weights} == {""}
 
     def test_names_without_a_config(self, tmp_path):
         folder = saved(blip(BlipForConditionalGeneration), tmp_path)

@@ -62,6 +62,10 @@ class TestImageTower:
         with pytest.raises(UserError, match="no preprocessor_config.json says its image_mean and image_std.*--mean"):
             image_tower(folder, OURS)
         stated = {"image_mean": list(HALVES.mean), "image_std": list(HALVES.std)}
+        for content in ([], *(stated | {"image_std": std} for std in (None, [0.5, 0.5], [0.5, 0.5, None]))):
+            (folder / "preprocessor_config.json").write_text(json.dumps(content))
+            with pytest.raises(UserError, match="no preprocessor_config.json says its image_mean and image_std"):
+                image_tower(folder, OURS)
         (folder / "preprocessor_config.json").write_text(json.dumps(stated))
         assert_same(image_tower(folder, OURS).state, image_tower(folder, OURS, HALVES).state)
         (folder / "preprocessor_config.json").write_text(json.dumps(stated | {"do_normalize": False}))
@@ -177,7 +181,13 @@ class TestTextTower:
         assert len(words) == tower.sizes["med_config"]["vocab_size"] == 208
         assert words[200].equal(words[CLS]) and words[201].equal(words[CLS]) and not words[202].equal(words[CLS])
 
-    @pytest.mark.parametrize("words", [190, 203, 400])
+    @pytest.mark.parametrize("words, tokens", [(201, 203), (320, WORDS)])
+    def test_a_vocabulary_is_whole_or_padded(self, tmp_path, words, tokens):
+        """To less than 128 words more; whole ones are of any number, BERT's own of 30522."""
+        tower = text_tower(saved(bert(vocab_size=words), tmp_path), tokens, CLS)
+        assert tower.sizes["med_config"]["vocab_size"] == max(words, tokens)
+
+    @pytest.mark.parametrize("words", [190, 203, 328])
     def test_another_vocabulary(self, tmp_path, words):
         with pytest.raises(UserError, match=f"knows {words} words and the tokenizer 200.*--tokenizer"):
             text_tower(saved(bert(vocab_size=words), tmp_path), WORDS, CLS)
