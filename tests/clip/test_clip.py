@@ -213,6 +213,7 @@ def test_a_step(temperature):
     assert model.ptr_queue.item() == 3 and model.idx_queue[0, :4].tolist() == [1, 2, 1, -100]
     assert not model.image_queue[:, :3].equal(queue[:, :3]) and model.image_queue[:, 3:].equal(queue[:, 3:])
     assert temperature == 0 or not result["loss_sim_m"].requires_grad, "the twins teach nothing"
+    assert all(RetrievalClip.loss_weights[name] == (0.1 if "sim" in name else 1.0) for name in result)
     sum(loss for loss in result.values()).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     guidance = {name for name, _ in model.named_parameters() if "query_model" in name or name == "space_dict"}

@@ -14,6 +14,7 @@ from compress_vqa_dtp import VQA
 from data import create_loader
 from madtp.cost.measure import CalibrationSample, CostMeter
 from madtp.cost.trace import Trace
+from madtp.look.scripts import task_named
 from madtp.run.engine import evaluate, main, prepare, qualified_score
 from madtp.run.flags import parse
 from madtp.run.output import flatten
@@ -21,6 +22,7 @@ from madtp.run.precision import precision
 from madtp.run.task import gather_predictions
 from madtp.shared.weights import checkpoint
 from tests.miniature import make_data, write_config
+from tests.models.test_models import PRUNED, Miniature
 from tests.toy import CEILING, PATCHES, Points, Toy
 
 CONFIG = "{batch_size_train: 8, batch_size_test: 8, max_epoch: 4, init_lr: 0.05, calibration_batches: 3, print_freq: 4}"
@@ -99,8 +101,22 @@ def test_the_folder_tells_how_the_run_was_made(run):
     assert "weight_decay: 0.1" in (run.folder / "config.yaml").read_text()
     environment = (run.folder / "environment.txt").read_text()
     assert re.search(r"^torch \d", environment, re.M) and "command" in environment
-    assert "effective batch 8 = 8 x 1 processes x 1 accumulated" in (run.folder / "train.log").read_text()
-    assert len(re.findall(r"epoch 0  step [46]/6 ", (run.folder / "train.log").read_text())) == 2
+    said = (run.folder / "train.log").read_text()
+    assert "effective batch 8 = 8 x 1 processes x 1 accumulated" in said and "chosen on val\n" in said
+    assert "toy: 48 train, 37 val, 20 test samples; 0.0 M parameters" in said
+    assert len(re.findall(r"epoch 0  step [46]/6 ", said)) == 2
+
+
+def test_without_validation_the_test_split_steers_and_chooses(run):
+    class Untried(Toy):
+        def datasets(self, evaluate):
+            train, _, test = super().datasets(evaluate)
+            return train, None, test
+
+    status, task, records = run("--p", 0.3, "--epoch", 1, "--set", "ramp=0", task=Untried())
+    assert status == 0 and "chosen on test\n" in (run.folder / "train.log").read_text()
+    assert abs(records[0]["percent"] - 70) <= 0.5 and records[0]["best"]
+    assert "test_accuracy" in records[0] and "val_accuracy" not in records[0]
 
 
 def test_evaluation_repeats_the_logged_scores_with_one_forward_per_batch(run):
@@ -226,6 +242,7 @@ def other_model(path):
         (["--evaluate"], "--pretrained"),
         (["--evaluate", "--resume"], "--pretrained"),
         (["--temperature", 5, "--controller", "ladder"], "leave one out"),
+        (["--set", "distill=2"], "distill is 2, but there is no dense model to learn from: --pretrained names it"),
         (["--output_dir", "/proc/out"], "cannot write to /proc/out"),
         (["--resume", "nowhere.pth"], "nowhere.pth"),
         (["--resume", "other.pth"], "other.pth"),
@@ -297,6 +314,15 @@ def test_a_probe_costs_what_the_inference_costs(data, tmp_path, name):
 
 
 # The parts.
+
+
+@pytest.mark.parametrize("name", [*TASKS, "retrieval"])
+def test_losses_weigh_as_in_the_paper(name):
+    """The task's own as they are, and a tenth of the similarity loss, of the momentum towers too."""
+    task, losses = task_named(name), Miniature(name).losses(PRUNED)
+    task.config = {"distill": 7.0}
+    expected = {loss: 0.1 if loss.startswith("loss_sim") else 1.0 for loss in losses}
+    assert task.weights == expected | {"loss_distil": 7.0}
 
 
 @pytest.mark.parametrize("missing", [[], [0, 1, 1], [0, 2, 3], [0, 1]])

@@ -111,6 +111,8 @@ def test_killed_under_other_settings(flags, more):
     assert run(Toy(), flags=flags("whole", 1, *more)) == [0]
     assert run(Mortal("batch", 9), flags=flags("killed", 1, *more)) == [-9]
     assert run(Toy(), flags=flags("killed", 1, *more, "--resume")) == [0]
+    step = 0 if more[0] == "--accum" else 2  # where its last checkpoint was written
+    assert f"resuming at epoch 1, step {step}" in (flags.folder / "killed" / "train.log").read_text()
     read = [checkpoint.read(flags.folder / out / "checkpoint_last.pth") for out in ("whole", "killed")]
     assert equal(*read)
 

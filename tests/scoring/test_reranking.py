@@ -161,3 +161,18 @@ def test_predicts_within_the_batch(model):
         pictures.pixels, pictures.texts = batch["image"], batch["caption"]
         scores, _ = slow_evaluation(model, pictures, 4)
     assert captions == [batch["caption"][text] for text in scores.argmax(dim=1)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pairs, judged", [(3, 1), (8, 2), (15, 3)])
+def test_among_many_captions_the_likeliest_of_every_image_are_judged(model, monkeypatch, pairs, judged):
+    pictures, task = Pictures(), Recorded(3)
+    batch = pictures.collate([pictures[index] for index in range(4)])
+    every = task.scores(model, batch, 0.0, Trace())
+    monkeypatch.setattr(reranking, "PAIRS", pairs)
+    some = task.scores(model, batch, 0.0, Trace())
+    similarity = model.encode_image(batch["image"])[1] @ model.encode_text(*model.encode_captions(batch["caption"])).T
+    for row, scores, alike in zip(some, every, similarity, strict=True):
+        likeliest = sorted(range(4), key=lambda text: -alike[text])[:judged]
+        close(row[likeliest], scores[likeliest])
+        assert row.isfinite().sum() == judged
