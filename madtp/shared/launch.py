@@ -24,9 +24,11 @@ def init_distributed(args: Namespace) -> None:
         args: `device`, `dist_url`, `world_size` of the command line.
 
     Raises:
-        UserError: this machine has fewer GPUs than processes, or they cannot meet.
+        UserError: what was announced cannot be, this machine has fewer GPUs than processes, or they cannot meet.
     """
     process, processes, local = _announced(args.world_size)
+    if process >= processes:
+        raise UserError(f"this is process {process} of {processes} by the launcher's variables; they count from 0")
     args.world_size, args.distributed = processes, processes > 1
     if not args.distributed:
         take_gpu(torch.device(args.device))
@@ -81,12 +83,20 @@ def _announced(requested: int) -> tuple[int, int, int]:
     """Reads (rank, world size, local rank) from the variables of torchrun or, else, of SLURM's srun."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+        return _number("RANK"), _number("WORLD_SIZE"), _number("LOCAL_RANK")
     if "SLURM_PROCID" in env:
         # Only srun sets SLURM_STEP_NUM_TASKS: a plain `python` in a batch script is one process, whatever it reserved.
-        processes = int(env.get("SLURM_STEP_NUM_TASKS", requested))
+        processes = _number("SLURM_STEP_NUM_TASKS", requested)
         first = re.match(r"([^\[,]*)(?:\[(\w+))?", env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
         env.setdefault("MASTER_ADDR", first[1] + (first[2] or ""))
-        env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
-        return int(env["SLURM_PROCID"]), processes, int(env.get("SLURM_LOCALID", 0))
+        env.setdefault("MASTER_PORT", str(20000 + _number("SLURM_JOB_ID") % 20000))
+        return _number("SLURM_PROCID"), processes, _number("SLURM_LOCALID")
     return 0, 1, 0
+
+
+def _number(name: str, otherwise: int = 0) -> int:
+    """What a launcher's variable says, or what holds without it."""
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r}, expected the number that a launcher sets; unset it to run one process")
+    return int(text)

@@ -105,3 +105,20 @@ def test_more_processes_than_gpus(environment, monkeypatch):
     args = SimpleNamespace(device="cuda", dist_url="env://", world_size=1, distributed=None)
     with pytest.raises(UserError, match="process 2 of this machine has no GPU, there are 2: .*NPROC"):
         launch.init_distributed(args)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', expected the number that a launcher sets; unset it"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is '', expected the number"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2(x3)"}, r"SLURM_STEP_NUM_TASKS is '2\(x3\)', expected"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "this is process 2 of 2 by the launcher's variables; they count from 0"),
+    ],
+)
+def test_variables_that_cannot_be_are_named(environment, values, said):
+    """Who is one too many would wait for ever."""
+    environment(**values)
+    args = SimpleNamespace(device="cpu", dist_url="env://", world_size=1, distributed=None)
+    with pytest.raises(UserError, match=said):
+        launch.init_distributed(args)
