@@ -23,6 +23,8 @@ def question_rows(record: Record, names: Sequence[str]) -> Iterator[tuple[str, d
 def read_vqa(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
     """Reads VQAv2's files, each annotations file with the questions of its subset; test sets have questions alone.
 
+    The archive of the test set holds a part of it once more, test-dev.
+
     Raises:
         UserError: a file cannot be read, is not of this form, or lacks the one that belongs to it.
     """
@@ -31,13 +33,17 @@ def read_vqa(sources: Sequence[Source]) -> Iterator[Record | LeftOut]:
         if subset not in questions:
             raise UserError(f"{source.path}: give the questions too, v2_OpenEnded_mscoco_{subset}_questions.json")
     for subset, source in questions.items():
-        split = source.own_split(subset)
+        whole = subset.replace("test-dev", "test")
+        split = source.own_split(whole)
         if subset in annotations:
             yield from answered_questions(source.path, annotations[subset].path, subset, split)
+        elif subset != whole and whole in questions:
+            count = sum(1 for _ in stream.entries(source.path, "questions"))
+            yield LeftOut(f"questions of {subset}, which are among those of {whole}", count)
         elif split == "test":
             for number, question in enumerate(stream.entries(source.path, "questions")):
                 checked_question(source.path, number, question)
-                yield vqa_record(split, subset, question["question_id"], question["question"], question["image_id"])
+                yield vqa_record(split, whole, question["question_id"], question["question"], question["image_id"])
         else:
             raise UserError(f"{source.path}: give the answers too, v2_mscoco_{subset}_annotations.json")
 
@@ -100,7 +106,6 @@ def vqa_record(
     split: str, subset: str, number: int, question: str, image: int, answers: list[str] | None = None
 ) -> Record:
     """A question about one of COCO's pictures, whose names follow from their numbers."""
-    subset = subset.replace("test-dev", "test")  # part of the test set, with its pictures
     content = {"question_id": number, "question": question} | ({"answer": answers} if answers else {})
     return Record(split, QUESTIONS, (coco_places(f"COCO_{subset}_{image:012d}.jpg", subset),), content)
 

@@ -244,7 +244,8 @@ def downloads(tmp_path, monkeypatch):
         names = [(f"COCO_{subset}_{n:012d}.jpg", n, ["A dog."]) for n in range(60)]
         official.coco_file(folder, subset, names)
         official.vqa_files(folder, subset, [(7, 3, "Is it a dog?", ["yes"] * 10)])
-    official.vqa_files(folder, "test2015", [(8, 4, "Is it a cat?", [""])], answered=False)
+    for subset in ("test2015", "test-dev2015"):  # which are in one archive
+        official.vqa_files(folder, subset, [(8, 4, "Is it a cat?", [""])], answered=False)
     official.write(folder, {"question_answers": [{"id": 1, "qas": [official.genome_question(5, 1, "Who?", "A man.")]}]})
     lists = {split: [name] for split, (name, *_) in zip(("train", "dev", "test"), said, strict=True)}
     official.flickr_files(folder, [(name, captions) for name, _, captions in said], lists)
