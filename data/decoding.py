@@ -79,7 +79,7 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
     Raises:
         FileNotFoundError: there is none.
         Exhausted: no more files can be opened, or no more memory be had.
-        UnfitImage: it is whole, but too large, or of a kind that cannot be read here.
+        UnfitImage: it is whole, but too large, of a kind that cannot be read here, or not for this user to read.
         ValueError: it cannot be decoded; says why.
     """
     try:
@@ -99,6 +99,8 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
             raise Exhausted(f"{path} is not read: {error.strerror}; allow more, or lower --num_workers") from error
         if isinstance(error, IsADirectoryError):
             raise UnfitImage("it is a folder") from error
+        if isinstance(error, PermissionError):
+            raise UnfitImage("it may not be read; change its permissions") from error
         if path.suffix.lower() in HEIC and "HEIF" not in readable_formats():
             raise UnfitImage("HEIC takes another package, pip install pillow-heif; or save it as JPEG") from error
         raise ValueError(_instead(path, error) or str(error) or type(error).__name__) from error

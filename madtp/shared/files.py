@@ -79,7 +79,7 @@ def read_json(path: str | Path, way_out: str) -> object:
         return json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or _why_no_json(content, error)
-        raise UserError(f"{path}: {reason}; {way_out}") from error
+        raise UserError(f"{path or 'an empty name'}: {reason}; {way_out}") from error
 
 
 def _why_no_json(content: bytes, error: Exception) -> str:
@@ -122,7 +122,8 @@ def prepare_output(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write to {folder}: {reason}; choose another folder") from error
     return folder
 
 

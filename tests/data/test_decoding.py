@@ -1,6 +1,7 @@
 """Pictures as cameras, scanners and microscopes write them: upright, of 8 bits, or refused with the way out."""
 
 import builtins
+import errno
 import io
 
 import numpy as np
@@ -228,3 +229,12 @@ def test_long_texts_in_a_png_lose_no_picture(tmp_path):
 def test_a_folder_in_place_of_a_picture_is_not_to_be_fetched_again(tmp_path):
     with pytest.raises(UnfitImage, match="^it is a folder$"):
         decode_image(tmp_path)
+
+
+def test_an_image_that_may_not_be_read_need_not_be_fetched_again(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(decoding.Image, "open", refuse)
+    with pytest.raises(UnfitImage, match="^it may not be read; change its permissions$"):
+        decode_image(tmp_path / "a.png")

@@ -87,6 +87,10 @@ class TestFiles:
         with pytest.raises(RuntimeError, match="not about files"), utils.whole_file(tmp_path / "a"):
             raise RuntimeError("not about files")
 
+    def test_a_name_that_is_empty_is_said(self):
+        with pytest.raises(UserError, match="^an empty name: Is a directory; name the file$"):
+            utils.read_json("", "name the file")
+
     def test_output_folder(self, tmp_path):
         folder = utils.prepare_output(f"{tmp_path}/output/run")
         assert folder.is_dir() and not any(folder.iterdir())
@@ -95,7 +99,9 @@ class TestFiles:
     @pytest.mark.parametrize("inner", ["file", "file/run"])
     def test_an_output_folder_that_is_a_file(self, tmp_path, inner):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=f"cannot write to .*{inner}: .*; choose another folder"):
+        with pytest.raises(
+            UserError, match=f"cannot write to .*{inner}: (it is no folder|Not a directory); choose another folder"
+        ):
             utils.prepare_output(tmp_path / inner)
 
     def test_an_output_folder_that_takes_no_files(self):
