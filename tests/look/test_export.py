@@ -139,7 +139,9 @@ def test_a_tower_of_other_proportions_says_so(exported):
 
 def test_towers_by_name_have_the_sizes_of_their_papers():
     tokenizer = SimpleNamespace(convert_tokens_to_ids={"[DEC]": 8, "[SEP]": 9}.get)
-    for name, sizes in {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}.items():
+    papers = {"tiny": (192, 12, 3, 768), "small": (384, 12, 6, 1536)}
+    papers |= {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+    for name, sizes in papers.items():
         model = SimpleNamespace(tokenizer=tokenizer, architecture={"vit": name, "image_size": 384, "med_config": BERT})
         vision = config_of("caption", model)["vision_config"]
         assert (vision["hidden_size"], vision["num_hidden_layers"]) == sizes[:2]
