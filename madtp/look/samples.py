@@ -124,7 +124,7 @@ def samples_of(task: str, pictures: Sequence[Path], texts: Sequence[str]) -> lis
         if texts:
             raise UserError("caption takes no --text: it describes the picture")
         return [Sample(group, ()) for group in groups]
-    if not texts:
+    if not texts or not all(text.strip() for text in texts):  # as of a shell's variable that is not set
         wanted = {"vqa": "a question", "nlvr": "a statement"}.get(task, "the texts to choose from")
         raise UserError(f"{task} needs {wanted}; give --text")
     if task.startswith("retrieval"):

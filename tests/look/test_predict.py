@@ -112,6 +112,7 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
     [
         ("nlvr", ["--image", "{0}"], "nlvr takes pictures two by two, not 1"),
         ("nlvr", ["--image", "{0}", "{1}"], "nlvr needs a statement; give --text"),
+        ("nlvr", ["--image", "{0}", "{1}", "--text", " "], "nlvr needs a statement; give --text"),
         ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
         ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
         ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),
