@@ -13,7 +13,8 @@ SCHEDULES = ("even", "geometric", "front", "madtp", "searched")  # the last two 
 REFERENCE = "image"  # MADTP on images alone, kept by `batch`
 TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
-COUNTED = "coverage_counts"
+COUNTED, BY_TEXT = "coverage_counts", "coverage_guided"
+VARIANTS = (COUNTED, BY_TEXT)  # of coverage
 TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 DISTILLED, GATED = "distilled", "gated"
 LESSONS = ("task", DISTILLED, GATED)  # what it learns by: the task alone, a dense model's tokens too, or with a gate
@@ -22,6 +23,7 @@ STARTS = ("dense", TRAINED)  # where fine-tuning begins: at the dense model, or 
 TITLES = {
     "coverage": "coverage",
     COUNTED: "coverage, counts per photo",
+    BY_TEXT: "coverage, guided by the text",
     "tome": "ToMe",
     "pitome": "PiToMe",
     "important": "importance, merged",

@@ -8,11 +8,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparison.reporting import cost_name
-from benchmarks.photos.cells import COUNTED, LESSONS, RULES, TAUGHT, TUNED, title_of
+from benchmarks.photos.cells import LESSONS, RULES, TAUGHT, TUNED, VARIANTS, title_of
 from benchmarks.photos.results import Results, cell_of, lesson, score, score_name, task_name
 
 MOST_SHOWN = ("dense", "image", "coverage", "tome")  # have the plainest colours
-OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, COUNTED) and not rule.startswith(TAUGHT))
+OTHERS = (rule for rule in RULES if rule not in (*MOST_SHOWN, *VARIANTS) and not rule.startswith(TAUGHT))
 COLORS = dict(zip((*MOST_SHOWN, *OTHERS), ("black", *(f"C{number}" for number in range(10))), strict=False))
 MARKS = {"even": "o", "geometric": "s", "front": "^", "madtp": "v", "searched": "*", "": "D"}  # of schedules
 STEPS = 100  # that go without saying
@@ -88,7 +88,7 @@ def learning(results: Results, path: Path, task: str) -> str:
 
 def look_of(rule: str) -> dict[str, str]:
     """One colour for a rule on every picture; variants of it are dashed."""
-    own = "coverage" if rule == COUNTED else rule.removeprefix(TAUGHT)
+    own = "coverage" if rule in VARIANTS else rule.removeprefix(TAUGHT)
     return {"color": COLORS[own], "linestyle": "-" if own == rule else "--"}
 
 

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from benchmarks.comparison.counts import Counted
 from benchmarks.comparison.gate import Gated
+from benchmarks.comparison.guided import Foretelling, Guided
 from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
-from benchmarks.photos.cells import COUNTED, Cell, mergers
+from benchmarks.photos.cells import BY_TEXT, COUNTED, Cell, mergers
+from benchmarks.photos.guides import guides_of
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
 from benchmarks.photos.world import RERANKING, Photo, Places, read_split
@@ -77,6 +79,11 @@ class Bench:
             dense = [self.subject.outputs(self.subject.encode(*one), some) for *one, some in self.parts(photos, images)]
         return photos, images, dense
 
+    @cached_property
+    def guides(self) -> Tensor:
+        """What foretells the text's attention, layer by layer."""
+        return guides_of(self.places, self.machine)
+
     @staticmethod
     def parts(photos: Sequence[Photo], images: Iterable[Tensor], amount: float = 0.0) -> Iterator[tuple]:
         """Pictures batch by batch, the amount, and their photos."""
@@ -91,6 +98,9 @@ class Bench:
         subject = self.subject
         if cell.rule == COUNTED:
             subject.model.keep = Counted(len(subject.tower.blocks), schedule)
+        elif schedule is not None and cell.rule == BY_TEXT:
+            subject.merger, guides = Foretelling(), self.guides
+            subject.model.keep = by_tower(lambda x: Guided(Steps(schedule, x.shape[1] - 1), guides), WHOLE)
         elif schedule is not None and cell.rule == "coverage":
             layout = Gated if cell.gated else Merged
             subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)

@@ -61,7 +61,7 @@ class Subject(ABC):
 
     Attributes:
         guided: the towers that pay for their alignment by the rule on trial.
-        merger: the rule on trial, if it is one of merging.
+        merger: the rule on trial, if it is one whose own work is to be counted.
     """
 
     task: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from benchmarks.comparison.reporting import cost_name, table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import finetuned
-from benchmarks.photos.cells import COUNTED, LESSONS
+from benchmarks.photos.cells import LESSONS, VARIANTS
 from benchmarks.photos.results import Results, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 
@@ -40,7 +40,7 @@ def judged(results: Results) -> list[tuple[list[str], list[str], Difference]]:
     found = []
     for task in TASKS:
         for p in results.ratios(task):
-            untuned = [one for one in results.at(task, p) if "scores" in one and one["rule"] != COUNTED]
+            untuned = [one for one in results.at(task, p) if "scores" in one and one["rule"] not in VARIANTS]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
             for how, known in (("no", untuned), ("yes", as_long(tuned))):
                 ours = max((one for one in known if one["rule"] == OURS), key=score, default=None)

@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
 from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, dense, losses, pictures, prepare, reranking, running, training, tuning
+from benchmarks.photos import cells, dense, guides, losses, pictures, prepare, reranking, running, training, tuning
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import SCORE, best_schedule
 from benchmarks.photos.subject import SUBJECTS
@@ -68,6 +68,7 @@ def small(tmp_path_factory):
         patch.setattr(tuning, "RECIPES", few)
         patch.setattr(tuning, "ALONE", replace(tuning.ALONE, recipe=replace(tuning.ALONE.recipe, photos=4), steps=3))
         patch.setattr(running, "TIMED", {1: 1, 32: 4})
+        patch.setattr(guides, "STEPS", 3)
         files = official(folder, paths["data"])
         image, text = saved(dinov2(), folder / "dinov2"), saved(bert(), folder / "bert", vocabulary=True)
         flags = ["--image", str(image), "--text", str(text), "--mean", *"000", "--std", *"111"]
@@ -257,6 +258,21 @@ def test_a_gate_teaches_the_choice_of_coverage_alone_and_changes_no_number_befor
     with_gate, without = found[f"{ours}-gated"], found[ours]
     assert with_gate["curve"][0] == without["curve"][0]
     assert with_gate["curve"][1]["loss"] != without["curve"][1]["loss"]
+
+
+@needs_5
+def test_guides_are_taught_once_by_the_captioner_and_serve_every_task_of_its_tower(small, monkeypatch):
+    rule = ["--rules", "coverage_guided", "coverage", "--schedules", "even", "--p", "0.1"]
+    assert small.run("--task", "caption", *rule) == 0
+    guide = torch.load(small.output / "guides.pth", weights_only=True)["guides"]
+    assert guide.shape == (3, 48) and guide.any(dim=1).all()
+    monkeypatch.setattr(guides, "taught", None)
+    assert small.run("--task", "retrieval", *rule) == 0
+    for task in ("caption", "retrieval"):
+        found = lines(small, f"photos_{task}")
+        ours, plain = (found[f"{task}-val-{name}-even-0.1"] for name in ("coverage_guided", "coverage"))
+        assert ours["percent"] == pytest.approx(90, abs=3) and len(ours["photos"]) == 6
+        assert ours["tokens"] == plain["tokens"] and ours["percent"] > plain["percent"], "foretelling costs a little"
 
 
 @needs_5
