@@ -74,7 +74,7 @@ def taught(captioner: BlipDecoder, places: Places, machine: Machine, seed: int) 
         loss.backward()
         take_step(guides, optimizer, RECIPE, step, STEPS)
         if (step + 1) % 50 == 0:
-            logger.info("guides: step %d of %d, loss %.3f", step + 1, STEPS, loss)
+            logger.info("guides: step %d of %d, loss %.3f", step + 1, STEPS, loss.item())
     return guides[0].detach()
 
 
