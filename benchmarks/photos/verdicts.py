@@ -40,11 +40,12 @@ def judged(results: Results) -> list[tuple[list[str], list[str], Difference]]:
     found = []
     for task in TASKS:
         for p in results.ratios(task):
-            untuned = [one for one in results.at(task, p) if "scores" in one and one["rule"] not in VARIANTS]
+            untuned = [one for one in results.at(task, p) if "scores" in one]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
             for how, known in (("no", untuned), ("yes", as_long(tuned))):
                 ours = max((one for one in known if one["rule"] == OURS), key=score, default=None)
-                rival = max((one for one in known if one["rule"] != OURS), key=score, default=None)
+                rivals = (one for one in known if one["rule"] not in (OURS, *VARIANTS))
+                rival = max(rivals, key=score, default=None)
                 if ours is None or rival is None:
                     continue
                 gap = finetuned.against(results, ours, rival) if how == "yes" else results.against(ours, rival)

@@ -98,7 +98,7 @@ def test_a_verdict_goes_by_the_interval_alone(gap, said):
 
 def test_each_side_stands_for_itself_by_its_best(tmp_path):
     given = {("coverage", "even"): [50, 40], ("coverage", "front"): [52, 44], ("tome", "even"): [30, 40]}
-    given[("important", "front")] = [20, 20]
+    given |= {("important", "front"): [20, 20]} | {(variant, "front"): [60, 60] for variant in cells.VARIANTS}
     written = []
     for (rule, schedule), photos in given.items():
         cell = cells.Cell("retrieval", "val", rule, schedule, 0.5)
