@@ -13,17 +13,19 @@ SCHEDULES = ("even", "geometric", "front", "madtp", "searched")  # the last two 
 REFERENCE = "image"  # MADTP on images alone, kept by `batch`
 TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
-COUNTED, BY_TEXT = "coverage_counts", "coverage_guided"
-VARIANTS = (COUNTED, BY_TEXT)  # of coverage
-TUNED, TUNED_RATIOS = ("coverage", "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
+COVERAGE = "coverage"
+COUNTED, BY_TEXT, LENGTHENED = "coverage_counts", "coverage_guided", "coverage_lengths"
+VARIANTS = (COUNTED, BY_TEXT, LENGTHENED)  # of coverage
+TUNED, TUNED_RATIOS = (COVERAGE, "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 DISTILLED, GATED = "distilled", "gated"
 LESSONS = ("task", DISTILLED, GATED)  # what it learns by: the task alone, a dense model's tokens too, or with a gate
 TRAINED = "trained"
 STARTS = ("dense", TRAINED)  # where fine-tuning begins: at the dense model, or where that was fine-tuned as long
 TITLES = {
-    "coverage": "coverage",
+    COVERAGE: "coverage",
     COUNTED: "coverage, counts per photo",
     BY_TEXT: "coverage, guided by the text",
+    LENGTHENED: "coverage, lengths kept",
     "tome": "ToMe",
     "pitome": "PiToMe",
     "important": "importance, merged",
@@ -234,7 +236,7 @@ def tuned_plan(
     for seed in seeds:
         cells.append(Tuned(task, split, seed=seed, steps=steps))
         for p, rule, lesson in product(ratios or TUNED_RATIOS, rules or TUNED, lessons):
-            if lesson == GATED and rule != "coverage":
+            if lesson == GATED and rule != COVERAGE:
                 continue
             shapes = [""] if rule in OWN else (schedules or [best(rule, p)]) if rule in TITLES else []
             cells += [Tuned(task, split, rule, shape, p, seed, steps, lesson, start) for shape in shapes]

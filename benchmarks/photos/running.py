@@ -7,9 +7,9 @@ that is scored.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from torch import Tensor
 from benchmarks.comparison.counts import Counted
 from benchmarks.comparison.gate import Gated
 from benchmarks.comparison.guided import Foretelling, Guided
+from benchmarks.comparison.lengths import Lengthened
 from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
-from benchmarks.photos.cells import BY_TEXT, COUNTED, Cell, mergers
+from benchmarks.photos.cells import BY_TEXT, COUNTED, COVERAGE, LENGTHENED, VARIANTS, Cell, mergers
 from benchmarks.photos.guides import guides_of
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
@@ -98,11 +99,8 @@ class Bench:
         subject = self.subject
         if cell.rule == COUNTED:
             subject.model.keep = Counted(len(subject.tower.blocks), schedule)
-        elif schedule is not None and cell.rule == BY_TEXT:
-            subject.merger, guides = Foretelling(), self.guides
-            subject.model.keep = by_tower(lambda x: Guided(Steps(schedule, x.shape[1] - 1), guides), WHOLE)
-        elif schedule is not None and cell.rule == "coverage":
-            layout = Gated if cell.gated else Merged
+        elif schedule is not None and cell.rule in (COVERAGE, *VARIANTS):
+            layout, subject.merger = self.layout_of(cell), Foretelling() if cell.rule == BY_TEXT else None
             subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)
         elif schedule is not None:
             subject.merger, subject.guided = self.mergers[cell.rule], ()
@@ -114,6 +112,12 @@ class Bench:
             yield
         finally:
             subject.model.keep, subject.merger, subject.guided = keep_batch, None, ("image",)
+
+    def layout_of(self, cell: Cell) -> Callable[[Steps], Merged]:
+        """Coverage, or the variant of it that a cell is about."""
+        if cell.rule == BY_TEXT:
+            return partial(Guided, guides=self.guides)
+        return Lengthened if cell.rule == LENGTHENED else Gated if cell.gated else Merged
 
     def share(self, images: Sequence[Tensor], amount: float) -> float:
         """The cost of some photos in shares of dense."""

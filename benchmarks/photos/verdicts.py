@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from benchmarks.comparison.reporting import cost_name, table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import finetuned
-from benchmarks.photos.cells import LESSONS, VARIANTS
+from benchmarks.photos.cells import COVERAGE, LESSONS, VARIANTS
 from benchmarks.photos.results import Results, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 
-OURS = "coverage"
 MARGIN = 1.0  # points by which a method may be worse and still not be below
 
 
@@ -43,8 +42,8 @@ def judged(results: Results) -> list[tuple[list[str], list[str], Difference]]:
             untuned = [one for one in results.at(task, p) if "scores" in one]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
             for how, known in (("no", untuned), ("yes", as_long(tuned))):
-                ours = max((one for one in known if one["rule"] == OURS), key=score, default=None)
-                rivals = (one for one in known if one["rule"] not in (OURS, *VARIANTS))
+                ours = max((one for one in known if one["rule"] == COVERAGE), key=score, default=None)
+                rivals = (one for one in known if one["rule"] not in (COVERAGE, *VARIANTS))
                 rival = max(rivals, key=score, default=None)
                 if ours is None or rival is None:
                     continue
