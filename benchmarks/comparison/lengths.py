@@ -1,4 +1,4 @@
-"""Coverage whose tokens stay as long as what they stand for: the mean of tokens that differ is shorter than they are.
+"""Merged tokens that stay as long as what they stand for: the mean of tokens that differ is shorter than they are.
 
     x_i <- x_i / |x_i| (sum_j s_j |x_j|) / (sum_j s_j)
 
@@ -21,17 +21,17 @@ class Lengthened(Merged):
         if kept is not None:
             front, sizes = self.schedule.prefix, self.sizes_of_tokens
             sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
-            lengths = mean_lengths(x[:, front:], sizes[:, front:], kept.groups, left.shape[1] - front)
-            own = left[:, front:].norm(dim=-1).clamp(min=1e-8)
-            left = torch.cat([left[:, :front], left[:, front:] * (lengths / own).to(left.dtype).unsqueeze(-1)], dim=1)
+            merged = as_long(left[:, front:], x[:, front:], sizes[:, front:], kept.groups)
+            left = torch.cat([left[:, :front], merged], dim=1)
         return left, Lengthened(after.schedule, after.sizes_of_tokens, after.places), kept
 
     def with_sizes(self, sizes: Tensor | None) -> "Lengthened":
         return Lengthened(self.schedule, sizes)
 
 
-def mean_lengths(x: Tensor, sizes: Tensor, groups: Tensor, keep: int) -> Tensor:
-    """The mean length of what went into each of n tokens, [B, n]: tokens x [B, N, D], sizes and groups [B, N]."""
-    lengths = x.norm(dim=-1).to(sizes.dtype)
-    sums = [torch.zeros_like(sizes[:, :keep]).scatter_add(1, groups, part) for part in (sizes * lengths, sizes)]
-    return sums[0] / sums[1]
+def as_long(merged: Tensor, x: Tensor, sizes: Tensor, groups: Tensor) -> Tensor:
+    """Tokens [B, n, D] as long as the mean of what went into each: x [B, N, D], of these sizes, by group [B, N]."""
+    parts = (sizes * x.norm(dim=-1).to(sizes.dtype), sizes)
+    total, size = (torch.zeros_like(sizes[:, : merged.shape[1]]).scatter_add(1, groups, part) for part in parts)
+    own = merged.norm(dim=-1).clamp(min=1e-8)
+    return merged * (total / size / own).to(merged.dtype).unsqueeze(-1)

@@ -7,13 +7,14 @@ Shapes: B samples, L tokens with the class token in front, N = L - 1, D width, H
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.comparison.lengths import as_long
 from benchmarks.comparison.rules import share
 from benchmarks.comparison.schedules import Scheduled, Steps
 from madtp.cost.trace import LayerTrace
@@ -57,6 +58,7 @@ class Merger:
         products: how many inner products of keys it takes for N tokens of which n are left.
         scored: whether it asks for the scores of attention.
         across: whether texts, too, weigh groups by their size.
+        lengths: whether a group stays as long as its tokens; see `benchmarks.comparison.lengths`.
     """
 
     choose: Choice
@@ -64,6 +66,7 @@ class Merger:
     products: Callable[[int, int], float] = lambda tokens, groups: tokens * tokens
     scored: bool = False
     across: bool = True
+    lengths: bool = False
 
     def cost(self, layer: LayerTrace, width: int, head_width: int) -> float:
         """Multiply-accumulates of its own in a layer: similarities, and the means where tokens are merged."""
@@ -109,7 +112,10 @@ class Merging(Scheduled):
         kept, places = None, self.places
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
-            x, size = gather_groups(x, size, owner, groups)
+            before, (x, size) = (x, size), gather_groups(x, size, owner, groups)
+            if self.rule.lengths:
+                whole, sizes = (one[:, 1:] for one in before)
+                x = torch.cat([x[:, :1], as_long(x[:, 1:], whole, sizes, owner)], dim=1)
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
             places = followed(places, owner)
         return x, Merging(self.steps.next(), self.rule, size, places), kept
@@ -227,6 +233,7 @@ def to_the_kept(tokens: int, groups: int) -> float:
 
 
 TOME = Merger(alternating, most=0.5, products=lambda tokens, groups: tokens * tokens / 4)
+TOME_LENGTHENED = replace(TOME, lengths=True)
 TOME_WITHIN = Merger(alternating, most=0.5, products=TOME.products, across=False)
 IMPORTANT = Merger(important, products=to_the_kept, scored=True)
 RANDOM = Merger(by_chance, products=to_the_kept)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import ClassVar
 
-from benchmarks.comparison.merging import IMPORTANT, RANDOM, TOME, Merger, pitome
+from benchmarks.comparison.merging import IMPORTANT, RANDOM, TOME, TOME_LENGTHENED, Merger, pitome
 from benchmarks.comparison.methods import METHODS, Method
 
 RATIOS = (0.5, 0.3, 0.7, 0.8)
@@ -27,12 +27,18 @@ TITLES = {
     BY_TEXT: "coverage, guided by the text",
     LENGTHENED: "coverage, lengths kept",
     "tome": "ToMe",
+    "tome_lengths": "ToMe, lengths kept",
     "pitome": "PiToMe",
     "important": "importance, merged",
     "random": "random, merged",
 }
 OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
-OF_RULE = {COUNTED: ("geometric", "searched")}  # of the product's own schedules, where the others mean nothing
+OF_RULE = {
+    COUNTED: ("geometric", "searched"),
+    BY_TEXT: ("searched",),
+    LENGTHENED: ("searched",),
+    "tome_lengths": ("searched",),
+}  # of SCHEDULES
 GUIDED = [f"{TAUGHT}{rule}" for rule in OWN[:2]]
 RULES = ("dense", *TITLES, *OWN, *GUIDED)
 
@@ -46,7 +52,13 @@ def title_of(rule: str) -> str:
 
 def mergers(depth: int) -> dict[str, Merger]:
     """The rules that take any schedule, for an image tower of so many layers."""
-    return {"tome": TOME, "pitome": pitome(depth), "important": IMPORTANT, "random": RANDOM}
+    return {
+        "tome": TOME,
+        "tome_lengths": TOME_LENGTHENED,
+        "pitome": pitome(depth),
+        "important": IMPORTANT,
+        "random": RANDOM,
+    }
 
 
 @dataclass(frozen=True)

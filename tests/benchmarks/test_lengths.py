@@ -1,8 +1,11 @@
-"""Coverage that keeps lengths: what a token's length becomes, and that copies are merged without a trace."""
+"""Merged tokens that keep lengths: what a token's becomes, and that copies are merged without a trace."""
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.comparison.lengths import Lengthened
+from benchmarks.comparison.merging import TOME, TOME_LENGTHENED, Merging
+from benchmarks.comparison.schedules import Steps
 from madtp.method.attention import AttentionScores
 from madtp.method.merged import Merged, Schedule
 from tests.golden.fill import seeded
@@ -39,3 +42,18 @@ def test_copies_of_a_token_become_that_token():
     order = (left[0, 1:, None] - tokens[0]).norm(dim=-1).argmin(dim=0)
     torch.testing.assert_close(left[0, 1:][order], tokens[0])
     assert after.sizes_of_tokens[0, 1:][order].tolist() == [2, 3, 1, 3]
+
+
+def test_tome_can_keep_lengths_too():
+    x, size = seeded(4, 2, 1 + TOKENS, 6).double(), 1 + seeded(5, 2, 1 + TOKENS).double().abs().round()
+    plain, kept = (merging(rule, x, size) for rule in (TOME, TOME_LENGTHENED))
+    torch.testing.assert_close(F.normalize(plain, dim=-1), F.normalize(kept, dim=-1))
+    assert torch.equal(plain[:, 0], kept[:, 0]) and (kept.norm(dim=-1) >= plain.norm(dim=-1) - 1e-12).all()
+    assert (kept.norm(dim=-1) > plain.norm(dim=-1) + 0.01).any()
+
+
+def merging(rule, x, size):
+    """The tokens that a layer of ToMe leaves."""
+    layout = Merging(Steps(lambda layer, amount: amount, TOKENS), rule, size)
+    layout.key = x[..., :3]
+    return layout.prune(x, None, None, 6 / TOKENS)[0]
