@@ -15,7 +15,8 @@ TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alon
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
 COVERAGE = "coverage"
 COUNTED, BY_TEXT, LENGTHENED = "coverage_counts", "coverage_guided", "coverage_lengths"
-VARIANTS = (COUNTED, BY_TEXT, LENGTHENED)  # of coverage
+TOME_TOO = "tome_lengths"
+VARIANTS = (COUNTED, BY_TEXT, LENGTHENED, TOME_TOO)  # of coverage and ToMe, held against these alone
 TUNED, TUNED_RATIOS = (COVERAGE, "tome", REFERENCE), (0.5, 0.7)  # what is fine-tuned beside the dense model
 DISTILLED, GATED = "distilled", "gated"
 LESSONS = ("task", DISTILLED, GATED)  # what it learns by: the task alone, a dense model's tokens too, or with a gate
@@ -27,18 +28,13 @@ TITLES = {
     BY_TEXT: "coverage, guided by the text",
     LENGTHENED: "coverage, lengths kept",
     "tome": "ToMe",
-    "tome_lengths": "ToMe, lengths kept",
+    TOME_TOO: "ToMe, lengths kept",
     "pitome": "PiToMe",
     "important": "importance, merged",
     "random": "random, merged",
 }
 OWN_TITLES = dict(zip(OWN, ("MADTP", "MADTP, kept per sample", "MADTP without guidance", "static"), strict=True))
-OF_RULE = {
-    COUNTED: ("geometric", "searched"),
-    BY_TEXT: ("searched",),
-    LENGTHENED: ("searched",),
-    "tome_lengths": ("searched",),
-}  # of SCHEDULES
+OF_RULE = dict.fromkeys(VARIANTS, ("searched",)) | {COUNTED: ("geometric", "searched")}  # of SCHEDULES
 GUIDED = [f"{TAUGHT}{rule}" for rule in OWN[:2]]
 RULES = ("dense", *TITLES, *OWN, *GUIDED)
 
@@ -54,7 +50,7 @@ def mergers(depth: int) -> dict[str, Merger]:
     """The rules that take any schedule, for an image tower of so many layers."""
     return {
         "tome": TOME,
-        "tome_lengths": TOME_LENGTHENED,
+        TOME_TOO: TOME_LENGTHENED,
         "pitome": pitome(depth),
         "important": IMPORTANT,
         "random": RANDOM,

@@ -88,7 +88,7 @@ def learning(results: Results, path: Path, task: str) -> str:
 
 def look_of(rule: str) -> dict[str, str]:
     """One colour for a rule on every picture; variants of it are dashed."""
-    own = "coverage" if rule in VARIANTS else rule.removeprefix(TAUGHT)
+    own = rule.partition("_")[0] if rule in VARIANTS else rule.removeprefix(TAUGHT)
     return {"color": COLORS[own], "linestyle": "-" if own == rule else "--"}
 
 

@@ -24,7 +24,7 @@ from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
 from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
-from benchmarks.photos.cells import BY_TEXT, COUNTED, COVERAGE, LENGTHENED, VARIANTS, Cell, mergers
+from benchmarks.photos.cells import BY_TEXT, COUNTED, LENGTHENED, Cell, mergers
 from benchmarks.photos.guides import guides_of
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.subject import SUBJECTS
@@ -99,12 +99,12 @@ class Bench:
         subject = self.subject
         if cell.rule == COUNTED:
             subject.model.keep = Counted(len(subject.tower.blocks), schedule)
-        elif schedule is not None and cell.rule in (COVERAGE, *VARIANTS):
-            layout, subject.merger = self.layout_of(cell), Foretelling() if cell.rule == BY_TEXT else None
-            subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)
-        elif schedule is not None:
+        elif schedule is not None and cell.rule in self.mergers:
             subject.merger, subject.guided = self.mergers[cell.rule], ()
             subject.model.keep = by_tower(Merging.by(schedule, subject.merger), WHOLE)
+        elif schedule is not None:
+            layout, subject.merger = self.layout_of(cell), Foretelling() if cell.rule == BY_TEXT else None
+            subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)
         elif cell.method is not None:
             subject.model.keep, subject.guided = cell.method.keep, cell.method.guided
         set_seed(1)
