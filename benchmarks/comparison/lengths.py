@@ -19,19 +19,30 @@ class Lengthened(Merged):
     def prune(self, x, scores, alignment, temperature, min_keep=1, protected=None):
         left, after, kept = super().prune(x, scores, alignment, temperature, min_keep, protected)
         if kept is not None:
-            front, sizes = self.schedule.prefix, self.sizes_of_tokens
-            sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
-            merged = as_long(left[:, front:], x[:, front:], sizes[:, front:], kept.groups)
-            left = torch.cat([left[:, :front], merged], dim=1)
+            sizes = x.new_ones(x.shape[:2]) if self.sizes_of_tokens is None else self.sizes_of_tokens
+            left = as_long(left, after.sizes_of_tokens, x, sizes, kept.groups, self.schedule.prefix)
         return left, Lengthened(after.schedule, after.sizes_of_tokens, after.places), kept
 
     def with_sizes(self, sizes: Tensor | None) -> "Lengthened":
         return Lengthened(self.schedule, sizes)
 
 
-def as_long(merged: Tensor, x: Tensor, sizes: Tensor, groups: Tensor) -> Tensor:
-    """Tokens [B, n, D] as long as the mean of what went into each: x [B, N, D], of these sizes, by group [B, N]."""
-    parts = (sizes * x.norm(dim=-1).to(sizes.dtype), sizes)
-    total, size = (torch.zeros_like(sizes[:, : merged.shape[1]]).scatter_add(1, groups, part) for part in parts)
+def as_long(left: Tensor, total: Tensor, x: Tensor, sizes: Tensor, groups: Tensor, front: int) -> Tensor:
+    """The tokens that are left, each of those that may stand for several as long as they are on average.
+
+    Args:
+        left: [B, F + n, D].
+        total: [B, F + n], their sizes.
+        x: [B, L, D], what they were made of.
+        sizes: [B, L], of these.
+        groups: [B, N], which of the n each of the N went into.
+        front: F.
+
+    Returns:
+        [B, F + n, D].
+    """
+    merged, total = left[:, front:], total[:, front:]
+    lengths = sizes * x.norm(dim=-1).to(total.dtype)
+    sums = torch.zeros_like(total).scatter_add(1, groups, lengths[:, front:])
     own = merged.norm(dim=-1).clamp(min=1e-8)
-    return merged * (total / size / own).to(merged.dtype).unsqueeze(-1)
+    return torch.cat([left[:, :front], merged * (sums / total / own).to(merged.dtype).unsqueeze(-1)], dim=1)

@@ -112,10 +112,8 @@ class Merging(Scheduled):
         kept, places = None, self.places
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
-            before, (x, size) = (x, size), gather_groups(x, size, owner, groups)
-            if self.rule.lengths:
-                whole, sizes = (one[:, 1:] for one in before)
-                x = torch.cat([x[:, :1], as_long(x[:, 1:], whole, sizes, owner)], dim=1)
+            left, total = gather_groups(x, size, owner, groups)
+            x, size = as_long(left, total, x, size, owner, front=1) if self.rule.lengths else left, total
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
             places = followed(places, owner)
         return x, Merging(self.steps.next(), self.rule, size, places), kept

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from benchmarks.comparison.merging import IMPORTANT, RANDOM, TOME, TOME_LENGTHENED, Merger, pitome
 from benchmarks.comparison.methods import METHODS, Method
+from madtp.method.rules import COVERAGE
 
 RATIOS = (0.5, 0.3, 0.7, 0.8)
 SCHEDULES = ("even", "geometric", "front", "madtp", "searched")  # the last two come from a MADTP cell and a search
 REFERENCE = "image"  # MADTP on images alone, kept by `batch`
 TAUGHT = "taught_"  # in front of a rule whose learnable tokens are trained alone first
 OWN = (REFERENCE, "sample_image", "unguided_image", "static_image")  # rules that have a schedule of their own
-COVERAGE = "coverage"
 COUNTED, BY_TEXT, LENGTHENED = "coverage_counts", "coverage_guided", "coverage_lengths"
 TOME_TOO = "tome_lengths"
 VARIANTS = (COUNTED, BY_TEXT, LENGTHENED, TOME_TOO)  # of coverage and ToMe, held against these alone

@@ -50,16 +50,16 @@ class Entering(Whole):
         return super().prune(x, scores, alignment, temperature, min_keep, protected)
 
 
-def guides_of(places: Places, machine: Machine, seed: int = 1) -> Tensor:
+def guides_of(places: Places, machine: Machine) -> Tensor:
     """The guides [M, D] of the frozen image tower; taught where the file is not there yet."""
     file = places.output / "guides.pth"
     if not file.exists():
         captioner = build(places, "caption", places.dense("caption"), evaluate=True).to(machine.device).eval()
-        checkpoint.save(file, guides=taught(captioner, places, machine, seed))
+        checkpoint.save(file, guides=taught(captioner, places, machine))
     return torch.load(file, weights_only=True)["guides"].to(machine.device)
 
 
-def taught(captioner: BlipDecoder, places: Places, machine: Machine, seed: int) -> Tensor:
+def taught(captioner: BlipDecoder, places: Places, machine: Machine, seed: int = 1) -> Tensor:
     """Guides [M, D] that foretell what a captioner looks at on training photos."""
     photos, tower = read_split(places, "caption", "train"), captioner.visual_encoder
     guides = nn.ParameterList([torch.zeros(len(tower.blocks), tower.embed_dim, device=machine.device)])

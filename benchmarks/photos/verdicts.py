@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from benchmarks.comparison.reporting import cost_name, table
 from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import finetuned
-from benchmarks.photos.cells import COVERAGE, LESSONS, VARIANTS
+from benchmarks.photos.cells import LESSONS, VARIANTS
 from benchmarks.photos.results import Results, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
+from madtp.method.rules import COVERAGE
 
 MARGIN = 1.0  # points by which a method may be worse and still not be below
 
