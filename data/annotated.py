@@ -2,7 +2,7 @@
 
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -91,6 +91,12 @@ class AnnotatedDataset(Dataset):
     def texts_of(self, index: int) -> dict[str, list[str]]:
         """The texts of an entry as the model reads them, by what the model calls them."""
         return {}
+
+    def all_texts(self) -> Iterator[tuple[str, str, str]]:
+        """Every text that the model will read: where it stands, what the model calls it, and itself."""
+        for index in range(len(self)):
+            where = self.where(index)
+            yield from ((where, kind, text) for kind, several in self.texts_of(index).items() for text in several)
 
     def image(self, index: int, number: int = 0) -> Tensor:
         """Reads an image of an entry and transforms it: [3, S, S]."""

@@ -1,7 +1,7 @@
 """VQAv2, with Visual Genome's questions beside it for training."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from data.text import clean_question
 from utils import UserError, excerpt, read_json
 
 GENOME_WEIGHT = 0.2
+ANSWERS = "answer_list.json"
 MAKE_LIST = "python -m madtp answers --config CONFIG"
 ROOTS = {"vqa": "vqa_root", "vg": "vg_root"}  # where an entry's `dataset` keeps its images
 
@@ -92,7 +93,12 @@ class VQAEvaluation(_Questions):
 
     def __init__(self, transform: Callable, files: list[Path], config: dict):
         super().__init__(transform, files, config)
-        self.answer_list = read_answer_list(config["ann_root"]) if config["inference"] == "rank" else []
+        self.ann_root = config["ann_root"]
+        self.answer_list = read_answer_list(self.ann_root) if config["inference"] == "rank" else []
+
+    def all_texts(self) -> Iterator[tuple[str, str, str]]:
+        yield from super().all_texts()
+        yield from listed(self.ann_root, self.answer_list)
 
     @classmethod
     def wrong_label(cls, entry: dict) -> str:
@@ -128,13 +134,18 @@ def read_answer_list(ann_root: str | Path) -> list[str]:
     Raises:
         UserError: no such file, or no list of answers in it.
     """
-    path = Path(ann_root) / "answer_list.json"
+    path = Path(ann_root) / ANSWERS
     answers = read_json(
         path, f"put it there, set ann_root, make it: {MAKE_LIST}, or rank none: --set inference=generate"
     )
     if not isinstance(answers, list) or not is_text(answers):
         raise UserError(f"{path}: expected a list of answers, not {excerpt(answers)}; make it: {MAKE_LIST}")
     return answers
+
+
+def listed(ann_root: str | Path, answers: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """The answers to rank as `AnnotatedDataset.all_texts` gives those of entries: where, of what kind, and the text."""
+    return ((f"{Path(ann_root) / ANSWERS}, entry {n}", "answer", answer) for n, answer in enumerate(answers))
 
 
 def weigh_answers(answer: list[str] | str, dataset: str) -> tuple[list[str], list[float]]:

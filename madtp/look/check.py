@@ -185,10 +185,10 @@ def image_fault(path: Path, wanted: int) -> tuple[str, str] | None:
 def measure_texts(found: Findings, model: nn.Module, dataset: AnnotatedDataset) -> None:
     """Counts the tokens of every text: those the model cannot read stop a run, those that it cuts do not."""
     longest, cut = Counter(), Counter()
-    for length in lengths(model, dataset):
+    for length in lengths(model, dataset.all_texts()):
         longest[length.kind] = max(longest[length.kind], length.tokens)
         cut[length.kind] += length.tokens > length.read
-        if fault := length.fault(dataset, model):
+        if fault := length.fault(model):
             found.faults["texts too long"].append(fault)
     for kind, most in longest.items():
         shortened = f", {cut[kind]} are cut after {model.text_limits[kind]}" if cut[kind] else ""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clip.download import available_models
-from data.vqa_dataset import read_answer_list
+from data.vqa_dataset import listed, read_answer_list
 from madtp.cost.measure import CostMeter, to_device, traces
 from madtp.cost.temperature import calibrate
 from madtp.cost.trace import Trace
@@ -25,6 +25,7 @@ from madtp.run.flags import check_device
 from madtp.run.precision import autocast, precision
 from madtp.run.schedule import find_shape, set_shape
 from madtp.run.task import Task
+from madtp.run.texts import refuse_long_texts
 from madtp.shared.files import no_checkpoint
 from madtp.shared.inference import prepare
 from madtp.shared.launch import take_gpu
@@ -200,7 +201,9 @@ def load(
     chosen, model, stored = built(checkpoint, task, config, assignments)
     if chosen.name == "vqa":
         ranks = chosen.config["inference"] == "rank"
-        answers = read_answer_list(own_file(chosen.config["ann_root"])) if ranks else []
+        root = own_file(chosen.config["ann_root"])
+        answers = read_answer_list(root) if ranks else []
+        refuse_long_texts(model, listed(root, answers))
         chosen.choose_from(answers, model.to(device))
     amp = "off" if chosen.config["amp"] == "off" else "auto"  # else what the run was trained in may be slow here
     return Predictor(chosen, model.to(device), stored, precision(amp, device))

@@ -150,8 +150,8 @@ def settle_precision(args: Namespace, config: dict, device: torch.device) -> Non
 
 def look_through(task: Task, model: nn.Module, split: str, dataset: Dataset) -> None:
     """Refuses texts that are too long for the model, and says what is remarkable about a split."""
-    if hasattr(dataset, "texts_of"):
-        refuse_long_texts(model, dataset)
+    if hasattr(dataset, "all_texts"):
+        refuse_long_texts(model, dataset.all_texts())
     for remark in task.remarks(split, dataset):
         logger.info("%s: %s", split, remark)
 

@@ -54,6 +54,7 @@ CASES = {
     ),
     "no answer": ("vqa", "vqa_val", [{"answer": None}], {}, False),
     "an endless answer": ("vqa", "vqa_train", [{"answer": [ENDLESS]}], {}, False),
+    "an endless answer to rank": ("vqa", "answer_list", ["yes", ENDLESS], {}, False),
     "an endless statement": ("nlvr", "nlvr_test", [{"sentence": ENDLESS}], {}, False),
     "captions to be too long": ("caption", "coco_karpathy_val", [], {"max_length": 70}, False),
     "a prompt that leaves no room": ("caption", "coco_karpathy_val", [], {"max_length": 2, "min_length": 0}, False),
@@ -68,8 +69,11 @@ def test_a_run_does_what_the_check_says(task, file, changes, keys, passes, data,
     for path in (data / "annotation").glob("*.json"):
         (annotation / path.name).write_bytes(path.read_bytes())
     entries = json.loads((annotation / f"{file}.json").read_text())
-    changed = [{**(entries[0] if file.endswith("train") and task == "retrieval" else entry), **change}
-               for entry, change in zip(entries, changes, strict=False)]  # fmt: skip
+    if file == "answer_list":
+        changed = changes
+    else:
+        changed = [{**(entries[0] if file.endswith("train") and task == "retrieval" else entry), **change}
+                   for entry, change in zip(entries, changes, strict=False)]  # fmt: skip
     rest = [] if task == "retrieval" and changes else entries[len(changed) :]
     (annotation / f"{file}.json").write_text(json.dumps(changed + rest))
     short = {"ann_root": str(annotation), "epoch_steps": 2, "max_epoch": 1, "calibration_batches": 1}

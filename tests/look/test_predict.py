@@ -267,3 +267,14 @@ def test_a_checkpoint_without_a_configuration_says_so(checkpoint, pictures, tmp_
     assert "no config.yaml beside it; say what it is with --task or --config" in capsys.readouterr().err
     config = str(Path(checkpoint("caption")).parent / "config.yaml")
     assert main(["predict", *flags, "--config", config]) == 0
+
+
+def test_an_answer_that_the_model_cannot_read_is_named_before_it_is_ranked(checkpoint, pictures, tmp_path, capsys):
+    (tmp_path / "answer_list.json").write_text(json.dumps(["yes", "1," * 40]))
+    asked = ["--image", pictures[0], "--text", "is it?", "--set", f"ann_root={tmp_path}", "inference=rank"]
+    assert main(["predict", "--checkpoint", checkpoint("vqa"), *asked]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith(f"error: {tmp_path}/answer_list.json, entry 1: the answer has 82 tokens")
+        and said.count("\n") == 1
+    )
