@@ -15,12 +15,13 @@ def accuracy(predicted: Sequence, targets: Sequence) -> dict[str, float]:
 
 
 def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """How many texts equal one of their references, but for spaces at the ends and between words."""
-    hits = [
-        " ".join(text.split()) in {" ".join(reference.split()) for reference in those}
-        for text, those in zip(texts, references, strict=True)
-    ]
-    return {"exact_match": _percent(hits)}
+    """How many texts equal one of their references, but for spaces at the ends and between words.
+
+    References without a word do not count, nor do texts that have no others; where none has, nothing matches.
+    """
+    worded = [{" ".join(reference.split()) for reference in those} - {""} for those in references]
+    hits = [" ".join(text.split()) in those for text, those in zip(texts, worded, strict=True) if those]
+    return {"exact_match": _percent(hits) if hits else 0.0}
 
 
 class Matches:

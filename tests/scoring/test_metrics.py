@@ -24,6 +24,12 @@ def test_exact_match_takes_any_reference_and_ignores_spacing_only():
     assert exact_match(texts, references) == {"exact_match": 50}
 
 
+def test_exact_match_leaves_out_whom_nobody_described():
+    """References without a word do not count, as they do not in the other scores of captions."""
+    assert exact_match(["a cross", "", "a"], [["a cross", ""], ["", " "], ["b"]]) == {"exact_match": 50}
+    assert exact_match([""], [[""]]) == {"exact_match": 0}
+
+
 @given(st.data())
 def test_matches_against_every_pair(data):
     """A text is right for an image if it, or the same one, came with it, or with the same one."""
