@@ -22,7 +22,16 @@ from madtp.cost.processes import (
     world_size,
 )
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import FETCH, POINTER, prepare_output, read_json, whole_file, write_atomic, writing_to
+from madtp.shared.files import (
+    FETCH,
+    POINTER,
+    forbidden,
+    prepare_output,
+    read_json,
+    whole_file,
+    write_atomic,
+    writing_to,
+)
 from madtp.shared.launch import init_distributed, leave_distributed
 
 __all__ = [
@@ -39,6 +48,7 @@ __all__ = [
     "barrier",
     "cosine_lr",
     "excerpt",
+    "forbidden",
     "from_main",
     "init_distributed",
     "is_distributed",

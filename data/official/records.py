@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.files import wrong_field
-from utils import UserError
+from utils import UserError, forbidden
 
 SPLITS = ("train", "val", "test")
 ALSO = {"dev": "val", "valid": "val"}  # what else a file calls a split
@@ -100,6 +100,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.rstrip("\n") for line in file if line.strip()]
+    except PermissionError as error:
+        raise forbidden(path) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
         raise UserError(f"{path}: {reason}; name the file as it was downloaded, unpacked") from error

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from utils import UserError, excerpt
+from utils import UserError, excerpt, forbidden
 
 WINDOW = 2**20  # characters read at once
 LONGEST = 2**26  # of one entry: what is longer is no entry of a data set
@@ -197,6 +197,8 @@ def _reading(path: Path) -> Iterator[TextIO]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             yield file
+    except PermissionError as error:
+        raise forbidden(path) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
         raise UserError(f"{path}: {reason}; name the file as it was downloaded, unpacked") from error

@@ -13,6 +13,9 @@ from madtp.method.errors import FULL, UserError
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")  # of files of weights
 POINTER = b"version https://git-lfs"  # the beginning of a file that stands for one that Git LFS was to fetch
+PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
+# How files begin that gzip, zip, bzip2, xz and zstd made.
+PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 FETCH = "a pointer of Git LFS: run `git lfs pull` in its folder"
 
 
@@ -67,16 +70,23 @@ def no_checkpoint(path: str | Path, flag: str) -> UserError:
     return UserError(f"{path}: no such checkpoint; docs/tasks.md lists the downloads, {flag} names another")
 
 
+def forbidden(path: str | Path) -> UserError:
+    """What to raise about a file that is there, but not for this user: neither to be corrected nor to be fetched."""
+    return UserError(f"{path} may not be read; change its permissions")
+
+
 def read_json(path: str | Path, way_out: str) -> object:
     """Reads a JSON file that a user brought.
 
     Raises:
-        UserError: no such file, or no JSON in it; the message ends with `way_out`.
+        UserError: no such file, or no JSON in it; the message ends with `way_out`. Or it may not be read.
     """
     content = b""
     try:
         content = Path(path).read_bytes()
         return json.loads(content)
+    except PermissionError as error:
+        raise forbidden(path) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or _why_no_json(content, error)
         raise UserError(f"{path or 'an empty name'}: {reason}; {way_out}") from error
@@ -85,6 +95,8 @@ def read_json(path: str | Path, way_out: str) -> object:
 def _why_no_json(content: bytes, error: Exception) -> str:
     if content.startswith(POINTER):
         return f"no JSON but {FETCH}"
+    if content.startswith(PACKED):
+        return "it is packed, unpack it"
     if not content.strip():
         return "nothing in it"
     if isinstance(error, UnicodeDecodeError):

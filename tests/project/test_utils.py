@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import utils
+from data.official import records, stream
+from madtp.shared.weights import reading
 from utils import UserError
 
 
@@ -107,3 +109,27 @@ class TestFiles:
     def test_an_output_folder_that_takes_no_files(self):
         with pytest.raises(UserError, match="cannot write to /proc: .*; choose another folder"):
             utils.prepare_output("/proc")
+
+
+READERS = {
+    "JSON": lambda path: utils.read_json(path, "correct it"),
+    "weights": reading.read_file,
+    "a published list": lambda path: next(stream.entries(path)),
+    "published lines": records.read_lines,
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_file_that_may_not_be_read_is_neither_wrong_nor_damaged(tmp_path, monkeypatch, read):
+    """There is nothing in it to correct, and it need not be fetched again."""
+    path = tmp_path / "file"
+    path.write_text("[1]")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr("builtins.open", refuse)  # nobody keeps root out
+        patch.setattr("pathlib.Path.read_bytes", refuse)
+        read(path)
+    assert str(error.value) == f"{path} may not be read; change its permissions"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from madtp.method.errors import UserError, excerpt
-from madtp.shared.files import FETCH, is_pointer, no_checkpoint, read_json
+from madtp.shared.files import FETCH, forbidden, is_pointer, no_checkpoint, read_json
 
 AGAIN = "fetch the folder again"
 
@@ -16,7 +16,8 @@ def read_file(path: str | Path) -> object:
     """What a file holds, its tensors on the CPU; a safetensors file is a dict of tensors.
 
     Raises:
-        UserError: there is no such file, it is damaged, stands for a file that was not fetched, or wants to run code.
+        UserError: there is no such file, it may not be read, is damaged, stands for a file that was not fetched, or
+            wants to run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,6 +28,8 @@ def read_file(path: str | Path) -> object:
             return _safetensors(path)
         if fetched:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError as error:
+        raise forbidden(path) from error
     except Exception as error:  # there is no telling what is raised over broken bytes
         raise UserError(f"{path}: {_why_unreadable(error)}") from error
     raise UserError(f"{path} holds no weights, it is {FETCH}")
