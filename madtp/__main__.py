@@ -11,10 +11,9 @@ from pkgutil import resolve_name
 from typing import NamedTuple
 
 from madtp.method.errors import Flags, UserError, as_user_error
-from madtp.shared.files import ENDINGS, no_checkpoint, print_any_text, stop_printing
+from madtp.shared.files import ENDINGS, PIPE_CLOSED, no_checkpoint, print_any_text, stop_printing
 
 CLONE = Path(__file__).parents[1]  # of the repository, unless `madtp` was installed alone
-PIPE_CLOSED = 141  # status of a shell's 128 and the signal, which Windows does not have
 INSTALLED = ("madtp.method.", "madtp.cost.", "madtp.shared.")  # what does without the rest
 
 
@@ -149,8 +148,8 @@ def perform(name: str, words: Sequence[str]) -> int:
     if command.flags:
         resolve_name(command.flags)(parser)
     args = parser.parse_args(words)
-    for name in ("checkpoint", "compare"):
-        refuse_missing(getattr(args, name, None) or (), f"--{name}")
+    for flag in ("checkpoint", "compare"):
+        refuse_missing(getattr(args, flag, None) or (), f"--{flag}")
     try:
         return resolve_name(command.run)(args) or 0
     except ModuleNotFoundError as error:

@@ -4,6 +4,7 @@ import errno
 import re
 import reprlib
 from argparse import ArgumentParser
+from typing import TextIO
 
 
 class UserError(ValueError):
@@ -15,6 +16,10 @@ class Flags(ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+    def print_help(self, file: TextIO | None = None) -> None:
+        """Prints at once, so that an output which is closed or full is met here and not at the interpreter's end."""
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 # How PyTorch says it: of a GPU, of a processor under Linux or macOS and under Windows, of bytes beyond 64 bits.

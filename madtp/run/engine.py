@@ -32,7 +32,7 @@ from madtp.run.preparation import Run, begin, prepare
 from madtp.run.resume import Progress, State
 from madtp.run.schedule import settle_shape
 from madtp.run.task import Task
-from madtp.shared.files import prepare_output, print_any_text, write_atomic
+from madtp.shared.files import prepare_output, print_any_text, stop_printing, write_atomic
 from madtp.shared.launch import init_distributed, leave_distributed
 from madtp.shared.run_files import BEST, CONFIG, EVALUATION
 from madtp.shared.weights import architecture, checkpoint
@@ -69,6 +69,8 @@ def main(task: Task, argv: list[str] | None = None) -> int:
             fault = UserError("; ".join([str(fault), *ways_out]))
         who = f"error (process {rank()})" if rank() else "error"
         print(f"{who}: {' '.join(str(fault).split())}", file=sys.stderr)
+        if isinstance(error, OSError):  # it may be the output that is full
+            stop_printing()
         status = 2
     leave_distributed(together=status == 0)
     return status

@@ -13,6 +13,7 @@ from madtp.run import scalars
 from madtp.run.clone import named_path, own_file
 from madtp.run.config import refuse_contradictions, resolve
 from madtp.run.keys import checked, keys_of
+from madtp.shared.files import PIPE_CLOSED, stop_printing
 
 # The smallest and largest values of flags.
 LEAST = {"accum": 1, "num_workers": 0, "seed": 0, "world_size": 1, "temperature": 0, "save_steps": 0}
@@ -33,7 +34,11 @@ def parse(argv: Sequence[str] | None, task) -> tuple[argparse.Namespace, dict]:
     Raises:
         UserError: a flag, key or value that does not exist or does not fit the others, or a file that cannot be read.
     """
-    args = command_line(task).parse_args(argv)
+    try:
+        args = command_line(task).parse_args(argv)
+    except BrokenPipeError:  # as of `--help | head`: who read has had enough
+        stop_printing()
+        sys.exit(PIPE_CLOSED)
     _check(args)
     keys, config = keys_of(task.name), resolve(args.config, task.name, args.set)
     if args.epoch is not None:
