@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.comparison import reporting
-from benchmarks.comparison.statistics import Difference
 from benchmarks.photos import cells, finetuned, plots, report, reranking, verdicts
 from benchmarks.photos.results import Results, chance
 from benchmarks.photos.results import lesson as learned_by
@@ -86,14 +85,6 @@ def test_three_rules_stand_beside_each_other_before_and_after_fine_tuning(tmp_pa
     assert "| coverage, searched | 50.0 | 50.0 | 35.0 |" in shown and shown.endswith(
         "\n\nOut of reach: ToMe, searched."
     )
-
-
-@pytest.mark.parametrize(
-    "gap, said",
-    [((0.5, 0.1, 1), "ahead"), ((0.5, -0.9, 2), "not below"), ((0, -1.1, 1), "undecided"), ((-1, -2, -0.1), "behind")],
-)
-def test_a_verdict_goes_by_the_interval_alone(gap, said):
-    assert verdicts.verdict(Difference(*gap)) == said
 
 
 def test_each_side_stands_for_itself_by_its_best(tmp_path):
