@@ -15,6 +15,7 @@ from benchmarks.experiment.cells import BATCH, TASKS
 from benchmarks.experiment.ledger import ABLATED_AT, SEEDS, plan
 from benchmarks.experiment.results import NAMES, Results, column, costs, final, scores, speed, spread
 from benchmarks.experiment.running import BATCHES, FACTORS, SCORE
+from benchmarks.experiment.verdicts import against_the_best, level, of_all_seeds, too_wide, verdicts
 from madtp.look.paper import POINTS
 
 WORDS = Path(__file__).parent / "words.md"
@@ -297,6 +298,11 @@ BLOCKS = named(
     untuned,
     as_they_are,
     in_the_end,
+    against_the_best,
+    of_all_seeds,
+    verdicts,
+    level,
+    too_wide,
     left,
     keep,
     crossed,

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from benchmarks.comparison.reporting import NONE, NOT_RUN, cost_name, named, table, write_page
 from benchmarks.comparison.schedules import SHAPES
+from benchmarks.comparison.verdicts import at, counted
+from benchmarks.experiment import results as generated
+from benchmarks.experiment import verdicts as of_generated
 from benchmarks.photos import finetuned, plots
 from benchmarks.photos.cells import RATIOS, REFERENCE, plan, title_of
 from benchmarks.photos.reranking import SHORT_LIST
 from benchmarks.photos.results import FURTHER, SCORE, Results, score, score_name, task_name, title
-from benchmarks.photos.verdicts import against_the_best, verdicts
+from benchmarks.photos.verdicts import against_the_best, judged, verdicts
 from benchmarks.photos.world import ALL_TASKS, TASKS
 
 FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
@@ -216,6 +219,12 @@ def trained_longer(results: Results) -> Results:
     return Results(results.folder / LONGER, results.pictures)
 
 
+def together(results: Results, *ratios: str) -> str:
+    """What coverage is at some p, on generated pictures and by the models that were trained for longer on photos."""
+    pictures = of_generated.judged(generated.Results(results.folder, results.pictures))
+    return counted(at([*judged(trained_longer(results)), *pictures], ratios))
+
+
 def machines(results: Results) -> str:
     """Where and when the results were made."""
     records = [*results.known.values(), *results.tuned.values()]
@@ -234,6 +243,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, three_rules, compared, every_cell, best, value, gap, changed, chosen, shapes, short_list),
-    *(against_the_best, verdicts, comparisons, missing, machines, plot, longer, on_test),
+    *(against_the_best, verdicts, together, comparisons, missing, machines, plot, longer, on_test),
     *(finetuned.finetuned, finetuned.tuned_gap, finetuned.lesson_gap, finetuned.on_the_way),
 )
