@@ -2,6 +2,7 @@
 
 import errno
 import re
+import stat
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -83,6 +84,8 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
         ValueError: it cannot be decoded; says why.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnfitImage("it is a folder" if path.is_dir() else "it is no file")  # a pipe would be waited for
         with Image.open(path, formats=readable_formats()) as image:
             if wanted:
                 image.draft(None, (2 * wanted, 2 * wanted))
@@ -97,8 +100,6 @@ def decode_image(path: Path, wanted: int = 0) -> Image.Image:
     except Exception as error:  # there is no telling what a decoder raises over broken bytes
         if getattr(error, "errno", None) in EXHAUSTED:
             raise Exhausted(f"{path} is not read: {error.strerror}; allow more, or lower --num_workers") from error
-        if isinstance(error, IsADirectoryError):
-            raise UnfitImage("it is a folder") from error
         if isinstance(error, PermissionError):
             raise UnfitImage("it may not be read; change its permissions") from error
         if path.suffix.lower() in HEIC and "HEIF" not in readable_formats():

@@ -46,20 +46,25 @@ class Sample(NamedTuple):
 
 
 def find_pictures(paths: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
-    """The files among some files and folders, and what in the folders is none that could be read, a line for each.
+    """The files among some files and folders, and what in the folders could not be read or is none, a line for each.
 
     Those of a folder and of the folders in it come in order of their names. Hidden files are no pictures, whatever
     they are called: some systems put one beside every picture.
 
     Raises:
-        UserError: a path does not exist, or a folder has no pictures.
+        UserError: a path does not exist, or a folder has no pictures, or none that may be read.
     """
     found, left_out = [], []
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+            closed: list[OSError] = []
+            walk = os.walk(path, onerror=closed.append)
+            files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
             inside = [file for file in files if not other_kind(file)]
+            left_out += [f"{error.filename} is left out: {error.strerror}" for error in closed]
+            if not inside and closed:
+                raise UserError(f"{closed[0].filename} cannot be read: {closed[0].strerror}; change its permissions")
             if not inside:
                 raise UserError(f"{path} has no pictures in it ({', '.join(ENDINGS)}); name another folder or files")
             found += inside
@@ -87,8 +92,6 @@ def read_picture(path: Path, wanted: int = 0) -> Image.Image:
     Raises:
         BadPicture: it cannot be decoded.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise BadPicture(f"{path} is no picture that can be read: it is no file")
     try:
         return decode_image(path, wanted)
     except (ValueError, OSError) as error:

@@ -3,6 +3,8 @@
 import builtins
 import errno
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,10 +233,18 @@ def test_a_folder_in_place_of_a_picture_is_not_to_be_fetched_again(tmp_path):
         decode_image(tmp_path)
 
 
+@pytest.mark.skipif(not Path(os.devnull).is_char_device(), reason="there is no such device")
+def test_what_is_no_file_is_not_opened():
+    """A pipe would be waited for, for ever."""
+    with pytest.raises(UnfitImage, match="^it is no file$"):
+        decode_image(Path(os.devnull))
+
+
 def test_an_image_that_may_not_be_read_need_not_be_fetched_again(tmp_path, monkeypatch):
     def refuse(path, **_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
+    (tmp_path / "a.png").write_bytes(b"")
     monkeypatch.setattr(decoding.Image, "open", refuse)
     with pytest.raises(UnfitImage, match="^it may not be read; change its permissions$"):
         decode_image(tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """Predictions on own pictures: alone as in company, in any number, whatever else is in their folder."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from madtp.cost.trace import Trace
 from madtp.look import predict
 from madtp.look.predictor import load
 from madtp.look.samples import find_pictures, samples_of
+from madtp.method.errors import UserError
 from tests.look.small import KEYS, TEMPERATURE, TEXTS, asked
 
 
@@ -167,6 +169,23 @@ def test_a_folder_is_answered_whatever_else_is_in_it(checkpoint, folder, capsys)
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(folder))] == [
         str(folder / name) for name in ("a.png", "d.jfif", "sub/c.webp")
     ]
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_empty(folder, monkeypatch):
+    def scandir(path):
+        if Path(path).name in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path)
+
+    really = os.scandir  # nobody keeps root out
+    monkeypatch.setattr("os.scandir", scandir)
+    closed = {"sub"}
+    pictures, (left_out, _) = find_pictures([folder])
+    assert pictures == [folder / name for name in ("a.png", "b.png", "d.jfif")]
+    assert left_out == f"{folder}/sub is left out: Permission denied"
+    closed = {folder.name}
+    with pytest.raises(UserError, match=f"^{folder} cannot be read: Permission denied; change its permissions$"):
+        find_pictures([folder])
 
 
 def test_a_pair_goes_with_its_bad_picture(checkpoint, folder, capsys):
