@@ -185,7 +185,7 @@ def _opened(path: Path) -> Iterator[_Window]:
     with _reading(path) as file:
         try:
             yield _Window(file)
-        except UserError:
+        except (UserError, UnicodeDecodeError):
             raise
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON: {error}; {WAY_OUT}") from error

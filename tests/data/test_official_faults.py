@@ -1,5 +1,6 @@
 """Official files that are not whole: faults are named with file and place, and what belongs to nothing is counted."""
 
+import gzip
 import json
 from functools import reduce
 from operator import getitem
@@ -175,6 +176,14 @@ def test_a_line_that_is_not_of_the_form_is_named(tmp_path, form, text, complaint
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^{path}{complaint}"):
         read(form, [path])
+
+
+@pytest.mark.parametrize("form", ["karpathy", "coco", "visual_genome", "nlvr2"])
+def test_what_is_no_text_was_not_unpacked(tmp_path, form):
+    path = tmp_path / "train.json"
+    path.write_bytes(gzip.compress(b"[]"))
+    with pytest.raises(UserError, match=f"^{path}: no text in UTF-8; name the file as it was downloaded, unpacked"):
+        read(form, [path], "train")
 
 
 def test_what_is_no_file_says_why(tmp_path):
