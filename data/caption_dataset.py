@@ -80,7 +80,8 @@ def read_ground_truth(path: Path, names: Sequence[str]) -> list[list[str]]:
         captions[entry["image_id"]].append(entry["caption"])
     ids = image_ids(names)
     if missing := [name for name, one in zip(names, ids, strict=True) if one not in captions]:
-        raise UserError(f"{path} has no caption of {len(missing)} images, the first is {missing[0]}; {way_out}")
+        wanted = f"the first is {missing[0]}, whose image_id should be {ids[names.index(missing[0])]!r}"
+        raise UserError(f"{path} has no caption of {len(missing)} images, {wanted}; {way_out}")
     return [captions[one] for one in ids]
 
 

@@ -292,7 +292,7 @@ def test_wrong_entries_of_the_other_tasks_are_named(config, tmp_path):
         ({"annotations": [{"image_id": 0, "caption": ["a"]}]}, ", annotation 0: 'caption' should be a string"),
         (
             {"annotations": [{"image_id": n, "caption": "a"} for n in range(6)]},
-            " has no caption of 2 images, the first is sub/COCO_val_000006.png;",
+            " has no caption of 2 images, the first is sub/COCO_val_000006.png, whose image_id should be 6;",
         ),
     ],
 )
