@@ -123,7 +123,8 @@ def at_resolution(sizes: Sizes, image_size: int, path: object, evaluate: bool) -
     """
     own, patch = sizes.image_resolution, sizes.vision_patch_size
     if image_size % patch:
-        way_out = f"the model's own is {own}: --set image_size={own}"
+        closest = patch * max(1, round(image_size / patch))
+        way_out = f"the model's own is {own}: --set image_size={own}" if path else f"--set image_size={closest} is one"
         raise UserError(f"image_size {image_size} is no multiple of the patches of {patch} pixels; {way_out}")
     architecture.say_resized({"image_size": own} if path else {}, image_size, path, evaluate)
     return replace(sizes, image_resolution=image_size)

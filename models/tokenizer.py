@@ -44,8 +44,8 @@ def init_tokenizer(folder: str) -> BertTokenizer:
     file = next((file for file in FILES if (Path(folder) / file).is_file()), None)
     if file is None:
         raise UserError(
-            f"tokenizer: no vocab.txt in {folder}, and no tokenizer.json; put the files of bert-base-uncased there or "
-            "point the key `tokenizer` to a folder that has them"
+            f"tokenizer: no vocab.txt in {folder or 'an empty name'}, and no tokenizer.json; "
+            "put the files of bert-base-uncased there or point the key `tokenizer` to a folder that has them"
         )
     if is_pointer(Path(folder) / file):
         raise UserError(f"tokenizer: {Path(folder) / file} is {FETCH}")

@@ -166,6 +166,10 @@ def test_a_model_from_scratch():
     model, _ = clip.load("", "cpu", config=CONFIG | {"image_size": 32, "clip": chosen})
     assert (model.sizes.image_resolution, model.sizes.context_length, model.sizes.vocab_size) == (32, 77, 49408)
     assert_momentum_is_online(model)
+    for size, closest in ((224, 224 // 12 * 12 + 12), (3, 12)):
+        wrong = f"image_size {size} is no multiple of the patches of 12 pixels; --set image_size={closest} is one"
+        with pytest.raises(UserError, match=wrong):
+            clip.load("", "cpu", config=CONFIG | {"image_size": size, "clip": chosen | {"vision_patch_size": 12}})
     with pytest.raises(UserError, match=r"--pretrained.*`clip`.*vision_layers"):
         clip.load("", "cpu", config={"clip": {"embed_dim": 3, "vision_width": 64}})
 

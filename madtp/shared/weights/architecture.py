@@ -89,7 +89,7 @@ def adopt(config: dict, stated: Mapping, path: object, own_size: bool = False) -
     Args:
         config: resolved.
         stated: by the checkpoint.
-        path: of the checkpoint, for the log.
+        path: of the checkpoint, for the log; empty for a fresh model.
         own_size: whether images get the checkpoint's size too, which may be another one since positions are resized.
     """
     adopted = {}
@@ -102,7 +102,7 @@ def adopt(config: dict, stated: Mapping, path: object, own_size: bool = False) -
     changed = {name: value for name, value in adopted.items() if value != config[name]}
     if changed:
         said = "; ".join(f"{name} {shown(value)}" for name, value in changed.items())
-        logger.info("%s says %s", path, said)
+        logger.info("%s says %s", path or "a fresh model", said)
     return config | changed
 
 

@@ -68,6 +68,8 @@ def test_sizes_are_the_checkpoints_and_what_is_free_the_configurations(caplog):
     assert adopted({}, own_size=True, activation=None) == {}
     assert adopted({"image_size": 224}, own_size=True) == {"image_size": 224}
     assert adopted({"image_size": 224}, image_size=None) == {"image_size": 224}
+    architecture.adopt(CONFIG | {"image_size": None}, {"image_size": 224}, "")
+    assert "a fresh model says image_size 224\n" in caplog.text
     assert adopted({"med_config": {"hidden_size": 768}}) == {}
     merged = {"hidden_size": 48, "num_hidden_layers": 3}
     med_config = {"hidden_size": 768, "num_hidden_layers": 3}
