@@ -59,8 +59,12 @@ def wrong_field(entry: object, fields: dict[str, type | tuple[type, ...]]) -> st
     """
     for field, kind in fields.items():
         value = entry.get(field) if isinstance(entry, dict) else None
-        if not isinstance(value, kind) or not is_text(value) and not isinstance(value, int):
-            return f"{field!r} should be {_name(kind)}, the entry is {excerpt(entry)}"
+        if isinstance(value, kind) and (isinstance(value, int) or is_text(value)):
+            continue
+        fault = f"should be {_name(kind)}"
+        if isinstance(value, kind):  # then it is a text with half a character, or a list without texts
+            fault = "has half a character in it" if isinstance(value, str) else fault if value else "is an empty list"
+        return f"{field!r} {fault}, the entry is {excerpt(entry)}"
     return ""
 
 

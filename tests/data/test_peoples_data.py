@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import create_dataset, create_loader
 from data.caption_dataset import image_ids
-from data.files import BadImage, leaves_folder, on_disk, read_entries, read_image
+from data.files import BadImage, leaves_folder, on_disk, read_entries, read_image, wrong_field
 from utils import UserError
 
 CONFIG = {"image_size": 16, "prompt": "a ", "dataset": "flickr", "inference": "generate", "train_files": ["vqa_train"]}
@@ -227,6 +227,21 @@ def test_the_way_out_fits_what_the_file_is(tmp_path, content, way_out):
         create_dataset("nlvr", CONFIG | {"ann_root": str(tmp_path), "image_root": str(tmp_path)})
     assert str(error.value).startswith(f"{tmp_path}/nlvr_train.json") and way_out in str(error.value)
     assert (Path.cwd() / "docs/own_data.md").exists()
+
+
+@pytest.mark.parametrize(
+    "value, kind, fault",
+    [
+        ([], list, "is an empty list"),
+        ("\ud800 x", str, "has half a character in it"),
+        ("x", list, "should be a list of strings"),
+        ([1], (list, str), "should be a list of strings or a string"),
+        ([], str, "should be a string"),
+        (None, (int, str), "should be a number or a string"),
+    ],
+)
+def test_what_is_wrong_with_a_field(value, kind, fault):
+    assert wrong_field({"caption": value}, {"caption": kind}).startswith(f"'caption' {fault}, the entry is ")
 
 
 def test_a_file_without_entries_is_called_empty(tmp_path):
