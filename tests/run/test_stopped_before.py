@@ -1,18 +1,16 @@
 """A run that was stopped by an earlier version of this project ends as that version would have ended it.
 
 `stopped/` is the folder of that run: NLVR2 in miniature, stopped after two of the four steps of its second epoch.
-`end.pth` holds what the earlier version made of it: the weights, the last line of the log, and the machine.
+`end.pth` holds what the earlier version made of it: the weights and the last line of the log. They are held to it up to
+rounding: processors of one name and one set of vectors still sum up in different orders.
 """
 
 import json
 import shutil
 from pathlib import Path
 
-import numpy
-import PIL
 import pytest
 import torch
-import torchvision
 
 import models.blip_nlvr  # noqa: F401 - here, not in the process that the test forks
 from compress_nlvr_dtp import NLVR
@@ -20,19 +18,10 @@ from madtp.run import precision
 from madtp.shared.weights import checkpoint
 from tests.miniature import make_data
 from tests.processes import run
-from tests.run.test_resume import equal, without_times
+from tests.run.test_resume import without_times
 
 STOPPED = Path(__file__).parent / "stopped"
 CLOSE = 0.03  # of the way, between processors: AdamW makes whole steps of gradients that are rounding alone
-
-
-def machine():
-    """What decides the last bit of a sum: the processor, and the versions of what computes on it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-    versions = (str(module.__version__) for module in (torch, torchvision, numpy, PIL))
-    return [processor, torch.backends.cpu.get_cpu_capability(), *versions]
 
 
 def distance(one, other):
@@ -58,5 +47,4 @@ def test_it_goes_on_to_the_same_end(tmp_path, monkeypatch):
     assert record.keys() == end["record"].keys()
     for name in ("train_loss_task", "train_loss_sim"):
         assert record[name] == pytest.approx(end["record"][name], rel=1e-3)
-    if machine() == end["machine"]:
-        assert equal(weights, end["weights"]) and record == end["record"]
+    assert record["percent"] == pytest.approx(end["record"]["percent"], rel=1e-2)
