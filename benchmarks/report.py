@@ -116,20 +116,23 @@ def own_parts(lines: Lines) -> str:
 
 
 def attention(lines: Lines) -> str:
-    """One layer's attention: fused, by its whole map, by its blocks, and ours."""
-    found = {(row["name"], row["dtype"]): row for row in lines.of("speed_attention")}
+    """One layer's attention, forward and back: fused, by its whole map, by its blocks, and ours."""
+    found = {(row["direction"], row["name"], row["dtype"]): row for row in lines.of("speed_attention")}
     names = {
-        "fused": "fused, no scores",
+        "fused": "PyTorch's fused, no scores",
+        "own": "no scores",
         "ours": "with scores",
         "blocks": "with scores, block by block",
         "plain": "with scores, whole map",
     }
-    dtypes = list(dict.fromkeys(dtype for _, dtype in found))
-    rows = []
-    for name, title in names.items():
-        own = [found.get((name, dtype)) for dtype in dtypes]
-        rows.append([title, *(f"{row['median_ms']:.0f} ({row['ratio']:.2f})" if row else NONE for row in own)])
-    heads = (f"{dtype}, ms (over fused), {found['fused', dtype]['hardware']}" for dtype in dtypes)
+    dtypes, rows = list(dict.fromkeys(dtype for _, _, dtype in found)), []
+    for direction in ("forward", "backward"):
+        for name, title in names.items():
+            own = [found.get((direction, name, dtype)) for dtype in dtypes]
+            if any(own):
+                values = (f"{row['median_ms']:.0f} ({row['ratio']:.2f})" if row else NONE for row in own)
+                rows.append([f"{direction}, {title}", *values])
+    heads = (f"{dtype}, ms (over fused), {found['forward', 'fused', dtype]['hardware']}" for dtype in dtypes)
     return table(["", *heads], rows)
 
 

@@ -43,10 +43,11 @@ def attend(
 ) -> tuple[Tensor, AttentionScores | None]:
     """Scaled dot-product attention, with the scores that pruning needs when asked.
 
-    Without scores this is one fused call. With scores the map is made and forgotten block of queries by block of
-    queries, and once more in the backward pass, so that memory stays linear in L. On a GPU, in half precision and
-    without gradients, kernels of our own do it tile by tile. Only where weights are dropped, in the training of short
-    texts, the map is whole. Autocast does not touch the scores: they are computed in the inputs' own precision.
+    Without scores this is one fused call, PyTorch's or, where that is faster, one in C. With scores the map is made and
+    forgotten block of queries by block of queries, and once more in the backward pass, so that memory stays linear in
+    L. On a GPU, in half precision and without gradients, kernels of our own do it tile by tile. Only where weights are
+    dropped, in the training of short texts, the map is whole. Autocast does not touch the scores: they are computed in
+    the inputs' own precision.
 
     Args:
         query: [B, H, Q, E].
@@ -63,7 +64,7 @@ def attend(
         The output [B, H, Q, E], and the scores or None.
     """
     if not scores:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout), None
+        return _fused(query, key, value, mask, dropout), None
     with exact(query.device.type):
         if dropout > 0:
             output, sums, cls_row = whole(query, key, value, mask, counted, dropout)  # its dropout is drawn but once
@@ -97,10 +98,19 @@ def attend_with_class(
         prefix: how many tokens in front are never pruned, the class token the first of them.
         dropout: probability of dropping an attention weight; what the class token pays is as before.
     """
-    if dropout == 0 and compiled.serves(query, key, value, bias):
+    boolean = bias is not None and bias.dtype is torch.bool
+    few = compiled.serves(query, key, value)
+    if dropout == 0 and not boolean and (few or compiled.serves_plain_attention(query, key, value)):
         return compiled.attend_with_class(query, key, value, bias, prefix)
     output, _ = attend(query, key, value, bias, dropout=dropout)
     return output, class_attention(query, key, bias, prefix)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    boolean = mask is None or mask.dtype is torch.bool
+    if dropout == 0 and boolean and compiled.serves_plain_attention(query, key, value):
+        return compiled.attend_with_class(query, key, value, None, mask=mask)[0]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 
 def class_attention(query: Tensor, key: Tensor, bias: Tensor | None = None, prefix: int = 1) -> Tensor:

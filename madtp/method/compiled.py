@@ -1,12 +1,13 @@
-"""Attention with scores in single precision on a CPU, and pruning of a few short sequences, in C.
+"""Attention on a CPU, and pruning of a few short sequences, in C.
 
 MADTP takes some seventy small steps a layer, coverage two hundred. In a model that answers within milliseconds their
 launches would take more than the dropped tokens save. Here they are two calls a layer (`attention.c`; `pruning.c`,
 `coverage.c`), which a machine's own compiler translates when they are first needed and which are then kept in the
-user's cache. Of long sequences too attention with scores is one call, which makes the logits of a few queries at a time
-and all that comes of them while they are in the processor's cache; and so is the choice by coverage, whose steps would
-each read and write all pairs of tokens. Without a compiler, for numbers that are not finite, and for everything that
-`serves` refuses, the steps of `madtp.method.attention`, `pruning` and `coverage` do the work.
+user's cache. Of long sequences too attention, with scores or without, is one call, which makes the logits of a few
+queries at a time and all that comes of them while they are in the processor's cache, in single precision or in bf16;
+and so is the choice by coverage, whose steps would each read and write all pairs of tokens. Without a compiler, for
+numbers that are not finite, and for everything that `serves` refuses, the steps of `madtp.method.attention`, `pruning`
+and `coverage` do the work.
 
 Shapes: B batch, H heads, L tokens, of which F in front stay (MADTP: the class token) and N are prunable, E width of a
 head, D of a token, K learnable tokens, k tokens kept.
@@ -27,15 +28,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from madtp.method import processor
 from madtp.method.transforms import is_transformed
 
 logger = logging.getLogger(__name__)
 
 SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "pruning.c", "coverage.c")]
-HEADER = Path(__file__).with_name("vectors.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("vectors.h", "attention.h")]
 FLAGS = ("-O3", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC")
 THREADS = "-fopenmp", "-fopenmp-simd"  # with threads, those of PyTorch itself where its OpenMP is GNU's, and without
 VECTORS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma", "-mprefer-vector-width=512")}
+HALVES = ("-mavx512bf16",)  # where the processor multiplies bf16 and the compiler knows it
 ATTENTION, COVERAGE = 2**20, 2**25  # multiplications of all pairs of tokens, up to which this is the faster way
 ALONE = 2**19  # up to which one thread is
 SHARE = 64  # queries that are worth a thread
@@ -44,25 +47,39 @@ NOTHING_PRUNED = -1
 _THREE, _FOUR = ctypes.c_int64 * 3, ctypes.c_int64 * 4
 
 
-def serves(x: Tensor, *others: Tensor | None, most: int = ATTENTION) -> bool:
+def serves(x: Tensor, *others: Tensor | None, most: float = ATTENTION, dtype: torch.dtype = torch.float32) -> bool:
     """Whether this is for C: few tokens, and nobody wants gradients, a graph or another transform of what is done.
 
     Args:
         x: [..., L, width].
-        others: what else must be in single precision on a CPU.
+        others: what else must be on a CPU and of that type.
         most: multiplications of all pairs of tokens.
+        dtype: of all of them.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
         return False
     for one in (x, *others):  # the numbers of a subclass need not lie in memory as C has them
-        if one is not None and not (type(one) is Tensor and one.dtype is torch.float32 and one.is_cpu):
+        if one is not None and not (type(one) is Tensor and one.dtype is dtype and one.is_cpu):
             return False
     return x.numel() * x.shape[-2] <= most and library() is not None
 
 
-def serves_attention(query: Tensor, *others: Tensor) -> bool:
-    """As `serves`, for attention with scores; asks for the compiler last, which training and GPUs do without."""
-    return serves(query, *others, most=inf) and query.numel() * query.shape[-2] <= most_attention()
+def serves_attention(query: Tensor, *others: Tensor | None) -> bool:
+    """As `serves`, for attention with scores in single precision or bf16.
+
+    It asks for the compiler last, which training and GPUs do without.
+    """
+    dtype = torch.bfloat16 if query.dtype is torch.bfloat16 else torch.float32
+    return serves(query, *others, most=inf, dtype=dtype) and query.numel() * query.shape[-2] <= most_attention()
+
+
+def serves_plain_attention(query: Tensor, key: Tensor, *others: Tensor | None) -> bool:
+    """As `serves_attention`, where no scores are wanted: of long sequences, since PyTorch's fused attention is slower.
+
+    In bf16 that is the faster one where the processor has a unit for products of matrices.
+    """
+    long = query.numel() * query.shape[-2] > ALONE and query.shape == key.shape
+    return long and serves_attention(query, key, *others) and not (query.dtype is torch.bfloat16 and multiplies_tiles())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,13 +91,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tu
 
 
 def attend_with_class(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, prefix: int
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, prefix: int = 1, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Self-attention [B, H, L, E] with a bias that is added to the logits, and what its class token pays, [B, N].
 
-    As `madtp.method.attention.attend_with_class`.
+    As `madtp.method.attention.attend_with_class`; where a boolean mask is False no attention goes.
     """
-    output, _, cls_attention = _attend(query, key, value, None, bias, prefix, False)
+    output, _, cls_attention = _attend(query, key, value, mask, bias, prefix, False)
     return output, cls_attention
 
 
@@ -90,12 +107,14 @@ def _attend(query, key, value, mask, bias, prefix, scored):
         query, key, value = (x.contiguous() for x in (query, key, value))
     threads = torch.get_num_threads() if query.numel() * length > ALONE else 1
     parts = max(1, min(threads // gcd(batch, threads), length // SHARE))  # so that all threads end together
-    output, cls_attention = query.new_empty(batch, length, heads, width), query.new_empty(batch, length - prefix)
-    sums = query.new_empty(parts, batch, length - prefix) if scored else None
+    output = query.new_empty(batch, length, heads, width)
+    cls_attention = query.new_empty(batch, length - prefix, dtype=torch.float32)
+    sums = query.new_empty(parts, batch, length - prefix, dtype=torch.float32) if scored else None
     mask = None if mask is None else mask.expand(batch, heads, length, length)
     strides, steps = query.stride()[:3], (0, 0, 0, 0) if mask is None else mask.stride()
-    bias = None if bias is None else bias.expand(batch, 1, 1, length).contiguous()
-    short_of_memory = library().madtp_attend(
+    bias = None if bias is None else bias.expand(batch, 1, 1, length).float().contiguous()
+    call = library().madtp_attend_of_halves if query.dtype is torch.bfloat16 else library().madtp_attend_of_floats
+    short_of_memory = call(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), _THREE(*strides),
         _address(mask), _FOUR(*steps), _address(bias),
         batch, heads, length, width, prefix, parts, threads,
@@ -203,7 +222,8 @@ def library() -> ctypes.CDLL | None:
         logger.info("pruning takes its small steps one by one, since those in C could not be compiled: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.madtp_attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, pointer, *[number] * 7, *[pointer] * 3]
+    for attend in (found.madtp_attend_of_floats, found.madtp_attend_of_halves):
+        attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, pointer, *[number] * 7, *[pointer] * 3]
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
     found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]
@@ -222,11 +242,19 @@ def most_attention() -> float:
     return inf if wide and found is not None and found.madtp_threads() else ATTENTION
 
 
+@cache
+def multiplies_tiles() -> bool:
+    """Whether the processor has a unit for products of matrices in bf16."""
+    return processor.TILES in processor.features()
+
+
 def _compiled() -> Path:
     """The file of the compiled functions, named by what it was made of."""
-    source = b"".join(path.read_bytes() for path in (HEADER, *SOURCES))
-    flags = (*FLAGS, *VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
-    made_of = hashlib.sha256(source + repr((flags, THREADS, platform.platform())).encode()).hexdigest()[:16]
+    source = b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))
+    vectors = torch.backends.cpu.get_cpu_capability()
+    flags = (*FLAGS, *VECTORS.get(vectors, ()))
+    halves = HALVES if vectors == "AVX512" and processor.BF16 in processor.features() else ()
+    made_of = hashlib.sha256(source + repr((flags, halves, THREADS, platform.platform())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madtp"
     file = folder / f"method-{made_of}.so"
     if not file.exists():
@@ -237,19 +265,21 @@ def _compiled() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             made = Path(draft) / file.name
-            _compile([*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"], made)
+            _compile([*compiler, *flags, "-o", str(made), *map(str, SOURCES), "-lm"], made, halves)
             made.replace(file)  # at once, whoever else does the same
     return file
 
 
-def _compile(command: list[str], made: Path) -> None:
-    for threads in THREADS:
+def _compile(command: list[str], made: Path, halves: tuple[str, ...] = ()) -> None:
+    """Compiles with what the processor has, or with as much of it as the compiler knows."""
+    attempts = [(*halves, threads) for threads in THREADS] + [(threads,) for threads in THREADS]
+    for attempt in attempts:
         try:
-            subprocess.run([*command, threads], check=True, capture_output=True, timeout=COMPILER_TIMEOUT)
+            subprocess.run([*command, *attempt], check=True, capture_output=True, timeout=COMPILER_TIMEOUT)
             ctypes.CDLL(str(made))  # OpenMP may be there for the compiler alone
             return
         except (OSError, subprocess.CalledProcessError):
-            if threads == THREADS[-1]:
+            if attempt == attempts[-1]:
                 raise
 
 

@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* Numbers that the processor adds at once, and the rows and columns of sums that it holds in its registers. */
 #if defined(__AVX512F__)
@@ -19,6 +22,25 @@ enum { LANES = 4 };
 enum { TOGETHER = 6, TILE = 2 * LANES };
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
+
+/* A number in bfloat16, the upper half of a float. */
+typedef uint16_t Half;
+
+static inline float float_of(Half number)
+{
+    uint32_t bits = (uint32_t)number << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The nearest one, of two as near the even one. What is no number stays none. */
+static inline Half half_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
 /* The next multiple of TILE. */
 static inline int64_t in_tiles(int64_t count)
@@ -70,6 +92,44 @@ static inline void products(
         }
 }
 
+/* What two rows of a tile add to sums: the products of a pair of factors with pairs of numbers. */
+static inline Lanes with_pairs(Lanes sums, const Half factors[2], const Half *pairs)
+{
+#ifdef __AVX512BF16__
+    int32_t both;
+    memcpy(&both, factors, sizeof both);
+    __m512bh own = (__m512bh)_mm512_set1_epi32(both), others = (__m512bh)_mm512_loadu_si512(pairs);
+    return (Lanes)_mm512_dpbf16_ps((__m512)sums, own, others);
+#else
+    Integers own = *(const Integers *)pairs;
+    return sums + float_of(factors[0]) * (Lanes)(own << 16) + float_of(factors[1]) * (Lanes)(own & ~0xffff);
+#endif
+}
+
+/* As `products` of halves with a step of 1. Two rows of the matrix lie side by side, in tiles of pairs,
+ * [columns / TILE, count / 2, TILE, 2], with `count` even. */
+static inline void products_of_halves(
+    const Half *restrict factors, int64_t apart, int64_t some, const Half *restrict tiles, int64_t count,
+    int64_t columns, float *restrict sums)
+{
+    for (int64_t start = 0; start < columns; start += TILE)
+        for (int64_t first = 0; first < some; first += TOGETHER) {
+            const Half *own = tiles + start * count;
+            Lanes left[TOGETHER] = {0}, right[TOGETHER] = {0};
+            for (int64_t row = 0; row < count; row += 2, own += 2 * TILE)
+                for (int64_t one = 0; one < TOGETHER; one++) {
+                    const Half *pair = factors + (first + one) * apart + row;
+                    left[one] = with_pairs(left[one], pair, own);
+                    right[one] = with_pairs(right[one], pair, own + TILE);
+                }
+            for (int64_t one = 0; one < TOGETHER; one++) {
+                Lanes *found = (Lanes *)(sums + (first + one) * columns + start);
+                found[0] = left[one];
+                found[1] = right[one];
+            }
+        }
+}
+
 /* Sum of the products of two vectors. */
 static inline float dot(const float *one, const float *other, int64_t width)
 {
@@ -91,8 +151,8 @@ static inline float sum_of(const float *values, int64_t count)
 }
 
 /* Softmax of logits [L], filled up to whole tiles by 0. `bias`, if any, is added to them; `mask`, if any, is False
- * where attention may not go, its booleans `step` apart. */
-static inline void softmax(float *logits, const float *bias, const uint8_t *mask, int64_t step, int64_t length)
+ * where attention may not go, its booleans `step` apart. Returns the sum of e^x / max e^x, which the largest is 1 over. */
+static inline float softmax(float *logits, const float *bias, const uint8_t *mask, int64_t step, int64_t length)
 {
     int64_t padded = in_tiles(length);
     float largest = -INFINITY, sum = 0;
@@ -115,6 +175,7 @@ static inline void softmax(float *logits, const float *bias, const uint8_t *mask
         sum += sums[lane];
     for (int64_t part = 0; part < padded / LANES; part++)
         own[part] *= 1 / sum;
+    return sum;
 }
 
 /* How many come before a place when the largest value is first and equal ones keep their order. Knows no NaN. */

@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from madtp.cost.measure import device_of
+from madtp.method import processor
 from madtp.shared.inference import prepared
 
-PROCESSOR = Path("/proc/cpuinfo")
-BF16_UNITS = {"amx_bf16", "avx512_bf16"}  # features of processors that multiply bf16 in hardware
+PROCESSOR = processor.FILE
+BF16_UNITS = {processor.TILES, processor.BF16}  # features of processors that multiply bf16 in hardware
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def processor_features() -> set[str]:
-    """The features of this machine's processor, by Linux's names; none where it does not say."""
-    try:
-        lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    """The features of this machine's processor; see `madtp.method.processor`."""
+    return processor.features(PROCESSOR)
 
 
 def announce_precision(asked: str, amp: str, device: torch.device) -> None:

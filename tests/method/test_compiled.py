@@ -293,13 +293,13 @@ def test_what_is_kept_is_named_by_all_that_it_was_made_of(monkeypatch, tmp_path)
     """Another release, or another machine that shares the folder, compiles anew."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "any")
-    monkeypatch.setattr(compiled, "_compile", lambda command, made: made.touch())
+    monkeypatch.setattr(compiled, "_compile", lambda command, made, halves: made.touch())
     another = tmp_path / "another.c"
     another.write_text("/* changed */")
     own = torch.backends.cpu.get_cpu_capability()
     changes = [
         (compiled, "SOURCES", [*compiled.SOURCES[:-1], another]),
-        (compiled, "HEADER", another),
+        (compiled, "HEADERS", [another]),
         (compiled, "FLAGS", ("-O0",)),
         (compiled.platform, "platform", lambda: "another system"),
         (torch.backends.cpu, "get_cpu_capability", lambda: "AVX512" if own == "AVX2" else "AVX2"),
