@@ -62,16 +62,18 @@ static void OF(attend_head)(
     int64_t count)
 {
     float scale = 1 / sqrtf(own.width), sums[BLOCK];
-    for (int64_t one = 0; one < count; one++)
-        memcpy(own.asked + one * own.deep, query + head * strides[1] + (token + one) * strides[2],
-               own.width * sizeof(Number));
+    for (int64_t one = 0; one < count; one++) {
+        const Number *its = query + head * strides[1] + (token + one) * strides[2];
+        for (int64_t channel = 0; channel < own.width; channel++)
+            own.asked[one * own.deep + channel] = STEP > 1 ? its[channel] : (Number)(scale * its[channel]);
+    }
     OF(products)(own.asked, own.deep, count, own.keys + head * own.padded * own.deep, own.deep, own.padded,
                  own.weights);
     for (int64_t one = 0; one < count; one++) {
         float *weights = own.weights + one * own.padded;
         const uint8_t *mask = allowed.mask;
         mask = mask ? mask + head * allowed.steps[1] + (token + one) * allowed.steps[2] : NULL;
-        for (int64_t other = 0; other < own.padded; other++)
+        for (int64_t other = 0; STEP > 1 && other < own.padded; other++) /* halves lose what is scaled before */
             weights[other] *= scale;
         sums[one] = softmax(weights, allowed.bias, mask, mask ? allowed.steps[3] : 0, own.length);
         if (STEP > 1) /* as shares of the largest, which is then exact */

@@ -107,9 +107,11 @@ def attend_with_class(
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    boolean = mask is None or mask.dtype is torch.bool
-    if dropout == 0 and boolean and compiled.serves_plain_attention(query, key, value):
-        return compiled.attend_with_class(query, key, value, None, mask=mask)[0]
+    if dropout == 0 and compiled.serves_plain_attention(query, key, value):
+        if mask is None or mask.dtype is torch.bool:
+            return compiled.attend_with_class(query, key, value, None, mask=mask)[0]
+        if mask.shape[1:3] == (1, 1):  # alike for all heads and queries
+            return compiled.attend_with_class(query, key, value, mask)[0]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 
 

@@ -78,6 +78,7 @@ def test_long_sequences_without_scores_are_for_c_too(library, dtype, kind, monke
             output = attend(*parts, mask)[0]
         else:
             output, paid = attend_with_class(*parts, bias.to(dtype))
+            assert torch.equal(attend(*parts, bias.to(dtype))[0], output)
             torch.testing.assert_close(paid.double(), expected_class, rtol=1e-2, atol=1e-4)
     close = 1e-5 if dtype is torch.float32 else 1e-2
     torch.testing.assert_close(output.double(), exact, rtol=close, atol=close * exact.abs().max().item())
