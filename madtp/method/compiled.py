@@ -78,8 +78,10 @@ def serves_plain_attention(query: Tensor, key: Tensor, *others: Tensor | None) -
 
     In bf16 that is the faster one where the processor has a unit for products of matrices.
     """
-    long = query.numel() * query.shape[-2] > ALONE and query.shape == key.shape
-    return long and serves_attention(query, key, *others) and not (query.dtype is torch.bfloat16 and multiplies_tiles())
+    if not serves_attention(query, key, *others):  # first of all, since it asks for no sizes while a graph is made
+        return False
+    long = query.shape == key.shape and query.numel() * query.shape[-2] > ALONE
+    return long and not (query.dtype is torch.bfloat16 and multiplies_tiles())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
