@@ -161,7 +161,7 @@ def begin(run: Run) -> tuple[Controller, State]:
 
     The output folder's log ends where the run goes on; what an earlier run left there goes.
     """
-    args, batches = run.args, len(run.loaders["train"])
+    args, batches, samples = run.args, len(run.loaders["train"]), len(run.loaders["train"].dataset)
     controller = choose_controller(run.task, args, run.config)
     if not controller.prunes:
         freeze_alignment(run.model)
@@ -172,7 +172,8 @@ def begin(run: Run) -> tuple[Controller, State]:
     optimization = Optimization(data_parallel(run.model), run.config, run.dtype, args.accum, batches)
     scaled, clipped = run.dtype == torch.float16, run.config["clip_grad"] > 0
     losses = Losses(args.skip_nonfinite, args.accum, scaled, clipped)
-    state = State(run.folder, settings(run.task.name, args, run.config), run.model, optimization, losses)
+    own = settings(run.task.name, args, run.config, samples)
+    state = State(run.folder, own, run.model, optimization, losses)
     state.resume(args.resume, args.resume_anyway)
     announce(run, controller, state.progress)
     if is_main():

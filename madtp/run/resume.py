@@ -24,6 +24,7 @@ from madtp.shared.weights import architecture, checkpoint
 FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
 YOUNGER = ("distill",)  # keys that runs may have been stopped without
+SAMPLES = "training samples"  # a set of another size is gone through in another order
 
 
 @dataclass
@@ -94,7 +95,8 @@ class State:
             return
         content = read_stopped(path)
         try:
-            settings_before = renewed(content["settings"], device_of(self.model))
+            unsaid = {SAMPLES: self.settings[SAMPLES]}  # by earlier versions
+            settings_before = unsaid | renewed(content["settings"], device_of(self.model))
             different = differences(settings_before, self.settings)
             if different and not anyway:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
@@ -122,11 +124,11 @@ class State:
             raise UserError(f"{path} trained other parameters, being a run with {different}; {way_out}") from error
 
 
-def settings(task: str, args: Namespace, config: dict) -> dict:
-    """What must be the same for a run to go on as it began: name -> value."""
+def settings(task: str, args: Namespace, config: dict, samples: int) -> dict:
+    """What must be the same for a run to go on as it began, the size of its training set included: name -> value."""
     flags = {f"--{name}": getattr(args, name) for name in FLAGS}
     keys = {name: value for name, value in config.items() if name not in FREE}
-    return {"task": task, **flags, "processes": world_size(), **keys}
+    return {"task": task, **flags, "processes": world_size(), SAMPLES: samples, **keys}
 
 
 def stopped_at(folder: Path, request: str | None) -> Path | None:

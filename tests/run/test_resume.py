@@ -234,6 +234,22 @@ def test_another_setting_is_named_and_stops(flags, capfd, change, complaint):
     assert run(Toy(), flags=flags("out", 1, "--resume", "--resume_anyway", *change)) == [0]
 
 
+class Grown(Toy):
+    """Its training set got more samples meanwhile."""
+
+    def datasets(self, evaluate):
+        points, *others = super().datasets(evaluate)
+        return type(points)(56, 0), *others
+
+
+def test_a_training_set_of_another_size_is_named_and_stops(flags, capfd):
+    assert run(Mortal("batch", 9), flags=flags("out")) == [-9]
+    assert run(Grown(), flags=flags("out", 1, "--resume")) == [2]
+    error = capfd.readouterr().err
+    assert "checkpoint_last.pth is a run with training samples 48 instead of 56" in error
+    assert run(Grown(), flags=flags("out", 1, "--resume", "--resume_anyway")) == [0]
+
+
 def test_the_log_may_be_printed_and_the_weights_come_from_elsewhere(flags):
     assert run(Mortal("batch", 9), flags=flags("out")) == [-9]
     more = ["--set", "print_freq=1", "--pretrained", flags.folder / "out" / "checkpoint_last.pth"]
