@@ -53,7 +53,8 @@ def splits(task: str, config: dict) -> dict[str, tuple[type[AnnotatedDataset], l
         classes = NLVRTrain, NLVREvaluation, NLVREvaluation
     elif task == "vqa":
         classes = VQATrain, VQAValidation, VQAEvaluation
-        names = {"train": config["train_files"], "val": ["vqa_val"], "test": ["vqa_test"]}
+        trained = [name.removesuffix(".json") for name in config["train_files"]]  # as one reads them in a folder, too
+        names = {"train": trained, "val": ["vqa_val"], "test": ["vqa_test"]}
     elif task == "caption":
         classes = CaptionTrain, CaptionEvaluation, CaptionEvaluation
         names = {split: [f"coco_karpathy_{split}"] for split in names}

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.vqa_dataset import VQATrain, dataset_of
+from data import splits
+from data.vqa_dataset import dataset_of
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
 from madtp.scoring.vqa_accuracy import normalise
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.out or root / "answer_list.json")
     if path.exists():
         raise UserError(f"{path} is there already; remove it or name another with --out")
-    entries = [entry for name in config["train_files"] for entry in VQATrain.read(root / f"{name}.json")]
+    trained, files = splits("vqa", config)["train"]
+    entries = [entry for file in files for entry in trained.read(file)]
     asked = [entry["answer"] for entry in entries if dataset_of(entry) == "vqa"]
     answers = frequent_answers(asked, args.least)
     if not answers:

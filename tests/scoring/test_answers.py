@@ -22,7 +22,7 @@ def test_what_most_people_say_in_the_form_that_is_compared():
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     make_data(folder)
-    write_config(folder, folder / "vqa.yaml", "vqa", train_files=["vqa_train", "vg_qa"])
+    write_config(folder, folder / "vqa.yaml", "vqa", train_files=["vqa_train.json", "vg_qa"])
     return folder
 
 
