@@ -215,7 +215,7 @@ def test_one_s_own_questions_need_not_say_their_data_set(own):
             '[{"sentence": "caf\u00e9"}]'.encode("latin-1"),
             "no text in UTF-8 (byte 18 is of another encoding), save it as such",
         ),
-        (gzip.compress(b"[1]"), "it is packed, unpack it"),
+        (gzip.compress(b"[1]", mtime=0), "it is packed, unpack it"),
         (None, "put it there, set ann_root, or make it of the published files: python -m madtp convert"),
     ],
 )
