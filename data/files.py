@@ -59,11 +59,15 @@ def wrong_field(entry: object, fields: dict[str, type | tuple[type, ...]]) -> st
     """
     for field, kind in fields.items():
         value = entry.get(field) if isinstance(entry, dict) else None
-        if isinstance(value, kind) and (isinstance(value, int) or is_text(value)):
+        right = isinstance(value, kind)
+        if right and (isinstance(value, int) or is_text(value)):
             continue
-        fault = f"should be {_name(kind)}"
-        if isinstance(value, kind):  # then it is a text with half a character, or a list without texts
-            fault = "has half a character in it" if isinstance(value, str) else fault if value else "is an empty list"
+        if right and isinstance(value, str):
+            fault = "has half a character in it"
+        elif right and not value:
+            fault = "is an empty list"
+        else:
+            fault = f"should be {_name(kind)}"
         return f"{field!r} {fault}, the entry is {excerpt(entry)}"
     return ""
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.files import wrong_field
-from utils import UserError, forbidden
+from data.official.stream import reading
+from utils import UserError
 
 SPLITS = ("train", "val", "test")
 ALSO = {"dev": "val", "valid": "val"}  # what else a file calls a split
@@ -97,14 +98,8 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: it cannot be read, or there are none.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.rstrip("\n") for line in file if line.strip()]
-    except PermissionError as error:
-        raise forbidden(path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "no text in UTF-8"
-        raise UserError(f"{path}: {reason}; name the file as it was downloaded, unpacked") from error
+    with reading(path) as file:
+        lines = [line.rstrip("\n") for line in file if line.strip()]
     if not lines:
         raise UserError(f"{path}: nothing in it; fetch the file again")
     return lines

@@ -83,7 +83,7 @@ def lines(path: Path) -> Iterator[dict]:
         UserError: no such file, nothing in it, or a line that is no object.
     """
     empty = True
-    with _reading(path) as file:
+    with reading(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -182,7 +182,7 @@ class _Window:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Window]:
     """Opens a JSON file and names it in errors over what it holds."""
-    with _reading(path) as file:
+    with reading(path) as file:
         try:
             yield _Window(file)
         except (UserError, UnicodeDecodeError):
@@ -192,8 +192,12 @@ def _opened(path: Path) -> Iterator[_Window]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[TextIO]:
-    """Opens a text file, with or without a byte order mark."""
+def reading(path: Path) -> Iterator[TextIO]:
+    """Opens a text file, with or without a byte order mark, and names it where it cannot be read.
+
+    Raises:
+        UserError: it may not be read, is not there, or holds no text.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             yield file

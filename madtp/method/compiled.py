@@ -272,9 +272,9 @@ def _compiled() -> Path:
     return file
 
 
-def _compile(command: list[str], made: Path, halves: tuple[str, ...] = ()) -> None:
+def _compile(command: list[str], made: Path, halves: tuple[str, ...]) -> None:
     """Compiles with what the processor has, or with as much of it as the compiler knows."""
-    attempts = [(*halves, threads) for threads in THREADS] + [(threads,) for threads in THREADS]
+    attempts = [(*known, threads) for known in dict.fromkeys((halves, ())) for threads in THREADS]
     for attempt in attempts:
         try:
             subprocess.run([*command, *attempt], check=True, capture_output=True, timeout=COMPILER_TIMEOUT)
