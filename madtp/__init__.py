@@ -8,6 +8,8 @@ from types import ModuleType
 
 from madtp import cost as costs
 
+__version__ = "2.0.0"
+
 HOMES = {
     "prune": "shared.library.prune",
     "restore": "shared.library.prune",

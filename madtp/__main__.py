@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
+from madtp import __version__
 from madtp.method.errors import Flags, UserError, as_user_error
 from madtp.shared.files import ENDINGS, PIPE_CLOSED, no_checkpoint, print_any_text, stop_printing
 
@@ -121,6 +122,7 @@ def listing() -> str:
             "python -m madtp COMMAND ..., one of",
             *rows,
             "COMMAND --help lists the flags of each; compress_*_dtp.py --help those of training and evaluation",
+            "--version prints the version",
         ]
     )
 
@@ -133,6 +135,9 @@ def perform(name: str, words: Sequence[str]) -> int:
     """
     if name in ("-h", "--help"):
         print(listing())
+        return 0
+    if name == "--version":
+        print(f"madtp {__version__}")
         return 0
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}, but {', '.join(COMMANDS)}")

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.comparison.lengths import as_long
 from benchmarks.comparison.rules import share
 from benchmarks.comparison.schedules import Scheduled, Steps
 from madtp.cost.trace import LayerTrace
+from madtp.method import coverage
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
+from madtp.method.precision import at_least_single
 from madtp.method.pruning import Kept
 from madtp.method.rows import add_up, followed, take
 
@@ -58,7 +59,7 @@ class Merger:
         products: how many inner products of keys it takes for N tokens of which n are left.
         scored: whether it asks for the scores of attention.
         across: whether texts, too, weigh groups by their size.
-        lengths: whether a group stays as long as its tokens; see `benchmarks.comparison.lengths`.
+        lengths: whether a group stays as long as its tokens; see `madtp.method.coverage.as_long`.
     """
 
     choose: Choice
@@ -113,7 +114,7 @@ class Merging(Scheduled):
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
             left, total = gather_groups(x, size, owner, groups)
-            x, size = as_long(left, total, x, size, owner, front=1) if self.rule.lengths else left, total
+            x, size = as_long(left, total, x, size, owner) if self.rule.lengths else left, total
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
             places = followed(places, owner)
         return x, Merging(self.steps.next(), self.rule, size, places), kept
@@ -161,6 +162,13 @@ def gather_groups(x: Tensor, size: Tensor, owner: Tensor, groups: int) -> tuple[
     sums = add_up(weighed, place, 1 + groups)
     sizes = size.new_zeros(len(x), 1 + groups).scatter_add(1, place, size)
     return (sums / sizes.unsqueeze(-1).to(sums.dtype)).to(x.dtype), sizes
+
+
+def as_long(left: Tensor, total: Tensor, x: Tensor, size: Tensor, owner: Tensor) -> Tensor:
+    """What `gather_groups` leaves of x, each group as long as its tokens are on average."""
+    shares = size[:, 1:] / total[:, 1:].gather(1, owner)
+    merged = coverage.as_long(at_least_single(left[:, 1:]), at_least_single(x[:, 1:]), shares, owner)
+    return torch.cat([left[:, :1], merged.to(left.dtype)], dim=1)
 
 
 def first_of(owner: Tensor, groups: int) -> Tensor:

@@ -55,6 +55,7 @@ class Steps:
         schedule: its amount is the knob.
         tokens: N of the first layer.
         layer: the layer that prunes next.
+        keep_norm: whether merged tokens are as long as what they stand for.
         prefix: tokens in front that always stay: the class token.
         class_token: that there is one.
     """
@@ -62,6 +63,7 @@ class Steps:
     schedule: Schedule
     tokens: int
     layer: int = 0
+    keep_norm: bool = False
     prefix: ClassVar[int] = 1
     class_token: ClassVar[bool] = True
 

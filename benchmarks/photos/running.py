@@ -19,7 +19,6 @@ from torch import Tensor
 from benchmarks.comparison.counts import Counted
 from benchmarks.comparison.gate import Gated
 from benchmarks.comparison.guided import Foretelling, Guided
-from benchmarks.comparison.lengths import Lengthened
 from benchmarks.comparison.merging import Merging
 from benchmarks.comparison.methods import WHOLE
 from benchmarks.comparison.rules import by_tower
@@ -104,7 +103,9 @@ class Bench:
             subject.model.keep = by_tower(Merging.by(schedule, subject.merger), WHOLE)
         elif schedule is not None:
             layout, subject.merger = self.layout_of(cell), Foretelling() if cell.rule == BY_TEXT else None
-            subject.model.keep = by_tower(lambda x: layout(Steps(schedule, x.shape[1] - 1)), WHOLE)
+            subject.model.keep = by_tower(
+                lambda x: layout(Steps(schedule, x.shape[1] - 1, keep_norm=cell.rule == LENGTHENED)), WHOLE
+            )
         elif cell.method is not None:
             subject.model.keep, subject.guided = cell.method.keep, cell.method.guided
         set_seed(1)
@@ -117,7 +118,7 @@ class Bench:
         """Coverage, or the variant of it that a cell is about."""
         if cell.rule == BY_TEXT:
             return partial(Guided, guides=self.guides)
-        return Lengthened if cell.rule == LENGTHENED else Gated if cell.gated else Merged
+        return Gated if cell.gated else Merged
 
     def share(self, images: Sequence[Tensor], amount: float) -> float:
         """The cost of some photos in shares of dense."""

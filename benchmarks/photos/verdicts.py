@@ -1,11 +1,13 @@
-"""Coverage against the best rival of every task and cost on photos."""
+"""Coverage against the best rival of every task and cost on photos, either with lengths kept or not."""
 
 from benchmarks.comparison.verdicts import Case, as_long, case_by_case, counted
 from benchmarks.photos import finetuned
-from benchmarks.photos.cells import LESSONS, VARIANTS
+from benchmarks.photos.cells import BY_TEXT, COUNTED, LENGTHENED, LESSONS
 from benchmarks.photos.results import Results, lesson, score, score_name, task_name
 from benchmarks.photos.world import TASKS
 from madtp.method.rules import COVERAGE
+
+OURS = (COVERAGE, LENGTHENED)  # what the library has
 
 
 def against_the_best(results: Results) -> str:
@@ -26,8 +28,8 @@ def judged(results: Results) -> list[Case]:
             untuned = [one for one in results.at(task, p) if "scores" in one]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]
             for is_tuned, known in ((False, untuned), (True, as_long(tuned))):
-                ours = max((one for one in known if one["rule"] == COVERAGE), key=score, default=None)
-                rivals = (one for one in known if one["rule"] not in (COVERAGE, *VARIANTS))
+                ours = max((one for one in known if one["rule"] in OURS), key=score, default=None)
+                rivals = (one for one in known if one["rule"] not in (*OURS, COUNTED, BY_TEXT))
                 rival = max(rivals, key=score, default=None)
                 if ours is None or rival is None:
                     continue

@@ -75,5 +75,5 @@ def left_behind(stored: Stored) -> str:
     stays = "the pruning stays behind: learnable tokens, what aligns with them, and how much goes"
     if not stored.temperature:
         return stays
-    pruned = setting(stored.keep, stored.temperature, stored.shape)
+    pruned = setting(stored.keep, stored.temperature, stored.shape, stored.keep_norm)
     return f"{stays}; this model was scored at {pruned}, and dense its scores are others"

@@ -231,7 +231,7 @@ def readable(record: dict) -> str:
 
 def pruned_at(row: dict) -> str:
     """How much the model of a row prunes."""
-    return setting(row["keep"], row["temperature"], row.get("shape"))
+    return setting(row["keep"], row["temperature"], row.get("shape"), row.get("keep_norm", False))
 
 
 def print_readable(records: Iterable[dict]) -> None:

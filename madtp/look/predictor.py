@@ -260,7 +260,7 @@ def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:
     """
     keep = config["keep"] if "keep" in named or not stored.temperature else stored.keep
     another = stored.temperature > 0 and (keep == COVERAGE) != (stored.keep == COVERAGE)
-    config |= stored.rule(keep, config["shape"], 0.0, "shape" in named)
+    config |= stored.rule(keep, 0.0, config, named)
     return stored._replace(keep=keep, temperature=None if another else stored.temperature)
 
 

@@ -170,7 +170,7 @@ def prune(
 
 
 def cover(
-    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int
+    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int, keep_norm: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """What the rule `coverage` leaves; see `madtp.method.merged.shortened`. None where not all numbers are finite."""
     x, cls_attention, sizes = (None if one is None else one.contiguous() for one in (x, cls_attention, sizes))
@@ -178,7 +178,7 @@ def cover(
     shortened, left = x.new_empty(batch, prefix + keep, width), x.new_empty(batch, prefix + keep)
     rows, owner = x.new_empty(left.shape, dtype=torch.long), x.new_empty(batch, tokens, dtype=torch.long)
     failed = library().madtp_cover(
-        *map(_address, (x, cls_attention, sizes)), batch, prefix, tokens, width, keep,
+        *map(_address, (x, cls_attention, sizes)), batch, prefix, tokens, width, keep, keep_norm,
         *map(_address, (shortened, left, rows, owner)),
     )  # fmt: skip
     return None if failed else (shortened, left, rows, owner)
@@ -228,7 +228,7 @@ def library() -> ctypes.CDLL | None:
         attend.argtypes = [*[pointer] * 3, _THREE, pointer, _FOUR, pointer, *[number] * 7, *[pointer] * 3]
     found.madtp_prune.argtypes = [*[pointer] * 4, number, pointer, ctypes.c_double, *[number] * 5, *[pointer] * 2]
     found.madtp_prune.restype = number
-    found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 5, *[pointer] * 4]
+    found.madtp_cover.argtypes = [*[pointer] * 3, *[number] * 6, *[pointer] * 4]
     found.madtp_choose.argtypes = [*[pointer] * 2, *[number] * 4, *[pointer] * 2]
     found.madtp_class_attention.argtypes = [pointer, _THREE, pointer, _THREE, pointer, *[number] * 5, pointer]
     found.madtp_class_attention.restype = None

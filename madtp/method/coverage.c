@@ -210,19 +210,30 @@ static int turn(const float *x, int64_t tokens, int64_t width, float *turned)
     return 1;
 }
 
-/* Every kept token becomes the mean of what goes into it, weighed by sizes, NULL for one each; and the sizes' sums. */
+/* Every kept token becomes the mean of what goes into it, weighed by sizes, NULL for one each; and the sizes' sums.
+ * Where lengths are kept it is as long as what went into it is on average. */
 static void absorb(
     const float *x, const float *sizes, const int32_t *owner, int64_t tokens, int64_t width, int64_t keep,
-    float *merged, float *totals)
+    int64_t keep_norm, float *merged, float *totals)
 {
+    float lengths[keep];
+    memset(lengths, 0, sizeof lengths);
     memset(merged, 0, keep * width * sizeof(float));
     memset(totals, 0, keep * sizeof(float));
     for (int64_t token = 0; token < tokens; token++)
         totals[owner[token]] += sizes ? sizes[token] : 1;
     for (int64_t token = 0; token < tokens; token++) {
+        const float *row = x + token * width;
         float weight = (sizes ? sizes[token] : 1) / totals[owner[token]], *into = merged + owner[token] * width;
         for (int64_t channel = 0; channel < width; channel++)
-            into[channel] += weight * x[token * width + channel];
+            into[channel] += weight * row[channel];
+        if (keep_norm)
+            lengths[owner[token]] += weight * sqrtf(dot(row, row, width));
+    }
+    for (int64_t place = 0; keep_norm && place < keep; place++) {
+        float *row = merged + place * width, times = lengths[place] / fmaxf(sqrtf(dot(row, row, width)), 1e-8f);
+        for (int64_t channel = 0; channel < width; channel++)
+            row[channel] *= times;
     }
 }
 
@@ -234,7 +245,7 @@ static void absorb(
  */
 int madtp_cover(
     const float *x, const float *attention, const float *sizes, int64_t batch, int64_t front, int64_t tokens,
-    int64_t width, int64_t keep, float *shortened, float *sizes_left, int64_t *rows, int64_t *owner)
+    int64_t width, int64_t keep, int64_t keep_norm, float *shortened, float *sizes_left, int64_t *rows, int64_t *owner)
 {
     int64_t stride = in_tiles(tokens), length = front + tokens, left = front + keep;
     int32_t kept[keep], into[tokens];
@@ -254,7 +265,7 @@ int madtp_cover(
         for (int64_t token = 0; token < tokens; token += TILE)
             products(turned + token * width, 1, TILE, TILE, turned, width, stride, cosine + token * stride);
         choose(own, kept, into);
-        absorb(prunable, their_sizes, into, tokens, width, keep, ours + front * width, totals + front);
+        absorb(prunable, their_sizes, into, tokens, width, keep, keep_norm, ours + front * width, totals + front);
         memcpy(ours, given, front * width * sizeof(float));
         for (int64_t place = 0; place < left; place++)
             rows[sample * left + place] = place < front ? place : front + kept[place - front];

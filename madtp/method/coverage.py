@@ -8,7 +8,8 @@ the most, with S_j the importance of token j. Greedy search takes a step for eve
 is found at once, by density peaks (Rodriguez and Laio, 2014), and then mended for all tokens together: each kept one
 gives way to the best of its group (k-medoids), and those that are missed least to those that would help most. A kept
 token becomes the mean of all patches that it stands for, and attention weighs it by their number (token merging, Bolya
-et al., 2023). Nothing here is learned, and nothing depends on the other samples of a batch.
+et al., 2023). The mean of tokens that differ is shorter than they are; it may be made as long as they are on average.
+Nothing here is learned, and nothing depends on the other samples of a batch.
 
 Shapes: B batch, N prunable tokens, D width, n tokens kept.
 """
@@ -23,6 +24,7 @@ from madtp.method.precision import at_least_single
 from madtp.method.rows import add_up, take
 
 NEVER = 2.0  # farther than any cosine is from another
+SHORTEST = 1e-8  # nothing is divided by the length of a mean that is shorter
 
 
 def left_by(tokens: int, amount: float, shape: float, layer: int, depth: int) -> int:
@@ -130,7 +132,7 @@ def owners(cosine: Tensor, kept: Tensor) -> Tensor:
     return nearest.scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
 
 
-def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int, keep_norm: bool = False) -> tuple[Tensor, Tensor]:
     """Every kept token becomes the mean of what goes into it, weighed by sizes.
 
     Args:
@@ -138,10 +140,27 @@ def absorb(x: Tensor, sizes: Tensor, owner: Tensor, keep: int) -> tuple[Tensor, 
         sizes: [B, N], how many patches each stands for.
         owner: [B, N], which of the kept ones each goes into.
         keep: n.
+        keep_norm: whether each is made as long as what goes into it.
 
     Returns:
         The kept tokens [B, n, D] and their sizes [B, n].
     """
     total = sizes.new_zeros(x.shape[0], keep).scatter_add(1, owner, sizes)
-    weights = (sizes / total.gather(1, owner)).unsqueeze(2)
-    return add_up(at_least_single(x) * weights, owner, keep).to(x.dtype), total
+    shares, exact = sizes / total.gather(1, owner), at_least_single(x)
+    merged = add_up(exact * shares.unsqueeze(2), owner, keep)
+    return (as_long(merged, exact, shares, owner) if keep_norm else merged).to(x.dtype), total
+
+
+def as_long(merged: Tensor, x: Tensor, shares: Tensor, owner: Tensor) -> Tensor:
+    """Means of tokens, as long as these are on average: m_i sum_j w_j |x_j| / |m_i| over all j that went into i.
+
+    Equal tokens come out as they were.
+
+    Args:
+        merged: [B, n, D], the means m.
+        x: [B, N, D], what they are made of.
+        shares: [B, N], the weights w, which add up to 1 in every mean.
+        owner: [B, N], which of the n each goes into.
+    """
+    lengths = torch.zeros_like(merged[:, :, 0]).scatter_add(1, owner, shares * x.norm(dim=2))
+    return merged * (lengths / merged.norm(dim=2).clamp(min=SHORTEST)).unsqueeze(2)

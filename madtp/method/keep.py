@@ -55,10 +55,12 @@ class Coverage:
     Attributes:
         depth: layers of the image tower.
         shape: of the schedule; see `madtp.method.coverage.left_by`.
+        keep_norm: whether a merged token is as long as what it stands for.
     """
 
     depth: int
     shape: float = 1.0
+    keep_norm: bool = False
     texts = False
 
     def __call__(self, x: Tensor, own: Tensor | None = None, align: bool = False, together: int = 1) -> Sequences:
@@ -67,7 +69,7 @@ class Coverage:
 
     def schedule(self, tokens: int) -> Schedule:
         """How many of so many patches every layer leaves."""
-        return Schedule(self.depth, self.shape, tokens)
+        return Schedule(self.depth, self.shape, tokens, keep_norm=self.keep_norm)
 
 
 Keep = Callable[..., Sequences]
@@ -75,7 +77,7 @@ KEEP: dict[str, Keep] = {BATCH: keep_batch, SAMPLE: keep_sample}
 
 
 def rule_of(config: dict, depth: int) -> Keep:
-    """The rule that a configuration names by `keep`, with its `shape`, for an image tower of some depth.
+    """The rule that a configuration names by `keep`, with `shape` and `keep_norm`, for an image tower of some depth.
 
     Raises:
         UserError: there is no rule of this name.
@@ -83,7 +85,9 @@ def rule_of(config: dict, depth: int) -> Keep:
     name = config.get("keep", BATCH)
     if name not in RULES:
         raise UserError(f"keep is {excerpt(name)}, expected one of {', '.join(RULES)}")
-    return Coverage(depth, config.get("shape") or 1.0) if name == COVERAGE else KEEP[name]
+    if name != COVERAGE:
+        return KEEP[name]
+    return Coverage(depth, config.get("shape") or 1.0, config.get("keep_norm", False))
 
 
 def for_texts(keep: Keep, temperature: float) -> tuple[Keep, float]:

@@ -34,6 +34,7 @@ class Schedule(NamedTuple):
         prefix: F.
         class_token: whether the first of them is a class token, whose attention says what is important; without one
             all tokens are alike.
+        keep_norm: whether a token that stands for several is as long as they are on average.
     """
 
     depth: int
@@ -42,6 +43,7 @@ class Schedule(NamedTuple):
     layer: int = 0
     prefix: int = 1
     class_token: bool = True
+    keep_norm: bool = False
 
     def left(self, amount: float) -> int:
         """Tokens that this layer leaves."""
@@ -94,7 +96,7 @@ class Merged(Rectangle):
         if keep >= x.shape[1] - prefix:
             return x, Merged(after, self.sizes_of_tokens, self.places), None
         attention = None if scores is None else scores.cls_attention
-        x, sizes, rows, owner = shortened(x, attention, self.sizes_of_tokens, prefix, keep)
+        x, sizes, rows, owner = shortened(x, attention, self.sizes_of_tokens, prefix, keep, self.schedule.keep_norm)
         return x, Merged(after, sizes, followed(self.places, owner)), Kept(rows, groups=owner)
 
     def chunk(self, x: Tensor, parts: int) -> list[Sequences]:
@@ -114,7 +116,7 @@ class Merged(Rectangle):
 
 
 def shortened(
-    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int
+    x: Tensor, cls_attention: Tensor | None, sizes: Tensor | None, prefix: int, keep: int, keep_norm: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is left of tokens once those that are not kept went into those that are.
 
@@ -124,6 +126,7 @@ def shortened(
         sizes: [B, L], how many patches each stands for; None is one each.
         prefix: F.
         keep: n of the others.
+        keep_norm: whether each is made as long as what goes into it.
 
     Returns:
         The tokens [B, F + n, D], their sizes [B, F + n], the rows [B, F + n] that they were in, and which of the n each
@@ -131,17 +134,17 @@ def shortened(
     """
     few = compiled.serves(x, cls_attention, sizes, most=compiled.COVERAGE)
     exact = not torch.is_autocast_enabled(x.device.type)
-    found = compiled.cover(x, cls_attention, sizes, prefix, keep) if few and exact else None
-    return found or _step_by_step(x, cls_attention, sizes, prefix, keep)
+    found = compiled.cover(x, cls_attention, sizes, prefix, keep, keep_norm) if few and exact else None
+    return found or _step_by_step(x, cls_attention, sizes, prefix, keep, keep_norm)
 
 
-def _step_by_step(x, cls_attention, sizes, prefix, keep):
+def _step_by_step(x, cls_attention, sizes, prefix, keep, keep_norm):
     front, x = x[:, :prefix], x[:, prefix:]
     seen = None if sizes is None else sizes[:, prefix:] >= 1
     kept, owner = _cover(x, cls_attention, seen, keep)
     if sizes is None:
         sizes = x.new_ones(x.shape[0], prefix + x.shape[1], dtype=accumulator(x.dtype))
-    merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep)
+    merged, own = coverage.absorb(x, sizes[:, prefix:], owner, keep, keep_norm)
     rows = torch.cat([torch.arange(prefix, device=x.device).expand(x.shape[0], -1), kept + prefix], dim=1)
     return torch.cat([front, merged], dim=1), torch.cat([sizes[:, :prefix], own], dim=1), rows, owner
 

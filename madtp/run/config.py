@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madtp.method.errors import UserError, excerpt
-from madtp.method.rules import COVERAGE, refuse_idle_shape
+from madtp.method.rules import COVERAGE, refuse_idle
 from madtp.run.clone import own_file
 from madtp.run.keys import COMMON_KEYS, TASK_KEYS, checked, keys_of
 from madtp.shared.files import write_atomic
@@ -52,7 +52,7 @@ def refuse_unsaid_shape(config: dict, temperature: float | None) -> None:
 
 def refuse_contradictions(config: dict) -> None:
     """Raises a UserError where keys of a training run leave one another without effect, or turn it around."""
-    refuse_idle_shape(config["keep"], config["shape"])
+    refuse_idle(config["keep"], config["shape"], config["keep_norm"])
     if config["vit_grad_ckpt"] and not config["vit_ckpt_layer"]:
         idle = "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"
         raise UserError(f"{idle}; say of how many, like --set vit_ckpt_layer=12, or leave both out")

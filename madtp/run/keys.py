@@ -116,6 +116,7 @@ COMMON_KEYS = {
     "sd_dim": Key(768, least=1),
     "keep": Key("batch", choices=RULES),
     "shape": Key(None, float, least=0.05, most=20),
+    "keep_norm": Key(False),
     "distill": Key(0.0, least=0),
     "ramp": Key(0.5, least=0, most=1),
     "calibration_batches": Key(16, least=1),

@@ -129,7 +129,7 @@ def prepare(task: Task, args: Namespace, config: dict) -> Run:
     if args.evaluate:  # a model is scored by the rule that it was trained with, unless the command line says otherwise
         named = configuration.named(args.set)
         keep = config["keep"] if args.keep or "keep" in named else None
-        config |= stored.rule(keep, config["shape"], args.temperature, "shape" in named)
+        config |= stored.rule(keep, args.temperature, config, named)
     configuration.refuse_unsaid_shape(config, args.temperature)
     model = task.build_model(config, args.evaluate).to(device)
     for split, loader in loaders.items():

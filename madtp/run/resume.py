@@ -23,7 +23,7 @@ from madtp.shared.weights import architecture, checkpoint
 
 FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
-YOUNGER = ("distill",)  # keys that runs may have been stopped without
+YOUNGER = ("distill", "keep_norm")  # keys that runs may have been stopped without
 SAMPLES = "training samples"  # a set of another size is gone through in another order
 
 
@@ -74,7 +74,7 @@ class State:
         processes = all_gather_objects(own)
         if is_main():
             entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
-            entries |= {"processes": processes, "keep": self.settings["keep"]}
+            entries |= {"processes": processes, **{name: self.settings[name] for name in ("keep", "keep_norm")}}
             entries |= {"batch_size": self.settings["batch_size_test"], **architecture.entry(self.model)}
             checkpoint.save(self.folder / LAST, model=self.model.state_dict(), **entries)
         barrier()

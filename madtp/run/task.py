@@ -12,7 +12,7 @@ from madtp.cost.measure import CostMeter, device_of, to_device
 from madtp.cost.processes import gather_in_order
 from madtp.cost.trace import Trace
 from madtp.method.errors import UserError
-from madtp.method.rules import COVERAGE
+from madtp.method.rules import COVERAGE, OF_COVERAGE
 from madtp.run.output import progress_bar
 from madtp.shared.weights import architecture, checkpoint, hub
 from madtp.shared.weights.stored import Stored
@@ -54,9 +54,10 @@ class Task(ABC):
         return self.loss_weights | {"loss_distil": self.config["distill"]}
 
     def rule(self, model: nn.Module) -> dict:
-        """By which rule a model prunes, as logs and checkpoints say it: `keep` and, of a schedule, `shape`."""
+        """By which rule a model prunes, as logs and checkpoints say it: `keep`, and of coverage what it alone has."""
         keep = self.config["keep"]
-        return {"keep": keep, **({"shape": model.keep.shape} if keep == COVERAGE else {})}
+        own = {name: getattr(model.keep, name) for name in OF_COVERAGE} if keep == COVERAGE else {}
+        return {"keep": keep, **own}
 
     def remarks(self, split: str, dataset: Dataset) -> Iterator[str]:
         """What about a split makes a score mean something else than one would think, a line for each."""

@@ -146,6 +146,17 @@ def test_pitome_merges_within_dense_regions(tokens, groups):
         assert members(owner[sample]) == wanted
 
 
+def test_groups_can_stay_as_long_as_their_tokens(given):
+    size = torch.arange(1.0, 2 + TOKENS).double().expand(SAMPLES, -1)
+    owner = (torch.arange(TOKENS) % 7).expand(SAMPLES, -1)
+    means, total = merging.gather_groups(given.x, size, owner, 7)
+    longer = merging.as_long(means, total, given.x, size, owner)
+    assert torch.equal(longer[:, 0], means[:, 0])
+    torch.testing.assert_close(F.normalize(longer, dim=2), F.normalize(means, dim=2))
+    lengths = merging.gather_groups(given.x.norm(dim=2, keepdim=True), size, owner, 7)[0]
+    torch.testing.assert_close(longer[:, 1:].norm(dim=2, keepdim=True), lengths[:, 1:])
+
+
 @pytest.mark.parametrize("groups", [1, 9, 23])
 def test_what_is_not_important_goes_into_the_most_alike_that_is(tokens, groups):
     owner = merging.important(tokens, groups).numpy()

@@ -86,6 +86,7 @@ def test_captions(exported):
 
 def test_of_coverage_its_amount_stays_behind():
     assert "was scored at amount 1.2, shape 0.7, and dense" in left_behind(Stored(1.2, "coverage", shape=0.7))
+    assert "shape 0.7, lengths kept, and dense" in left_behind(Stored(1.2, "coverage", shape=0.7, keep_norm=True))
 
 
 def test_answers(exported):

@@ -50,16 +50,17 @@ def covered(monkeypatch):
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 @pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize("keep_norm", [False, True])
 @torch.inference_mode()
-def test_it_keeps_and_merges_as_the_steps_do_in_double_precision(tokens, share, prefix, sized, covered):
+def test_it_keeps_and_merges_as_the_steps_do_in_double_precision(tokens, share, prefix, sized, keep_norm, covered):
     keep = min(max(1, round(share * tokens)), tokens - 1)
     x, attention, sizes = example(tokens, prefix)
     sizes = sizes if sized else None
-    found = shortened(x, attention, sizes, prefix, keep)
+    found = shortened(x, attention, sizes, prefix, keep, keep_norm)
     assert len(covered) == 1 and found[0].shape == (2, prefix + keep, 6)
     for sample in range(2):
         own = (None if one is None else one[sample : sample + 1].double() for one in (x, attention, sizes))
-        same([one[sample : sample + 1] for one in found], shortened(*own, prefix, keep))
+        same([one[sample : sample + 1] for one in found], shortened(*own, prefix, keep, keep_norm))
     assert len(covered) == 1
 
 

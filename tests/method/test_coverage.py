@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from madtp.method import coverage
 from madtp.method.attention import attend, class_attention
@@ -160,21 +161,44 @@ def test_a_kept_token_is_the_mean_of_its_group_weighed_by_sizes():
     torch.testing.assert_close(total.sum(dim=1), sizes.sum(dim=1))
 
 
+def test_a_token_whose_length_is_kept_points_where_the_mean_does_and_is_as_long_as_what_it_stands_for():
+    x, _ = example(batch=2, tokens=14)
+    sizes, owner = torch.arange(1.0, 15).double().expand(2, -1), (torch.arange(14) % 4).expand(2, -1)
+    (merged, total), (mean, same) = (absorb(x, sizes, owner, 4, keep_norm) for keep_norm in (True, False))
+    assert torch.equal(total, same)
+    torch.testing.assert_close(F.normalize(merged, dim=2), F.normalize(mean, dim=2))
+    for b in range(2):
+        for i in range(4):
+            members = range(i, 14, 4)
+            length = sum(float(sizes[b, j] * x[b, j].norm()) for j in members) / float(total[b, i])
+            assert float(merged[b, i].norm()) == pytest.approx(length)
+
+
+def test_copies_whose_length_is_kept_come_out_as_they_were_and_opposites_as_nothing():
+    x = seeded(3, 1, 4, 6).double()
+    owner = torch.tensor([[0, 1, 2, 3, 0, 1, 1, 3, 3]])
+    torch.testing.assert_close(absorb(x[:, owner[0]], torch.ones(1, 9).double(), owner, 4, keep_norm=True)[0], x)
+    opposite = absorb(torch.stack([x[:, 0], -x[:, 0]], dim=1), torch.ones(1, 2).double(), owner[:, [0, 0]], 1, True)[0]
+    assert torch.equal(opposite, torch.zeros(1, 1, 6).double()), "no direction, and no division by 0"
+
+
+@pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_means_of_halves_are_summed_in_single_precision(dtype):
+def test_means_of_halves_are_summed_in_single_precision(dtype, keep_norm):
     x, significance = example(batch=2, tokens=40)
     x, sizes = x.to(dtype), torch.arange(1.0, 41).expand(2, -1)
     owner = torch.arange(40).expand(2, -1) % 3
-    merged, _ = absorb(x, sizes, owner, 3)
+    merged, _ = absorb(x, sizes, owner, 3, keep_norm)
     assert merged.dtype == dtype
-    assert torch.equal(merged, absorb(x.float(), sizes, owner, 3)[0].to(dtype))
+    assert torch.equal(merged, absorb(x.float(), sizes, owner, 3, keep_norm)[0].to(dtype))
 
 
-def test_gradients_flow_through_the_means():
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_gradients_flow_through_the_means(keep_norm):
     x, significance = example(batch=2, tokens=8)
     x.requires_grad_()
     owner = owners(similarity(x.detach()), choose(similarity(x.detach()), significance, 3))
-    assert torch.autograd.gradcheck(lambda x: absorb(x, torch.ones(2, 8).double(), owner, 3)[0], [x])
+    assert torch.autograd.gradcheck(lambda x: absorb(x, torch.ones(2, 8).double(), owner, 3, keep_norm)[0], [x])
 
 
 @pytest.mark.parametrize("masked", [False, True])

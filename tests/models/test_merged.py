@@ -62,10 +62,11 @@ def test_what_a_forward_pass_does_is_known_before(task, amount):
     assert counts == {tower: [layer[:3] for layer in dense.layers[tower]] for tower in counts}
 
 
-def test_merging_equal_tokens_changes_no_output(repeated):
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_merging_equal_tokens_changes_no_output(repeated, keep_norm):
     everyone = list(range(SAMPLES))
     dense, _ = infer(repeated, everyone, RULE, 0.0)
-    merged, trace = infer(repeated, everyone, Coverage(DEPTH, AT_ONCE), math.log(4))
+    merged, trace = infer(repeated, everyone, Coverage(DEPTH, AT_ONCE, keep_norm), math.log(4))
     assert [layer.left for layer in trace.layers["image"]] == [5] * DEPTH
     torch.testing.assert_close(merged, dense, rtol=1e-9, atol=1e-9)
 
@@ -132,15 +133,19 @@ def by_hand(visual, image, rule, amount):
             for j in range(len(cosine)):
                 groups[j if j in groups else max(kept, key=lambda i: float(cosine[i, j]))].append(1 + j)
             means = [(sizes[own, None] * x[own]).sum(dim=0) / sizes[own].sum() for own in groups.values()]
+            if rule.keep_norm:
+                lengths = [(sizes[own] * x[own].norm(dim=1)).sum() / sizes[own].sum() for own in groups.values()]
+                means = [length * F.normalize(mean, dim=0) for mean, length in zip(means, lengths, strict=True)]
             x = torch.stack([x[0], *means])
             sizes = torch.stack([sizes[0], *(sizes[own].sum() for own in groups.values())])
         x = x + block.mlp(block.norm2(x))
     return visual.norm(x)
 
 
+@pytest.mark.parametrize("keep_norm", [False, True])
 @torch.no_grad()
-def test_the_tower_is_what_it_is_by_hand(models):
-    visual, image, rule = models["caption"].visual_encoder, images(3, seed=9), Coverage(DEPTH, 0.7)
+def test_the_tower_is_what_it_is_by_hand(models, keep_norm):
+    visual, image, rule = models["caption"].visual_encoder, images(3, seed=9), Coverage(DEPTH, 0.7, keep_norm)
     trace = Trace()
     states, _ = visual.encode(image, Guidance.by(models["caption"].space_dict, 1.5, False), trace, rule)
     for sample in range(3):

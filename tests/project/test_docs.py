@@ -293,11 +293,12 @@ def parse_known(given):
     return parser.parse_known_args(given)[0]
 
 
-def test_one_version_is_installed_cited_and_told():
+def test_one_version_is_installed_cited_and_told(capsys):
     def version(file, pattern):
         return re.search(pattern, (ROOT / file).read_text(), re.MULTILINE).groups()
 
     number, date = version("CHANGELOG.md", r"^## (\S+), (\S+)$")
-    assert version("pyproject.toml", r'^version = "(.*)"$') == (number,)
+    assert version("pyproject.toml", r'^version = "(.*)"$') == (number,) == (madtp.__version__,)
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"madtp {number}\n"
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text())
     assert (cited["version"], str(cited["date-released"])) == (number, date)

@@ -103,6 +103,7 @@ def test_keys_and_defaults_are_frozen():
         "sd_dim": 768,
         "keep": "batch",
         "shape": None,
+        "keep_norm": False,
         "distill": 0.0,
         "ramp": 0.5,
         "calibration_batches": 16,
@@ -307,6 +308,7 @@ class TestMistakes:
         "text, flags, message",
         [
             ("shape: 0.7", [], "shape is 0.7, but tokens are kept by batch, which has no shape"),
+            ("keep_norm: true", [], "keep_norm is true, but tokens are kept by batch, which merges none"),
             ("keep: coverage\nshape: 0.7", ["--keep", "sample"], "shape is 0.7, but tokens are kept by sample"),
             ("vit_grad_ckpt: true", [], "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"),
             ("min_lr: 1e-4", ["--set", "init_lr=1e-6"], "min_lr 0.0001 is above init_lr 1e-06"),

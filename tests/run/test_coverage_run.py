@@ -42,14 +42,14 @@ def evaluate(folder, checkpoint, out, *flags):
 def test_a_run_finds_amount_and_shape_and_says_them(folder):
     (record,) = [json.loads(line) for line in (folder / "half" / "log.txt").read_text().splitlines()]
     best, last = (read(folder / "half" / f"checkpoint_{name}.pth") for name in ("best", "last"))
-    told = "architecture", "batch_size", "keep", "shape", "temperature"
+    told = "architecture", "batch_size", "keep", "keep_norm", "shape", "temperature"
     assert {name: best[name] for name in told} == {name: last[name] for name in told}
     stored = Stored.of(best)
     assert record["keep"] == stored.keep == "coverage" and record["shape"] == stored.shape in SHAPES
     assert abs(record["percent"] - 60) <= 0.5 and record["percent_p10"] == pytest.approx(
         record["percent_p90"], rel=0.02
     )
-    assert record["temperature"] == stored.temperature > 0
+    assert record["temperature"] == stored.temperature > 0 and record["keep_norm"] is stored.keep_norm is False
 
 
 class Unplanned:
@@ -100,6 +100,7 @@ def test_a_dense_checkpoint_is_pruned_untrained(folder, tmp_path):
         ("half", ("--set", "keep=batch"), "prunes by coverage"),
         ("dense", ("--keep", "coverage", "--temperature", "2"), "needs a shape"),
         ("dense", ("--set", "shape=1"), "shape is 1, but tokens are kept by batch"),
+        ("dense", ("--set", "keep_norm=true"), "keep_norm is true, but tokens are kept by batch"),
     ],
 )
 def test_what_has_no_meaning_is_refused_in_evaluation(folder, tmp_path, capsys, checkpoint, flags, says):
@@ -115,6 +116,22 @@ def test_rule_and_shape_that_are_set_go_before_the_checkpoint_s(folder, tmp_path
     assert own["shape"] != other["shape"] == 7 and own["temperature"] == other["temperature"]
     assert own["percent"] != other["percent"]
     assert abs(evaluate(folder, dense, tmp_path, "--p", "0.3", "--set", "keep=coverage")["percent"] - 70) <= 0.6
+
+
+def test_lengths_are_kept_where_that_is_asked_for_and_from_then_on(folder, tmp_path):
+    half, out = "half/checkpoint_best.pth", tmp_path / "long"
+    own, other = (evaluate(folder, half, tmp_path, *flags) for flags in ([], ["--set", "keep_norm=true"]))
+    assert (own["keep_norm"], other["keep_norm"]) == (False, True)
+    assert [own[name] for name in ("shape", "temperature", "percent")] == [
+        other[name] for name in ("shape", "temperature", "percent")
+    ]
+    flags = ["--p", "0.4", "--keep", "coverage", "--set", "shape=0.7", "keep_norm=true"]
+    assert main(NLVR(), [*common(folder / "nlvr.yaml", out), *flags]) == 0
+    assert Stored.of(read(out / "checkpoint_best.pth")).keep_norm
+    trained = json.loads((out / "log.txt").read_text())
+    scored = evaluate(folder, out / "checkpoint_best.pth", tmp_path)
+    for name in ("keep", "shape", "keep_norm", "temperature", "val_accuracy"):
+        assert scored[name] == trained[name]
 
 
 @pytest.mark.parametrize(

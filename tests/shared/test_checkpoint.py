@@ -100,6 +100,12 @@ class TestRead:
             checkpoint.read(path)
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
+    @pytest.mark.parametrize("keep_norm", [1, "yes", None])
+    def test_lengths_that_are_neither_kept_nor_not(self, path, keep_norm):
+        torch.save({"model": {"weight": torch.ones(2)}, "keep_norm": keep_norm}, path)
+        with pytest.raises(UserError, match="model.pth: its keep_norm is .*, expected true or false"):
+            checkpoint.read(path)
+
     @pytest.mark.parametrize("shape", [0.0, -1.0, float("inf"), float("nan"), 1, "early"])
     def test_a_shape_that_no_schedule_has(self, path, shape):
         torch.save({"model": {"weight": torch.ones(2)}, "shape": shape}, path)

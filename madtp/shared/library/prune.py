@@ -37,6 +37,7 @@ def prune(
     *,
     amount: float | None = None,
     shape: float | None = None,
+    keep_norm: bool = False,
     tower: str = IMAGE,
 ) -> nn.Module:
     """Makes a tower of a model cost a share p less, by merging the patches, or words, that resemble others.
@@ -53,6 +54,7 @@ def prune(
             a text tower words likewise, [B, L], as `input_ids`.
         amount: how much goes, as `cost` tells it of a model pruned before, instead of p and batches.
         shape: when it goes, likewise; with p and batches it is not searched.
+        keep_norm: whether a merged token is as long as what it stands for, and not as their mean, which is shorter.
         tower: "image", or "text" for that of SigLIP. Each is pruned by a call of its own.
 
     Returns:
@@ -61,11 +63,11 @@ def prune(
     Raises:
         UserError: the model cannot be pruned, or not this far, or something is missing.
     """
-    _check(model, p, amount, shape, tower)
+    _check(model, p, amount, shape, keep_norm, tower)
     restore(model, tower)
     try:
         adapted = adapt(model, tower)
-        pruned = install(adapted)
+        pruned = install(adapted, keep_norm)
         if amount is not None:
             pruned.amount, pruned.shape = amount, settled(shape)
         elif p > 0 or batches is not None:
@@ -101,9 +103,9 @@ def cost(model: nn.Module, tower: str | None = None) -> dict[str, Any]:
         tower: "image" or "text"; if none is named, the first that is pruned.
 
     Returns:
-        `gflops` and `gflops_dense` of one image, `percent` of dense, `tokens` left after every layer, and the `amount`
-        and the `shape` that prune it so again. GFLOPs are those of docs/method.md: multiply-accumulates of patches,
-        layers and the last norm, without heads.
+        `gflops` and `gflops_dense` of one image, `percent` of dense, `tokens` left after every layer, and the
+        `amount`, `shape` and `keep_norm` that prune it so again. GFLOPs are those of docs/method.md:
+        multiply-accumulates of patches, layers and the last norm, without heads.
 
     Raises:
         UserError: the model is not pruned or has not seen an image, or there is no such tower.
@@ -120,6 +122,7 @@ def cost(model: nn.Module, tower: str | None = None) -> dict[str, Any]:
         "tokens": [layer.left for layer in layers],
         "amount": pruned.amount,
         "shape": pruned.shape,
+        "keep_norm": pruned.keep_norm,
     }
 
 
@@ -154,10 +157,10 @@ def adapt(model: nn.Module, tower: str) -> Adapted:
     raise refusal(model)
 
 
-def install(adapted: Adapted) -> Pruned:
+def install(adapted: Adapted, keep_norm: bool) -> Pruned:
     """Gives the modules of a model the methods that prune, by nothing as yet."""
     tower = adapted.tower
-    pruned = Pruned(tower)
+    pruned = Pruned(tower, keep_norm=keep_norm)
     skipped = [layer.block for layer in tower.layers if layer.block is not tower.entry and not tower.passed]
     forwards = [(tower.entry, pruned), *((layer, HandOn(tower)) for layer in tower.passed)]
     forwards += ((layer, Refused(ONE_BY_ONE)) for layer in skipped)
@@ -167,7 +170,9 @@ def install(adapted: Adapted) -> Pruned:
     return pruned
 
 
-def _check(model: nn.Module, p: float | None, amount: float | None, shape: float | None, tower: str) -> None:
+def _check(
+    model: nn.Module, p: float | None, amount: float | None, shape: float | None, keep_norm: bool, tower: str
+) -> None:
     """Refuses what says nothing, or nothing that can be done, before the model is touched."""
     check_tower(tower)
     if (p is None) == (amount is None):
@@ -180,6 +185,8 @@ def _check(model: nn.Module, p: float | None, amount: float | None, shape: float
         raise UserError(f"amount is {excerpt(amount)}, expected a number from 0, as madtp.cost tells it")
     if shape is not None and not (_within(shape) and shape > 0):
         raise UserError(f"shape is {excerpt(shape)}, expected a number above 0: below 1 tokens go early, above it late")
+    if type(keep_norm) is not bool:
+        raise UserError(f"keep_norm is {excerpt(keep_norm)}, expected True or False")
 
 
 def _within(value: object, below: float = math.inf) -> bool:

@@ -97,13 +97,14 @@ class Pruned(Replacement):
         of: the tower.
         amount: how much goes; 0 is the dense tower.
         shape: when it goes; see `madtp.method.coverage.left_by`.
+        keep_norm: whether a merged token is as long as what it stands for.
 
     Attributes:
         entered: tokens that entered the last time, None before.
     """
 
-    def __init__(self, of: Tower, amount: float = 0.0, shape: float = 1.0):
-        self.of, self.tower, self.amount, self.shape = of, of.name, amount, shape
+    def __init__(self, of: Tower, amount: float = 0.0, shape: float = 1.0, keep_norm: bool = False):
+        self.of, self.tower, self.amount, self.shape, self.keep_norm = of, of.name, amount, shape, keep_norm
         self.entered: int | None = None
         self.names = tuple(signature(type(of.entry).forward).parameters)[1:]  # in the order of this version
 
@@ -145,7 +146,8 @@ class Pruned(Replacement):
     def run(self, x: Tensor, seen: Tensor | None = None) -> tuple[Sequences, Tensor | None]:
         """The tokens that are left of x [B, L, D], and which of them every patch is part of, [B, N]."""
         layers = self.of.layers
-        sequences = Sequences(x, Merged.of(self.of.schedule(int(x.shape[1]), self.shape), x, seen))
+        schedule = self.of.schedule(int(x.shape[1]), self.shape)._replace(keep_norm=self.keep_norm)
+        sequences = Sequences(x, Merged.of(schedule, x, seen))
         flags = (getattr(module, self.of.flag, False) for module in (self.of.entry, layers[0].block))
         recomputed = len(layers) * (self.of.recompute or any(flags))
         passed = run_layers(layers, sequences, Guidance(temperature=self.amount), self.tower, None, recomputed)

@@ -107,6 +107,8 @@ def _check(path: Path, entries: dict) -> None:
     shape = entries.get("shape")
     if shape is not None and not (type(shape) is float and 0 < shape < math.inf):
         raise UserError(f"{path}: its shape is {excerpt(shape)}, expected a number above 0")
+    if type(keep_norm := entries.get("keep_norm", False)) is not bool:
+        raise UserError(f"{path}: its keep_norm is {excerpt(keep_norm)}, expected true or false")
     if not (type(batch_size) is int and batch_size > 0):
         raise UserError(f"{path}: its batch_size is {excerpt(batch_size)}, expected an integer, at least 1")
 

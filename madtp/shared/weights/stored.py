@@ -1,10 +1,10 @@
 """How the model of a checkpoint prunes, and by which rule to ask it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from madtp.method.errors import UserError
-from madtp.method.rules import BATCH, COVERAGE, refuse_idle_shape
+from madtp.method.rules import BATCH, COVERAGE, OF_COVERAGE, refuse_idle
 
 
 class Stored(NamedTuple):
@@ -15,12 +15,14 @@ class Stored(NamedTuple):
         keep: the rule by which it keeps tokens, one of `RULES`.
         batch_size: what it was scored with; None where the file does not say.
         shape: of the schedule by which tokens go, where the rule has one.
+        keep_norm: whether merged tokens are as long as what they stand for.
     """
 
     temperature: float = 0.0
     keep: str = BATCH
     batch_size: int | None = None
     shape: float | None = None
+    keep_norm: bool = False
 
     @classmethod
     def of(cls, content: Mapping) -> "Stored":
@@ -31,26 +33,26 @@ class Stored(NamedTuple):
         """Whether this model prunes, by this rule."""
         return self.temperature > 0 and self.keep == keep
 
-    def rule(self, keep: str | None, shape: float | None, temperature: float | None, shape_named: bool = False) -> dict:
-        """The rule to ask the model by, `keep` and `shape` of a configuration: its own unless another is named.
+    def rule(self, keep: str | None, temperature: float | None, config: Mapping, named: Collection[str] = ()) -> dict:
+        """The rule to ask the model by, `keep` and `OF_COVERAGE` of a configuration: its own unless another is named.
 
         Args:
             keep: the rule that is named, or None.
-            shape: of the configuration.
             temperature: that is named, or None.
-            shape_named: whether somebody asked for this shape, and it does not just stand in a file.
+            config: has the keys of `OF_COVERAGE`.
+            named: the keys that somebody asked for, and that do not just stand in a file.
 
         Raises:
-            UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named; or a shape
-                is asked for where the rule has none.
+            UserError: it was pruned by coverage, whose amount is no temperature of the rule that is named; or what
+                coverage alone has is asked for by another rule.
         """
         if keep not in (None, COVERAGE) and self.prunes_by(COVERAGE) and temperature is None:
             raise UserError(f"this model prunes by coverage; --keep {keep} needs a temperature: --temperature or --p 0")
         keep = keep or self.keep
-        if shape_named:
-            refuse_idle_shape(keep, shape)
-        own = keep == COVERAGE and self.prunes_by(COVERAGE) and not shape_named
-        return {"keep": keep, "shape": self.shape if own else shape}
+        asked = {name: config[name] if name in named else absent for name, absent in OF_COVERAGE.items()}
+        refuse_idle(keep, **asked)
+        own = set(OF_COVERAGE) - set(named) if keep == COVERAGE and self.prunes_by(COVERAGE) else set()
+        return {"keep": keep} | {name: getattr(self, name) if name in own else config[name] for name in OF_COVERAGE}
 
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.

@@ -39,15 +39,17 @@ from tests.shared.library.theirs import (
 )
 
 
-def test_it_is_our_own_tower():
+@pytest.mark.parametrize("keep_norm", [False, True])
+def test_it_is_our_own_tower(keep_norm):
     """timm's ViT with the weights of the project's, which its own tests hold to a calculation by hand."""
     ours = fill(VisionTransformer(32, PATCH, WIDTH, DEPTH, 4, sd_dim=WIDTH)).eval().double()
     theirs = make("timm")
     theirs.load_state_dict(ours.state_dict() | {k: v for k, v in theirs.state_dict().items() if "head" in k})
     images, amount, shape = noise(), 1.3, 0.6
     with torch.no_grad():
-        states, _ = ours.encode(images, Guidance(torch.ones(1, WIDTH), amount), Trace(), Coverage(DEPTH, shape))
-        madtp.prune(theirs, amount=amount, shape=shape)
+        guidance, rule = Guidance(torch.ones(1, WIDTH), amount), Coverage(DEPTH, shape, keep_norm)
+        states, _ = ours.encode(images, guidance, Trace(), rule)
+        madtp.prune(theirs, amount=amount, shape=shape, keep_norm=keep_norm)
         features = theirs.forward_features(images)
     torch.testing.assert_close(features[:, 0], states.first, rtol=1e-6, atol=1e-6)
     for patches, merged in zip(features[:, 1:], states.tokens[:, 1:], strict=True):
@@ -86,9 +88,9 @@ def test_the_shape_is_that_which_moves_the_answers_least():
 
 def test_amount_and_shape_prune_another_model_alike():
     model, other, images = make("timm"), make("timm"), noise()
-    madtp.prune(model, 0.4, images)
+    madtp.prune(model, 0.4, images, keep_norm=True)
     found = madtp.cost(model)
-    madtp.prune(other, amount=found["amount"], shape=found["shape"])
+    madtp.prune(other, **{name: found[name] for name in ("amount", "shape", "keep_norm")})
     with torch.no_grad():
         assert torch.equal(model(images), other(images))
     assert madtp.cost(other) == found
@@ -250,6 +252,7 @@ def test_what_cannot_be_pruned_is_refused_by_name(why):
         ({"p": 1.0, "batches": noise()}, "p is 1.0, expected a share of the GFLOPs to remove"),
         ({"p": "half", "batches": noise()}, "p is 'half', expected a share"),
         ({"p": 0.5, "batches": noise(), "shape": -1}, "shape is -1, expected a number above 0"),
+        ({"p": 0.5, "batches": noise(), "keep_norm": 1}, "keep_norm is 1, expected True or False"),
         ({"amount": math.nan, "shape": 1.0}, "amount is nan, expected a number from 0"),
         ({"p": 0.5, "batches": 4}, "batches are 4, expected images"),
         ({"p": 0.5, "batches": noise()[:0]}, "no image in batches"),

@@ -7,15 +7,19 @@ from madtp.shared.weights.stored import Stored
 
 
 def test_a_model_goes_by_its_own_rule_unless_another_is_named():
-    covered, dense = Stored(1.2, "coverage", shape=0.7), Stored(0.0, "coverage", shape=0.7)
-    assert covered.rule(None, 2.0, None) == {"keep": "coverage", "shape": 0.7}
-    assert covered.rule(None, 2.0, None, shape_named=True) == {"keep": "coverage", "shape": 2.0}
-    assert covered.rule("batch", 2.0, 4.0) == {"keep": "batch", "shape": 2.0}
-    assert dense.rule("batch", 2.0, None) == {"keep": "batch", "shape": 2.0}
+    covered, dense = Stored(1.2, "coverage", None, 0.7, True), Stored(0.0, "coverage", None, 0.7, True)
+    config, asked = {"shape": 2.0, "keep_norm": False}, {"shape": 2.0, "keep_norm": True}
+    assert covered.rule(None, None, config) == {"keep": "coverage", "shape": 0.7, "keep_norm": True}
+    assert covered.rule(None, None, config, ["shape"]) == {"keep": "coverage", "shape": 2.0, "keep_norm": True}
+    assert covered.rule(None, None, config, ["keep_norm"]) == {"keep": "coverage", "shape": 0.7, "keep_norm": False}
+    assert covered.rule("batch", 4.0, config) == {"keep": "batch", **config}
+    assert dense.rule("batch", None, config) == {"keep": "batch", **config}
     with pytest.raises(UserError, match="--keep sample needs a temperature"):
-        covered.rule("sample", 2.0, None)
+        covered.rule("sample", None, config)
     with pytest.raises(UserError, match="shape is 2, but tokens are kept by batch"):
-        dense.rule("batch", 2.0, None, shape_named=True)
+        dense.rule("batch", None, config, ["shape"])
+    with pytest.raises(UserError, match="keep_norm is true, but tokens are kept by batch"):
+        dense.rule("batch", None, asked, ["keep_norm"])
 
 
 def test_only_the_rule_batch_minds_its_company():
