@@ -117,9 +117,9 @@ def prune_by_tome(model: nn.Module, p: float, pictures: Tensor) -> dict:
     return {"percent": 100 * tome.cost(tome.amount), "shape": name}
 
 
-def prune_by_coverage(model: nn.Module, p: float, pictures: Tensor) -> dict:
+def prune_by_coverage(model: nn.Module, p: float, pictures: Tensor, keep_norm: bool = False) -> dict:
     """`madtp.prune`, and what it found."""
-    madtp.prune(model, p, pictures)
+    madtp.prune(model, p, pictures, keep_norm=keep_norm)
     return {name: value for name, value in madtp.cost(model).items() if name in ("percent", "shape")}
 
 
@@ -170,7 +170,8 @@ def main() -> None:
     others = load(paths[: args.search]).to(args.device)
     pictures = load(paths[args.first : args.first + args.number]).to(args.device) if args.number else others[:0]
     dense = features(model, pictures) if args.number else None
-    rules = {"coverage": prune_by_coverage, "ToMe": prune_by_tome}
+    lengths_kept = partial(prune_by_coverage, keep_norm=True)
+    rules = {"coverage": prune_by_coverage, "coverage, lengths kept": lengths_kept, "ToMe": prune_by_tome}
     for p in SHARES:
         models = {"dense": model}
         for name, prune in rules.items():

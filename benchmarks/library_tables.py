@@ -6,7 +6,7 @@ from benchmarks.photos.results import Results, best_schedule, score, score_name,
 from benchmarks.photos.world import TASKS
 
 SHARES = (0.3, 0.5, 0.7)
-RULES = ("coverage", "ToMe")
+RULES = ("coverage", "coverage, lengths kept", "ToMe")
 
 
 def features(lines: Lines) -> str:
@@ -16,7 +16,7 @@ def features(lines: Lines) -> str:
         for rule in RULES:
             (found,) = (row for row in lines.of("library", rule=rule, p=p) if "cosine" in row)
             left = f"{found['cosine']:.3f}", f"{found['nearest']:.1f}", f"{found['ten_nearest']:.1f}"
-            schedule = f"shape {found['shape']:g}" if rule == "coverage" else found["shape"]
+            schedule = found["shape"] if isinstance(found["shape"], str) else f"shape {found['shape']:g}"
             faster = (faster_at(lines, rule, p, batch) for batch in (1, 32))
             rows.append([f"{p:g}", rule, f"{found['percent']:.1f}", schedule, *left, *faster])
     kept = ["cosine", "same nearest, %", "same of ten, %"]

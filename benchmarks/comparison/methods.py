@@ -101,6 +101,9 @@ ABLATED |= {
     for name, method in COMPARED.items()
     if name in ("madtp", "unguided", "tome")
 }
-COUNTED = {"coverage_counts": Method("coverage, counts per sample", Counted(DEPTH))}
-SCHEDULED = ("coverage", *COUNTED, "tome_shaped")  # the shape of their schedule is searched without labels
-METHODS = COMPARED | ABLATED | COUNTED
+VARIANTS = {  # of coverage
+    "coverage_counts": Method("coverage, counts per sample", Counted(DEPTH)),
+    "coverage_lengths": Method("coverage, lengths kept", Coverage(DEPTH, keep_norm=True)),
+}
+SCHEDULED = ("coverage", "coverage_counts", "tome_shaped")  # the shape of their schedule is searched without labels
+METHODS = COMPARED | ABLATED | VARIANTS

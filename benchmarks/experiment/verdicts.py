@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from statistics import mean
 
-from benchmarks.comparison.methods import COUNTED, METHODS
+from benchmarks.comparison.methods import METHODS, VARIANTS
 from benchmarks.comparison.statistics import Difference, difference_by_seed
 from benchmarks.comparison.verdicts import MARGIN, UNDECIDED, Case, as_long, at, case_by_case, counted, verdict
 from benchmarks.experiment.cells import TASKS
@@ -59,7 +59,7 @@ def judged(results: Results, seeds: int = 1) -> list[Case]:
         for p in results.ratios(task):
             for is_tuned, known in ((False, untuned(results, task, p)), (True, tuned(results, task, p))):
                 ours = known.get(COVERAGE, {})
-                others = {name: one for name, one in known.items() if name not in (COVERAGE, *COUNTED)}
+                others = {name: one for name, one in known.items() if name not in (COVERAGE, *VARIANTS)}
                 rivals = {name: one for name, one in others.items() if len(in_common(ours, one)[1]) >= seeds}
                 if rivals:
                     rival = best(rivals, whole)

@@ -18,6 +18,7 @@ from benchmarks.photos.world import ALL_TASKS, TASKS
 FIXED = ("even", "geometric", "front")  # schedules that nobody searched for
 WORDS = Path(__file__).parent / "words.md"
 LONGER = "longer"  # folder of results of dense models that were trained for more epochs than the recipe's
+AGAIN = "again"  # of a captioner that was trained for as many once more
 
 
 def write_report(results: Path, docs: Path) -> None:
@@ -172,7 +173,11 @@ def short_list(results: Results) -> str:
 
 def comparisons(results: Results) -> str:
     """How many differences have an interval, on both splits, of the models that were trained for longer too."""
-    worlds = [one for usual in (results, trained_longer(results)) for one in (usual, tested(usual))]
+    worlds = [
+        one
+        for usual in (results, *(within(results, name) for name in (LONGER, AGAIN)))
+        for one in (usual, tested(usual))
+    ]
     return str(sum(found.comparisons + finetuned.comparisons(found) for found in worlds))
 
 
@@ -211,18 +216,23 @@ def on_test(results: Results, block: str, *arguments: str) -> str:
 
 def longer(results: Results, block: str, *arguments: str) -> str:
     """Another block, of the dense models that were trained for longer."""
-    return BLOCKS[block](trained_longer(results), *arguments)
+    return BLOCKS[block](within(results, LONGER), *arguments)
 
 
-def trained_longer(results: Results) -> Results:
-    """What the dense models that were trained for longer were asked."""
-    return Results(results.folder / LONGER, results.pictures)
+def again(results: Results, block: str, *arguments: str) -> str:
+    """Another block, of the captioner that was trained for longer once more."""
+    return BLOCKS[block](within(results, AGAIN), *arguments)
+
+
+def within(results: Results, name: str) -> Results:
+    """What other dense models were asked, whose results lie in a folder of their own."""
+    return Results(results.folder / name, results.pictures)
 
 
 def together(results: Results, *ratios: str) -> str:
     """What coverage is at some p, on generated pictures and by the models that were trained for longer on photos."""
     pictures = of_generated.judged(generated.Results(results.folder, results.pictures))
-    return counted(at([*judged(trained_longer(results)), *pictures], ratios))
+    return counted(at([*judged(within(results, LONGER)), *pictures], ratios))
 
 
 def machines(results: Results) -> str:
@@ -243,6 +253,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, three_rules, compared, every_cell, best, value, gap, changed, chosen, shapes, short_list),
-    *(against_the_best, verdicts, together, comparisons, missing, machines, plot, longer, on_test),
+    *(against_the_best, verdicts, together, comparisons, missing, machines, plot, longer, again, on_test),
     *(finetuned.finetuned, finetuned.tuned_gap, finetuned.lesson_gap, finetuned.on_the_way),
 )

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from benchmarks.comparison.methods import COUNTED, METHODS
+from benchmarks.comparison.methods import METHODS, VARIANTS
 from benchmarks.comparison.statistics import Difference, difference_by_seed
 from benchmarks.comparison.verdicts import ORDER, Case, as_long, at, counted, verdict
 from benchmarks.experiment import report, verdicts
@@ -156,7 +156,7 @@ def test_fine_tuned_cases_are_what_one_by_one_finds():
             {s: final(r)["score"] for s, r in found.of(task, *one).items()} for one in (("coverage", p), ("dense", 0.0))
         )
         losses = {}
-        for method in METHODS.keys() - {"coverage", *COUNTED}:
+        for method in METHODS.keys() - {"coverage", *VARIANTS}:
             if METHODS[method].longer == 1 and (theirs := found.of(task, method, p)):
                 losses[method] = mean(whole[seed] - final(record)["score"] for seed, record in theirs.items())
         rival = min(losses, key=losses.get)
