@@ -254,5 +254,5 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 BLOCKS = named(  # what the template may ask for
     *(dense, curves, three_rules, compared, every_cell, best, value, gap, changed, chosen, shapes, short_list),
     *(against_the_best, verdicts, together, comparisons, missing, machines, plot, longer, again, on_test),
-    *(finetuned.finetuned, finetuned.tuned_gap, finetuned.lesson_gap, finetuned.on_the_way),
+    *(finetuned.finetuned, finetuned.tuned_value, finetuned.tuned_gap, finetuned.lesson_gap, finetuned.on_the_way),
 )
