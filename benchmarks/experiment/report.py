@@ -21,7 +21,6 @@ from madtp.look.paper import POINTS
 WORDS = Path(__file__).parent / "words.md"
 REFERENCE = "madtp"
 OUT = "out of reach"
-AGAIN = "again"  # folder of results of dense models that were trained once more
 ALLOWED = 0.01  # of the cost asked for
 KEPT = {
     "madtp": (TOWERS, "`batch`"),
@@ -281,11 +280,6 @@ def steps(results: Results, method: str) -> str:
     return ", ".join({str(r["steps"]) for r in results.known.values() if r["method"] == method and "steps" in r})
 
 
-def again(results: Results, block: str, *arguments: str) -> str:
-    """Another block, of dense models that were trained once more."""
-    return BLOCKS[block](Results(results.folder / AGAIN, results.pictures), *arguments)
-
-
 def plot(results: Results, name: str, *arguments: str) -> str:
     """Draws a picture and shows it."""
     file = f"{'_'.join([name, *arguments])}.png"
@@ -295,7 +289,6 @@ def plot(results: Results, name: str, *arguments: str) -> str:
 
 METRIC = {task: f"{name.replace('_', ' ')}, %" for task, name in SCORE.items()}
 BLOCKS = named(
-    again,
     compared,
     overview,
     ablations,
