@@ -103,7 +103,7 @@ def table(found: Sequence[tuple[str, PastRun]]) -> str:
             number(run.cost("gflops"), ".4g"),
             number(run.cost("percent"), ".1f"),
             "-".join(filter(None, (number(run.cost(f"percent_p{rank}"), ".1f") for rank in (10, 90)))),
-            run.keep,
+            run.keep + ", lengths kept" * bool(run.best.get("keep_norm")),
             number(run.best.get("temperature"), ".4g"),
             *(number(run.best.get(name), "g") for name in shaped),
             number(run.cost("samples_per_second"), ".0f"),

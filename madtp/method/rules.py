@@ -15,7 +15,7 @@ def refuse_idle(keep: str, shape: float | None, keep_norm: bool) -> None:
         idle = f"shape is {shape:g}, but tokens are kept by {keep}, which has no shape"
         raise UserError(f"{idle}; prune by coverage (--set keep=coverage), or leave it out (--set shape=null)")
     if keep_norm:
-        idle = f"keep_norm is true, but tokens are kept by {keep}, which merges none whose length could be kept"
+        idle = f"keep_norm is true, but tokens are kept by {keep}, which keeps no lengths"
         raise UserError(f"{idle}; prune by coverage (--set keep=coverage), or leave it out (--set keep_norm=false)")
 
 

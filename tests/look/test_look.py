@@ -174,14 +174,15 @@ def test_the_page_tells_rules_apart(run_folder, tmp_path):
     other = tmp_path / "coverage"
     shutil.copytree(run_folder, other)
     lines = [json.loads(line) for line in (run_folder / "log.txt").read_text().splitlines()]
-    lines = [json.dumps(line | {"keep": "coverage", "shape": 0.7, "temperature": 1.25}) for line in lines]
+    rule = {"keep": "coverage", "shape": 0.7, "keep_norm": True, "temperature": 1.25}
+    lines = [json.dumps(line | rule) for line in lines]
     (other / "log.txt").write_text("\n".join(lines))
     path = tmp_path / "report.html"
     assert main(["report", str(run_folder), str(other), "--out", str(path), "--no_drawing"]) == 0
     page = path.read_text()
     for cell in ("<th>T or amount</th><th>shape</th>", "<td>sample</td><td>12.5</td><td></td>"):
         assert cell in page
-    assert "<td>coverage</td><td>1.25</td><td>0.7</td>" in page
+    assert "<td>coverage, lengths kept</td><td>1.25</td><td>0.7</td>" in page
 
 
 def test_runs_are_read(run_folder):

@@ -308,7 +308,7 @@ class TestMistakes:
         "text, flags, message",
         [
             ("shape: 0.7", [], "shape is 0.7, but tokens are kept by batch, which has no shape"),
-            ("keep_norm: true", [], "keep_norm is true, but tokens are kept by batch, which merges none"),
+            ("keep_norm: true", [], "keep_norm is true, but tokens are kept by batch, which keeps no lengths"),
             ("keep: coverage\nshape: 0.7", ["--keep", "sample"], "shape is 0.7, but tokens are kept by sample"),
             ("vit_grad_ckpt: true", [], "vit_grad_ckpt is true, but vit_ckpt_layer 0 recomputes no layer"),
             ("min_lr: 1e-4", ["--set", "init_lr=1e-6"], "min_lr 0.0001 is above init_lr 1e-06"),
