@@ -121,7 +121,7 @@ def listing() -> str:
         [
             "python -m madtp COMMAND ..., one of",
             *rows,
-            "COMMAND --help lists the flags of each; compress_*_dtp.py --help those of training and evaluation",
+            "COMMAND --help lists the flags of each; compress_*_dtp.py --help those of training and evaluation; "
             "--version prints the version",
         ]
     )

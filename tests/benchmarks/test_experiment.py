@@ -277,6 +277,7 @@ def test_every_method_trains_and_infers_with_fewer_tokens(name):
         "tome_shaped": "text",
         "coverage": "text",
         "coverage_counts": "text",
+        "coverage_lengths": "text",
         "static_image": "text",
         "image": "text",
         "sample_image": "text",

@@ -43,13 +43,11 @@ from tests.shared.library.theirs import (
 def test_it_is_our_own_tower(keep_norm):
     """timm's ViT with the weights of the project's, which its own tests hold to a calculation by hand."""
     ours = fill(VisionTransformer(32, PATCH, WIDTH, DEPTH, 4, sd_dim=WIDTH)).eval().double()
-    theirs = make("timm")
+    theirs, images = make("timm"), noise()
     theirs.load_state_dict(ours.state_dict() | {k: v for k, v in theirs.state_dict().items() if "head" in k})
-    images, amount, shape = noise(), 1.3, 0.6
     with torch.no_grad():
-        guidance, rule = Guidance(torch.ones(1, WIDTH), amount), Coverage(DEPTH, shape, keep_norm)
-        states, _ = ours.encode(images, guidance, Trace(), rule)
-        madtp.prune(theirs, amount=amount, shape=shape, keep_norm=keep_norm)
+        states, _ = ours.encode(images, Guidance(torch.ones(1, WIDTH), 1.3), Trace(), Coverage(DEPTH, 0.6, keep_norm))
+        madtp.prune(theirs, amount=1.3, shape=0.6, keep_norm=keep_norm)
         features = theirs.forward_features(images)
     torch.testing.assert_close(features[:, 0], states.first, rtol=1e-6, atol=1e-6)
     for patches, merged in zip(features[:, 1:], states.tokens[:, 1:], strict=True):
