@@ -20,7 +20,6 @@ from madtp.cost.trace import LayerTrace
 from madtp.method import coverage
 from madtp.method.attention import AttentionScores
 from madtp.method.layout import Sequences
-from madtp.method.precision import at_least_single
 from madtp.method.pruning import Kept
 from madtp.method.rows import add_up, followed, take
 
@@ -113,8 +112,7 @@ class Merging(Scheduled):
         kept, places = None, self.places
         if groups < count:
             owner = self.rule.choose(Tokens(self.key[:, 1:].float(), size[:, 1:], scores, self.steps.layer), groups)
-            left, total = gather_groups(x, size, owner, groups)
-            x, size = as_long(left, total, x, size, owner) if self.rule.lengths else left, total
+            x, size = (gather_as_long if self.rule.lengths else gather_groups)(x, size, owner, groups)
             kept = Kept(F.pad(first_of(owner, groups) + 1, (1, 0)), groups=owner)
             places = followed(places, owner)
         return x, Merging(self.steps.next(), self.rule, size, places), kept
@@ -164,11 +162,10 @@ def gather_groups(x: Tensor, size: Tensor, owner: Tensor, groups: int) -> tuple[
     return (sums / sizes.unsqueeze(-1).to(sums.dtype)).to(x.dtype), sizes
 
 
-def as_long(left: Tensor, total: Tensor, x: Tensor, size: Tensor, owner: Tensor) -> Tensor:
-    """What `gather_groups` leaves of x, each group as long as its tokens are on average."""
-    shares = size[:, 1:] / total[:, 1:].gather(1, owner)
-    merged = coverage.as_long(at_least_single(left[:, 1:]), at_least_single(x[:, 1:]), shares, owner)
-    return torch.cat([left[:, :1], merged.to(left.dtype)], dim=1)
+def gather_as_long(x: Tensor, size: Tensor, owner: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """As `gather_groups`, each group as long as its tokens are on average."""
+    merged, total = coverage.absorb(x[:, 1:], size[:, 1:], owner, groups, keep_norm=True)
+    return torch.cat([x[:, :1], merged], dim=1), torch.cat([size[:, :1], total], dim=1)
 
 
 def first_of(owner: Tensor, groups: int) -> Tensor:

@@ -173,12 +173,8 @@ def short_list(results: Results) -> str:
 
 def comparisons(results: Results) -> str:
     """How many differences have an interval, on both splits, of the models that were trained for longer too."""
-    worlds = [
-        one
-        for usual in (results, *(within(results, name) for name in (LONGER, AGAIN)))
-        for one in (usual, tested(usual))
-    ]
-    return str(sum(found.comparisons + finetuned.comparisons(found) for found in worlds))
+    models = [results, within(results, LONGER), within(results, AGAIN)]
+    return str(sum(found.comparisons + finetuned.comparisons(found) for found in [*models, *map(tested, models)]))
 
 
 def missing(results: Results) -> str:

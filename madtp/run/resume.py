@@ -74,8 +74,8 @@ class State:
         processes = all_gather_objects(own)
         if is_main():
             entries = {**self.optimization.state_dict(), **asdict(self.progress), "settings": self.settings}
-            entries |= {"processes": processes, **{name: self.settings[name] for name in ("keep", "keep_norm")}}
-            entries |= {"batch_size": self.settings["batch_size_test"], **architecture.entry(self.model)}
+            entries |= {"processes": processes, "batch_size": self.settings["batch_size_test"]}
+            entries |= {name: self.settings[name] for name in ("keep", "keep_norm")} | architecture.entry(self.model)
             checkpoint.save(self.folder / LAST, model=self.model.state_dict(), **entries)
         barrier()
 

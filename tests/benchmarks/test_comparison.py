@@ -150,8 +150,8 @@ def test_groups_can_stay_as_long_as_their_tokens(given):
     size = torch.arange(1.0, 2 + TOKENS).double().expand(SAMPLES, -1)
     owner = (torch.arange(TOKENS) % 7).expand(SAMPLES, -1)
     means, total = merging.gather_groups(given.x, size, owner, 7)
-    longer = merging.as_long(means, total, given.x, size, owner)
-    assert torch.equal(longer[:, 0], means[:, 0])
+    longer, sizes = merging.gather_as_long(given.x, size, owner, 7)
+    assert torch.equal(longer[:, 0], means[:, 0]) and torch.equal(sizes, total)
     torch.testing.assert_close(F.normalize(longer, dim=2), F.normalize(means, dim=2))
     lengths = merging.gather_groups(given.x.norm(dim=2, keepdim=True), size, owner, 7)[0]
     torch.testing.assert_close(longer[:, 1:].norm(dim=2, keepdim=True), lengths[:, 1:])

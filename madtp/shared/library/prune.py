@@ -67,7 +67,8 @@ def prune(
     restore(model, tower)
     try:
         adapted = adapt(model, tower)
-        pruned = install(adapted, keep_norm)
+        pruned = install(adapted)
+        pruned.keep_norm = keep_norm
         if amount is not None:
             pruned.amount, pruned.shape = amount, settled(shape)
         elif p > 0 or batches is not None:
@@ -157,10 +158,10 @@ def adapt(model: nn.Module, tower: str) -> Adapted:
     raise refusal(model)
 
 
-def install(adapted: Adapted, keep_norm: bool) -> Pruned:
+def install(adapted: Adapted) -> Pruned:
     """Gives the modules of a model the methods that prune, by nothing as yet."""
     tower = adapted.tower
-    pruned = Pruned(tower, keep_norm=keep_norm)
+    pruned = Pruned(tower)
     skipped = [layer.block for layer in tower.layers if layer.block is not tower.entry and not tower.passed]
     forwards = [(tower.entry, pruned), *((layer, HandOn(tower)) for layer in tower.passed)]
     forwards += ((layer, Refused(ONE_BY_ONE)) for layer in skipped)

@@ -85,9 +85,9 @@ class Tower:
         cost = weight.numel() if drawn else 0
         return TowerShape(width, self.layers[0].hidden(width), cost, self.prefix, self.class_token)
 
-    def schedule(self, length: int, shape: float) -> Schedule:
+    def schedule(self, length: int, shape: float, keep_norm: bool = False) -> Schedule:
         """How many tokens go where, of L that enter."""
-        return Schedule(len(self.layers), shape, length - self.prefix, 0, self.prefix, self.class_token)
+        return Schedule(len(self.layers), shape, length - self.prefix, 0, self.prefix, self.class_token, keep_norm)
 
 
 class Pruned(Replacement):
@@ -146,7 +146,7 @@ class Pruned(Replacement):
     def run(self, x: Tensor, seen: Tensor | None = None) -> tuple[Sequences, Tensor | None]:
         """The tokens that are left of x [B, L, D], and which of them every patch is part of, [B, N]."""
         layers = self.of.layers
-        schedule = self.of.schedule(int(x.shape[1]), self.shape)._replace(keep_norm=self.keep_norm)
+        schedule = self.of.schedule(int(x.shape[1]), self.shape, self.keep_norm)
         sequences = Sequences(x, Merged.of(schedule, x, seen))
         flags = (getattr(module, self.of.flag, False) for module in (self.of.entry, layers[0].block))
         recomputed = len(layers) * (self.of.recompute or any(flags))

@@ -51,8 +51,8 @@ class Stored(NamedTuple):
         keep = keep or self.keep
         asked = {name: config[name] if name in named else absent for name, absent in OF_COVERAGE.items()}
         refuse_idle(keep, **asked)
-        own = set(OF_COVERAGE) - set(named) if keep == COVERAGE and self.prunes_by(COVERAGE) else set()
-        return {"keep": keep} | {name: getattr(self, name) if name in own else config[name] for name in OF_COVERAGE}
+        own = self._asdict() if keep == COVERAGE and self.prunes_by(COVERAGE) else config
+        return {"keep": keep} | {name: (config if name in named else own)[name] for name in OF_COVERAGE}
 
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.
