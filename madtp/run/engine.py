@@ -109,7 +109,7 @@ def compress(run: Run) -> None:
 
     for epoch in range(state.progress.epoch, epochs):
         started = time.perf_counter()
-        if state.progress.step == 0:  # else the run was resumed within the epoch, whose temperature is known
+        if state.progress.step == 0 or state.progress.temperature is None:  # else it was resumed within the epoch
             state.progress.temperature = controller.before_epoch(cost, epoch, state.progress.temperature)
         with run.interruption.postponed():
             losses = train_one_epoch(run, state)

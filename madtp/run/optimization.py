@@ -129,7 +129,9 @@ class Optimization:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on from `state_dict`."""
+        """Goes on from `state_dict`, by the configuration's own weight decay and betas."""
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group |= {"weight_decay": self.config["weight_decay"], "betas": tuple(self.config["betas"])}
         if state["scaler"]:  # nothing of a run without float16
             self.scaler.load_state_dict(state["scaler"])

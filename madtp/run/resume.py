@@ -1,10 +1,12 @@
 """Where a run stands, and going on from there as if it had never stopped."""
 
+import logging
 import math
 import random
 from argparse import Namespace
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,10 @@ from madtp.shared.weights import architecture, checkpoint
 FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what a run computes
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
 YOUNGER = ("distill", "keep_norm")  # keys that runs may have been stopped without
+AMOUNT = ("keep", "keep_norm", "shape", "--p", "--temperature", "--controller")  # that decide how much is pruned
 SAMPLES = "training samples"  # a set of another size is gone through in another order
+
+logger = logging.getLogger("madtp")
 
 
 @dataclass
@@ -34,7 +39,7 @@ class Progress:
     Attributes:
         epoch: to go on with, from 0.
         step: batches of that epoch which are behind; 0 if its temperature is still to be found.
-        temperature: the last one, None in a new run.
+        temperature: the last one, None in a new run and where another rule or p took over.
         best: the best score so far.
         shape: of the schedule by which tokens go, where the rule has one.
     """
@@ -97,14 +102,17 @@ class State:
         try:
             unsaid = {SAMPLES: self.settings[SAMPLES]}  # by earlier versions
             settings_before = unsaid | renewed(content["settings"], device_of(self.model))
-            different = differences(settings_before, self.settings)
-            if different and not anyway:
+            names = differing(settings_before, self.settings)
+            different = both(names, settings_before, self.settings)
+            if names and not anyway:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
             checkpoint.fit(self.model, content, path, evaluate=True)
             self._resume_optimization(content, path, different)
             content.setdefault("shape", None)  # a run from before there was one
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
-            if different:
+            if renewing := {*names} & {*AMOUNT, "cost_slack"}:
+                self.progress = begun_anew(self.progress, renewing, self.settings)
+            if names:
                 samples = self.progress.step * batch_size(settings_before)
                 step = samples // batch_size(self.settings)
                 self.progress.step = step - step % self.optimization.accum  # where a group of batches begins
@@ -177,10 +185,30 @@ def renewed(settings: dict, device: torch.device) -> dict:
     return today | {"amp": "off" if (asked, device.type) == ("auto", "cpu") else settled(asked, device)}
 
 
-def differences(old: dict, new: dict) -> str:
-    """Names the settings that differ, with both values; empty if there are none."""
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+def differing(old: dict, new: dict) -> list[str]:
+    """The names of the settings that differ."""
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def both(names: Collection[str], old: dict, new: dict) -> str:
+    """Some settings with both values."""
     return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
+
+
+def begun_anew(progress: Progress, names: Collection[str], settings: dict) -> Progress:
+    """What is left of a progress that was made under other settings of these names.
+
+    The best score was that of a model of another cost, and how much is pruned is found again, within an epoch too. Only
+    the ladder, which climbs from epoch to epoch, goes on from where it is towards another p.
+    """
+    logger.info(
+        "another %s: the best checkpoint is chosen anew, among the epochs from here on", ", ".join(sorted(names))
+    )
+    progress = replace(progress, best=-math.inf)
+    climbing = settings["--controller"] == "ladder" and not {*names} - {"--p", "cost_slack"}
+    if climbing or not {*names} & {*AMOUNT}:
+        return progress
+    return replace(progress, temperature=None, shape=None)
 
 
 def batch_size(settings: dict) -> int:

@@ -180,7 +180,14 @@ class TestOpenClip:
     def test_its_own_config_says_it(self, tmp_path, caplog):
         theirs = open_clip_model()
         (tmp_path / "open_clip_config.json").write_text(
-            json.dumps({"model_cfg": {"vision_cfg": {"head_width": 80}, "text_cfg": {"width": 128, "heads": 2}}})
+            json.dumps(
+                {
+                    "model_cfg": {
+                        "vision_cfg": {"head_width": 80, "pool_type": "tok"},
+                        "text_cfg": {"width": 128, "heads": 2},
+                    }
+                }
+            )
         )
         torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
         for path in (tmp_path, tmp_path / "open_clip_pytorch_model.bin"):
@@ -190,10 +197,14 @@ class TestOpenClip:
     @pytest.mark.parametrize(
         "config, said",
         [
-            ({"vision_cfg": {"timm_model_name": "convnext_base"}, "text_cfg": {}}, "timm_model_name convnext_base"),
-            ({"vision_cfg": {}, "text_cfg": {"hf_model_name": "roberta-base"}}, "hf_model_name roberta-base"),
+            ({"vision_cfg": {"timm_model_name": "convnext_base"}, "text_cfg": {}}, "timm_model_name 'convnext_base'"),
+            ({"vision_cfg": {}, "text_cfg": {"hf_model_name": "roberta-base"}}, "hf_model_name 'roberta-base'"),
             ({"vision_cfg": {}, "text_cfg": {}, "custom_text": True}, "custom_text True"),
-            ({"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}, "text_cfg": {}}, "another activation, norm"),
+            ({"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}, "text_cfg": {}}, "vision_cfg act_kwargs {"),
+            ({"vision_cfg": {"pool_type": "avg"}, "text_cfg": {}}, "vision_cfg pool_type 'avg' is not supported"),
+            ({"vision_cfg": {}, "text_cfg": {"pool_type": "last"}}, "text_cfg pool_type 'last' is not supported"),
+            ({"vision_cfg": {}, "text_cfg": {"no_causal_mask": True}}, "text_cfg no_causal_mask True"),
+            ({"vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "xlm"}}, "hf_tokenizer_name 'xlm'"),
             ({"vision_cfg": 3}, "expected a model_cfg"),
             ({"vision_cfg": {}, "text_cfg": {"heads": 0}}, r"are \(64, 512, 0\), expected integers; fetch it again"),
             ({"vision_cfg": {"head_width": "80"}, "text_cfg": {}}, r"are \('80', 512, 8\), expected integers"),

@@ -35,3 +35,8 @@ def name_of(module: nn.Module) -> str:
 def unit(features: Tensor) -> Tensor:
     """Features [B, ...] of length 1: [B, any]."""
     return F.normalize(features.flatten(1).float(), dim=-1)
+
+
+def decided(logits: Tensor) -> Tensor:
+    """Probabilities of classes [B, C]; of a single one, whose share is always 1, the number itself."""
+    return logits.float().softmax(dim=-1) if logits.shape[-1] > 1 else logits.float()

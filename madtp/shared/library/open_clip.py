@@ -31,7 +31,7 @@ def adapt(model: nn.Module, name: str) -> Adapted | None:
 
     def answer(images: Tensor) -> Tensor:
         if visual is not model:
-            return F.normalize(model.encode_image(images).float(), dim=-1)
+            return F.normalize(first(model.encode_image(images)).float(), dim=-1)
         return unit(first(model(images)))
 
     if name_of(visual) == "timm_model.TimmModel":

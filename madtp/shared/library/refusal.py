@@ -41,7 +41,7 @@ def reason(model: nn.Module) -> str:
         name
         for module in modules
         for name, value in {**vars(module), **module._parameters}.items()
-        if value is not None
+        if value is not None and value is not False
     }
     attributes |= {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if any("Window" in kind or "Swin" in kind or "MaxViT" in kind or "MaxxVit" in kind for kind in kinds):

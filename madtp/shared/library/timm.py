@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from madtp.shared.library.adapted import Adapted, name_of, unit
+from madtp.shared.library.adapted import Adapted, decided, name_of, unit
 from madtp.shared.library.layer import Names, part
 from madtp.shared.library.refusal import refusal
 from madtp.shared.library.replacement import IMAGE, Place, Refused, Replacement
@@ -44,7 +44,7 @@ def adapt(model: nn.Module, name: str) -> Adapted | None:
 
     def answer(images: Tensor) -> Tensor:
         output = model(images)
-        return output.softmax(dim=-1) if getattr(model, "num_classes", 0) else unit(output)
+        return decided(output) if getattr(model, "num_classes", 0) else unit(output)
 
     found = tower(model)
     return Adapted(found, answer, others(model, found))

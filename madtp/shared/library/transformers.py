@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp.method.errors import UserError
-from madtp.shared.library.adapted import Adapted, unit
+from madtp.shared.library.adapted import Adapted, decided, unit
 from madtp.shared.library.layer import Names, part
 from madtp.shared.library.refusal import causal, refusal
 from madtp.shared.library.replacement import TEXT, Place, Replacement
@@ -222,7 +222,7 @@ def answer(model: nn.Module, vision: nn.Module, images: Tensor) -> Tensor:
         return feature(model, "image", pixel_values=images)
     output = (vision if type(model).__name__ in CROSSED else model)(pixel_values=images)
     if getattr(output, "logits", None) is not None:
-        return output.logits.float().softmax(dim=-1)
+        return decided(output.logits)
     if getattr(output, "image_embeds", None) is not None:
         return unit(output.image_embeds)
     output = output if hasattr(output, "last_hidden_state") else vision(pixel_values=images)

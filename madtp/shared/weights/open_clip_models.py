@@ -19,6 +19,17 @@ OTHERS = {
     "text_decoder.": "a text decoder (CoCa)",
     "logit_bias": "SigLIP's bias of the logits",
 }
+# What its configuration may say besides sizes, and the values by which towers are still OpenAI's, by tower.
+POOLING = {"vision_cfg": ("tok",), "text_cfg": ("argmax",)}
+ALIKE = ("attentional_pool", "final_ln_after_pool", "no_ln_pre", "no_causal_mask", "embed_cls", "act_kwargs")
+ALIKE += ("norm_kwargs", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+OF_OTHERS = ("timm_model_name", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "custom_text", "proj_bias")
+PLAIN = dict.fromkeys((*ALIKE, *OF_OTHERS), {}) | {
+    "pool_type": POOLING,
+    "pos_embed_type": {"vision_cfg": ("learnable",)},
+    "proj_type": {"text_cfg": ("linear",)},
+    "block_type": dict.fromkeys(POOLING, ("default",)),
+}
 
 
 def check_names(names: Iterable[str], path: object) -> None:
@@ -51,11 +62,11 @@ def architecture(folder: Path) -> dict:
     vision, text = (model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
         raise UserError(f"{path}: expected a model_cfg with vision_cfg and text_cfg; fetch the file again")
-    for tower, name in ((vision, "timm_model_name"), (text, "hf_model_name"), (model, "custom_text")):
-        if tower.get(name):
-            raise UserError(f"{path}: {name} {tower[name]} is not supported; use a CLIP with open_clip's own towers")
-    if any(tower.get(name) for tower in (vision, text) for name in ("act_kwargs", "norm_kwargs", "attentional_pool")):
-        raise UserError(f"{path}: its towers have another activation, norm or pooling; use a CLIP without them")
+    for part, whole in {"": model, "vision_cfg ": vision, "text_cfg ": text}.items():
+        for name, plain in PLAIN.items():
+            if (value := whole.get(name)) not in (None, False, *plain.get(part.strip(), ())):
+                found = f"{part}{name} {excerpt(value)}"
+                raise UserError(f"{path}: {found} is not supported; use a CLIP whose towers are built like OpenAI's")
     sizes = vision.get("head_width", 64), text.get("width", 512), text.get("heads", 8)
     if not all(type(size) is int and size > 0 for size in sizes):
         raise UserError(f"{path}: head_width, width and heads are {excerpt(sizes)}, expected integers; fetch it again")

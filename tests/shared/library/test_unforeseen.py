@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import transformers
 
@@ -99,3 +100,35 @@ def test_an_endless_loader_is_read_in_part():
     model = madtp.prune(make("timm"), 0.3, endless())
     assert abs(madtp.cost(model)["percent"] - 70) < 5
     assert sum(read) == 2  # of 300 images
+
+
+def with_one_logit(name):
+    if name == "timm":
+        model = make("timm")
+        model.reset_classifier(1)
+        return model.double()
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**TOWER, num_labels=1)).double().eval()
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_a_single_number_can_be_moved(name, monkeypatch):
+    found = []
+    monkeypatch.setattr("madtp.shared.library.prune.least_moved", lambda moved, share: found.append(moved) or 1.0)
+    madtp.prune(with_one_logit(name), 0.3, noise())
+    (moved,) = found
+    assert all(value > 0 for value in moved.values())
+
+
+def test_a_tower_that_gives_its_tokens_too_is_pruned():
+    model = make("open_clip")
+    model.visual.output_tokens = True
+    madtp.prune(model, 0.3, noise())
+    assert abs(madtp.cost(model)["percent"] - 70) < 100 / PATCHES
+    assert isinstance(model.visual(noise()), tuple)
+
+
+@pytest.mark.skipif(not timm.list_models("naflexvit*"), reason="not in this version")
+def test_rotary_positions_that_are_not_there_are_no_reason():
+    model = timm.create_model("naflexvit_base_patch16_gap", depth=1, embed_dim=32, num_heads=2)
+    with pytest.raises(UserError, match="NaFlexVit cannot be pruned: its layers are of a kind that is not known"):
+        madtp.prune(model, 0.3, noise())
