@@ -98,9 +98,14 @@ def check_vocabulary(tokenizer: BertTokenizer, folder: str, content: Mapping, pa
         raise UserError(f"tokenizer: {path} was trained with {stated}, and {folder} has {own}; {WAY_OUT}")
     if stated is None and words == UNCASED_WORDS + len(ADDED) and "keep" not in content:  # which our earlier ones have
         check_uncased(tokenizer, folder, path)
-    elif stated is None and words != len(tokenizer):
+    elif stated is None and words != len(tokenizer) and not own_folder(folder, path):
         counts = f"{path} has {words} words and {folder} {len(tokenizer)}"
         logger.warning("%s: if they are not those that it was trained with, %s", counts, WAY_OUT)
+
+
+def own_folder(folder: str, path: object) -> bool:
+    """Whether a vocabulary lies beside a checkpoint's weights, and so is theirs, however long their table is."""
+    return Path(folder).resolve() in (file := Path(str(path)).resolve(), file.parent)
 
 
 def check_uncased(tokenizer: BertTokenizer, folder: str, path: object) -> None:

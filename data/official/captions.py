@@ -126,6 +126,9 @@ def read_flickr(sources: Sequence[Source], dataset: str) -> Iterator[Record | Le
         if "\t" in lines[0] or "|" in lines[0] or lines[0].replace(" ", "") == "image,caption":
             for name, caption in flickr_captions(source.path, lines):
                 captions[name].append(caption)
+        elif "," in lines[0]:
+            known = "image,caption; or lines of NAME.jpg#0, a tab and a caption"
+            raise UserError(f"{source.path} begins with {excerpt(lines[0])}, expected a table with the head {known}")
         else:
             lists |= dict.fromkeys((plain(line) for line in lines), source.own_split())
     if not captions:

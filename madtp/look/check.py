@@ -28,6 +28,7 @@ from data.text import clean_caption
 from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
 from madtp.run import config as configuration
+from madtp.run.preparation import refuse_no_teacher
 from madtp.run.texts import lengths
 
 NAMED = 10  # faults of a kind; the others are only counted
@@ -84,6 +85,7 @@ def check(name: str, config: dict, threads: int) -> dict[str, Findings]:
     """Checks all data of a task; the findings by split, and "other files"."""
     task, other = task_named(name), Findings()
     task.config = config
+    other.attempt(refuse_no_teacher, config)
     readable = other.attempt(task.adopt) is not None
     config["image_size"] = config["image_size"] or task.fresh_image_size
     parts = splits(name, config)

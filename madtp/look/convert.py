@@ -113,7 +113,8 @@ def summary(done: Converted, absent_list: Path, images: str | None, draw: Draw) 
         said += [f"  {name}" for name in missing[:NAMED]]
     elif images:
         said.append(f"all {total} pictures are in {images}")
-    return said + [f"still to come: {path}, or draw its pictures with --val and --test" for path in absent(done)]
+    drawn = ", or draw its pictures with --val and --test"
+    return said + [f"still to come: {path}{'' if path.stem.endswith('_train') else drawn}" for path in absent(done)]
 
 
 def absent(done: Converted) -> list[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madtp.look.predictor import Forward, Predictor, load
-from madtp.look.samples import BadPicture, Sample, as_typed, batch_of, clean_text, find_pictures, samples_of
+from madtp.look.samples import BadPicture, Sample, as_typed, batch_of, find_pictures, samples_of
 from madtp.method.errors import UserError, excerpt
 from madtp.method.rules import setting
 from madtp.run import config as configuration
@@ -208,7 +208,7 @@ def spoken(predictor: Predictor, batch: dict, result: object) -> dict:
     """The answer; of retrieval the best text, and the scores of all that were judged."""
     if not predictor.retrieves:
         return {"answer": predictor.task.answered(result)}
-    scores = {text: score for text, score in zip(batch["caption"], result.tolist(), strict=True) if isfinite(score)}
+    scores = {text: score for text, score in zip(batch["asked"], result.tolist(), strict=True) if isfinite(score)}
     return {"answer": max(scores, key=scores.get), "scores": scores}
 
 
@@ -242,7 +242,7 @@ def print_readable(records: Iterable[dict]) -> None:
         print("\n" * (number > 1) + readable(record), flush=True)
         scores = record["compressed" if "compressed" in record else "dense"].get("scores", {})
         for text in record["text"] if scores else ():
-            found = scores.get(clean_text(text), -inf), record["images"][0]
+            found = scores.get(text, -inf), record["images"][0]
             best[text] = max(best.get(text, (-inf, "")), found, key=lambda pair: pair[0])
     if best and number > 1:
         print("\nthe best picture of each text")

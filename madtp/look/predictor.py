@@ -258,9 +258,11 @@ def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:
 
     The configuration gets the rule. The temperature is None where it is that of a rule which has another kind of it.
     """
-    keep = config["keep"] if "keep" in named or not stored.temperature else stored.keep
+    config |= stored.rule(config["keep"] if "keep" in named else None, 0.0, config, named)
+    keep = config["keep"]
     another = stored.temperature > 0 and (keep == COVERAGE) != (stored.keep == COVERAGE)
-    config |= stored.rule(keep, 0.0, config, named)
+    if note := stored.other_rule(keep):
+        logger.warning("%s: --p finds it", note)
     return stored._replace(keep=keep, temperature=None if another else stored.temperature)
 
 

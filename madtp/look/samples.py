@@ -127,7 +127,7 @@ def samples_of(task: str, pictures: Sequence[Path], texts: Sequence[str]) -> lis
         if texts:
             raise UserError("caption takes no --text: it describes the picture")
         return [Sample(group, ()) for group in groups]
-    if not texts or not all(text.strip() for text in texts):  # as of a shell's variable that is not set
+    if not texts or not all(map(clean_text, texts)):  # as of a shell's variable that is not set
         wanted = {"vqa": "a question", "nlvr": "a statement"}.get(task, "the texts to choose from")
         raise UserError(f"{task} needs {wanted}; give --text")
     if task.startswith("retrieval"):
@@ -161,7 +161,8 @@ def batch_of(task: str, samples: Sequence[Sample], pixels: Sequence[Sequence[Ten
     if task == "vqa":
         questions = [clean_question(sample.texts[0]) for sample in samples]
         return {**batch, "question": questions, "question_id": index.tolist(), "answers": None}
-    return {**batch, "caption": [clean_text(text) for text in samples[0].texts]}
+    asked = samples[0].texts
+    return {**batch, "asked": list(asked), "caption": list(map(clean_text, asked))}
 
 
 def clean_text(text: str) -> str:

@@ -275,7 +275,10 @@ def evaluate_only(run: Run) -> None:
         write_settings(run)
     temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
-    if note := prunes.other_company(run.config["batch_size_test"]):
+    notes = [prunes.other_company(run.config["batch_size_test"])]
+    if temperature == run.stored.temperature:
+        notes.append(run.stored.other_rule(prunes.keep))
+    for note in filter(None, notes):
         logger.warning(note)
     metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
     record = {"checkpoint": run.config["pretrained"], "temperature": temperature, **run.rule}

@@ -102,15 +102,15 @@ class Losses:
             self.nonfinite += 1
             if self.nonfinite > self.allowed:
                 raise NonFinite(
-                    f"{report}. The weights are saved as without that step: go on behind it with --resume, and "
-                    f"{' or '.join(self._ways_out())}"
+                    f"{report}. The weights are saved as without that step: go on behind it with --resume, and let "
+                    f"--skip_nonfinite pass over such steps, or with --resume_anyway too, and {self._ways_out()}"
                 )
             logger.warning("%s; passed over (%d of %d)", report, self.nonfinite, self.allowed)
 
-    def _ways_out(self) -> list[str]:
-        """What may keep losses and gradients finite that is not done yet."""
-        ways = ["lower init_lr", "let --skip_nonfinite pass over such steps"]
-        return ways + ["set --clip_grad"] * (not self.clipped) + ["leave float16: --amp bf16 or off"] * self.scaled
+    def _ways_out(self) -> str:
+        """Settings that may keep losses and gradients finite, and are not made yet."""
+        clip, leave = ["set --clip_grad"] * (not self.clipped), ["leave float16: --amp bf16 or off"] * self.scaled
+        return " or ".join(["lower init_lr", *clip, *leave])
 
     def state_dict(self) -> dict:
         """What a resumed run needs of this process; everything has been read."""

@@ -208,11 +208,15 @@ def teacher_of(model: nn.Module, config: dict) -> Teacher:
     Raises:
         UserError: it starts from none.
     """
-    if not config["pretrained"]:
-        raise UserError(
-            f"distill is {config['distill']:g}, but there is no dense model to learn from: --pretrained names it"
-        )
+    refuse_no_teacher(config)
     return Teacher(model.image_tower)
+
+
+def refuse_no_teacher(config: dict) -> None:
+    """Raises a UserError where there is to be learned from a dense model, and none is named."""
+    if config["distill"] and not config["pretrained"]:
+        found = f"distill is {config['distill']:g}, but there is no dense model to learn from"
+        raise UserError(f"{found}: --pretrained or the key pretrained names it")
 
 
 def freeze_alignment(model: nn.Module) -> None:

@@ -195,6 +195,7 @@ def test_pictures_that_are_not_there_are_listed_or_left_out(tmp_path, converted)
     paint(tmp_path / "images", [f"dev/dev-{n}-0-img{side}.png" for n in range(4) for side in (0, 1)])
     files, said = converted("nlvr2", source, "--images", tmp_path / "images")
     assert len(files["nlvr_dev"]) == 20 and "32 of 40 pictures, all named in" in said and said.count("\n  dev/") == 10
+    assert "nlvr_train.json\n" in said and "nlvr_test.json, or draw its pictures with --val and --test\n" in said
     listed = (tmp_path / "annotation/missing_nlvr2.txt").read_text().split()
     assert listed == [f"dev/dev-{n}-0-img{side}.png" for n in range(4, 20) for side in (0, 1)]
     (tmp_path / "annotation/nlvr_dev.json").unlink()

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from data import create_dataset
-from data.official.captions import flickr_captions
+from data.official.captions import flickr_captions, read_flickr30k
+from data.official.records import Source
 from madtp.method.errors import UserError
 from tests.data.official_files import SIDE, coco_file, flickr_files, karpathy_file, paint
 
@@ -123,6 +124,13 @@ def test_a_caption_of_a_table_keeps_its_commas_without_quotes_too(tmp_path, conv
     assert [one["caption"] for one in files["flickr30k_train"]] == ["A dog, running, barks .", "A dog ."]
     with pytest.raises(UserError, match=r"line 3: expected NAME.jpg,a caption, found '2.jpg'"):
         list(flickr_captions(table, ["image,caption", "1.jpg,A dog .", "2.jpg"]))
+
+
+def test_a_table_of_another_head_is_no_list_of_pictures(tmp_path):
+    table = tmp_path / "results.csv"
+    table.write_text("image_name,comment_number,comment\n1.jpg,0,A dog .\n")
+    with pytest.raises(UserError, match="begins with 'image_name,comment_number,comment', expected a table with the"):
+        list(read_flickr30k([Source(table, "")]))
 
 
 @pytest.mark.parametrize("form", ["token", "table"])

@@ -210,6 +210,8 @@ def test_a_model_that_cannot_be_built_is_found(data, examine):
     assert status == 1 and "image_size 50 is no multiple of patch_size 12" in said
     status, said = examine(data, "nlvr", "--set", "pretrained=nowhere.pth")
     assert status == 1 and "nowhere.pth" in said
+    status, said = examine(data, "nlvr", "--set", "distill=10")
+    assert status == 1 and "no dense model to learn from" in said
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,10 @@ class TestCheckpoint:
         folder = vocabulary(tmp_path / "fewer", words[:-9])
         blip_decoder(str(path), **SIZES, evaluate=True, config=CONFIG | {"tokenizer": folder})
         assert f"{path} has 202 words and {folder} 193: if they are not those that it was trained with" in caplog.text
+        caplog.clear()
+        (path.parent / "vocab.txt").write_text("\n".join(words[:-9]) + "\n")
+        blip_decoder(str(path), **SIZES, evaluate=True, config=CONFIG | {"tokenizer": str(path.parent)})
+        assert "words" not in caplog.text, "it lies beside the weights"
 
 
 class TestUncased:

@@ -59,7 +59,9 @@ def test_another_batch_size_is_said_where_it_matters(folder, tmp_path, caplog):
     many = evaluate(folder, "batch/checkpoint_best.pth", tmp_path / "many")
     assert few["percent"] < many["percent"] and "was scored in batches" not in caplog.text
     evaluate(folder, "batch/checkpoint_best.pth", tmp_path / "dense", "--p", "0", "--set", "batch_size_test=4")
+    assert "was found for keep=" not in caplog.text
     asked = evaluate(folder, "batch/checkpoint_best.pth", tmp_path / "asked", "--keep", "sample")
+    assert "was found for keep=batch; by sample it leaves another cost" in caplog.text
     assert asked["keep"] == "sample" and asked["percent"] < many["percent"]
     assert "was scored in batches" not in caplog.text
 

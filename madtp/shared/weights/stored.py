@@ -36,10 +36,12 @@ class Stored(NamedTuple):
     def rule(self, keep: str | None, temperature: float | None, config: Mapping, named: Collection[str] = ()) -> dict:
         """The rule to ask the model by, `keep` and `OF_COVERAGE` of a configuration: its own unless another is named.
 
+        A model that prunes by no rule yet is asked by the configuration's.
+
         Args:
             keep: the rule that is named, or None.
             temperature: that is named, or None.
-            config: has the keys of `OF_COVERAGE`.
+            config: has `keep` and the keys of `OF_COVERAGE`.
             named: the keys that somebody asked for, and that do not just stand in a file.
 
         Raises:
@@ -48,11 +50,20 @@ class Stored(NamedTuple):
         """
         if keep not in (None, COVERAGE) and self.prunes_by(COVERAGE) and temperature is None:
             raise UserError(f"this model prunes by coverage; --keep {keep} needs a temperature: --temperature or --p 0")
-        keep = keep or self.keep
+        keep = keep or (self.keep if self.temperature else config["keep"])
         asked = {name: config[name] if name in named else absent for name, absent in OF_COVERAGE.items()}
         refuse_idle(keep, **asked)
         own = self._asdict() if keep == COVERAGE and self.prunes_by(COVERAGE) else config
         return {"keep": keep} | {name: (config if name in named else own)[name] for name in OF_COVERAGE}
+
+    def other_rule(self, keep: str) -> str:
+        """One line where the model would be asked at its own temperature by the paper's other rule, else nothing."""
+        if self.temperature == 0 or keep == self.keep or COVERAGE in (keep, self.keep):
+            return ""
+        return (
+            f"T {self.temperature:.4g} was found for keep={self.keep}; by {keep} it leaves another cost, and another T "
+            "is needed for the same one"
+        )
 
     def other_company(self, batch_size: int) -> str:
         """One line where the model would be asked in batches of another size than it was scored with, else nothing.
