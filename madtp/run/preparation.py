@@ -216,7 +216,7 @@ def refuse_no_teacher(config: dict) -> None:
     """Raises a UserError where there is to be learned from a dense model, and none is named."""
     if config["distill"] and not config["pretrained"]:
         found = f"distill is {config['distill']:g}, but there is no dense model to learn from"
-        raise UserError(f"{found}: --pretrained or the key pretrained names it")
+        raise UserError(f"{found}: --pretrained names it")
 
 
 def freeze_alignment(model: nn.Module) -> None:

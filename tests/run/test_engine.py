@@ -242,7 +242,7 @@ def other_model(path):
         (["--evaluate"], "--pretrained"),
         (["--evaluate", "--resume"], "--pretrained"),
         (["--temperature", 5, "--controller", "ladder"], "leave one out"),
-        (["--set", "distill=2"], "distill is 2, but there is no dense model to learn from: --pretrained or"),
+        (["--set", "distill=2"], "distill is 2, but there is no dense model to learn from: --pretrained names it"),
         (["--output_dir", "/proc/out"], "cannot write to /proc/out"),
         (["--resume", "nowhere.pth"], "nowhere.pth"),
         (["--resume", "other.pth"], "other.pth"),
