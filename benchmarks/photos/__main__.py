@@ -30,7 +30,7 @@ from benchmarks.photos.prepare import prepare
 from benchmarks.photos.report import write_report
 from benchmarks.photos.results import best_schedule
 from benchmarks.photos.running import Bench, needs
-from benchmarks.photos.world import ALL_TASKS, RERANKING, TASKS, Places
+from benchmarks.photos.world import ALL_TASKS, MODELLED, RERANKING, Places
 from benchmarks.timing import check_ratios
 from utils import UserError
 
@@ -75,7 +75,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--prepare", action="store_true", help="write the annotation files")
     flag("--captions", nargs="+", type=Path, default=[], help="with --prepare: Karpathy's file, or Flickr8k's own")
     flag("--questions", nargs="+", type=Path, default=[], help="with --prepare: DAQUAR's files")
-    flag("--dense", nargs="+", choices=TASKS, default=[], help="train the dense models of these tasks")
+    flag("--dense", nargs="+", choices=MODELLED, default=[], help="train the dense models of these tasks")
     flag("--blind", action="store_true", help="with --dense and --task: the same model without the photo")
     flag("--epochs", type=int, default=0, help="with --dense: instead of the recipe's")
     flag("--task", choices=ALL_TASKS, help="run its configurations")
@@ -106,8 +106,10 @@ def run_cells(args: argparse.Namespace, places: Places) -> int:
     """Runs the cells of a task, or draws them; how many are left."""
     if args.pictures and args.finetuned:
         raise UserError("--pictures draws models as they are; leave out --finetuned")
-    if args.task == RERANKING and (args.finetuned or args.blind):
-        raise UserError("reranking is scored as it is; leave out --finetuned and --blind")
+    if args.task == RERANKING and args.finetuned:
+        raise UserError("reranking is scored as it is; leave out --finetuned")
+    if args.blind and args.task not in MODELLED:
+        raise UserError(f"{args.task} has no model without the photo; leave out --blind")
     split, machine = "test" if args.final else args.split, machine_of(args)
     needs(places, args.task, args.blind)
     cells, files = cells_of(args, split), [results_file(args, args.finetuned, args.final)]

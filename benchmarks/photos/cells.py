@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from benchmarks.comparison.merging import IMPORTANT, RANDOM, TOME, TOME_LENGTHENED, Merger, pitome
 from benchmarks.comparison.methods import METHODS, Method
+from benchmarks.photos.world import MODEL
 from madtp.method.rules import COVERAGE
 
 RATIOS = (0.5, 0.3, 0.7, 0.8)
@@ -117,7 +118,17 @@ class Cell:
     @property
     def weights(self) -> str:
         """Names what is trained, whatever it is scored on."""
-        return self.name.replace(f"-{self.split}", "", 1)
+        return self.source.name.replace("-val", "", 1)
+
+    @property
+    def model(self) -> str:
+        """The task whose model answers."""
+        return MODEL[self.task]
+
+    @property
+    def source(self) -> "Cell":
+        """The cell that trains the weights: on validation, by the task of the model."""
+        return replace(self, task=self.model, split="val")
 
     @property
     def title(self) -> str:
@@ -178,7 +189,7 @@ class Tuned(Cell):
     @property
     def _dense(self) -> "Tuned":
         """The dense model, fine-tuned for as many steps."""
-        return Tuned(self.task, "val", seed=self.seed, steps=self.steps)
+        return Tuned(self.model, "val", seed=self.seed, steps=self.steps)
 
     @property
     def trained(self) -> bool:
@@ -203,9 +214,9 @@ def plan(
     ratios: Sequence[float] = (),
 ) -> list[Cell]:
     """The cells of a task in the order in which they are run, a cost at a time, those that others need first."""
-    cells = [Cell(task, split)]
+    cells, own = [Cell(task, split)], (*OWN, *GUIDED) if MODEL[task] == task else OWN
     for p in ratios or RATIOS:
-        cells += [Cell(task, split, rule, "", p) for rule in (*OWN, *GUIDED) if not rules or rule in rules]
+        cells += [Cell(task, split, rule, "", p) for rule in own if not rules or rule in rules]
         merging = [rule for rule in TITLES if not rules or rule in rules]
         for schedule, rule in product(schedules or SCHEDULES, merging):
             cell = Cell(task, split, rule, schedule, p)

@@ -5,7 +5,7 @@
 
 Captions come from Karpathy's `dataset_flickr8k.json`, or from `Flickr8k.token.txt` with the three files that list the
 photos of a split. DAQUAR's questions are split anew, by photo: in the order of the MD5 of their names the first 150
-photos validate, the next 250 test, the others train.
+photos validate, the next 250 test, the others train. Statements are made of the captions.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.photos.statements import prepare_statements
 from benchmarks.photos.world import Places
 from data.official.captions import COCO, FLICKR
 from data.official.questions import read_daquar
@@ -41,6 +42,8 @@ def prepare(places: Places, captions: Sequence[Path], questions: Sequence[Path])
     for name in (COCO, FLICKR) if captions else ():
         looked_for = ["--images", str(places.photos("caption"))]
         run([form, *map(str, captions), "--out", str(out), "--name", name, *looked_for])
+    if captions:
+        prepare_statements(places)
     if questions:
         prepare_questions(out, questions, places.photos("vqa"))
 

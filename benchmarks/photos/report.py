@@ -28,17 +28,14 @@ def write_report(results: Path, docs: Path) -> None:
 
 
 def dense(results: Results) -> str:
-    """The dense models and their image-free baselines."""
+    """The dense models that were run, and their image-free baselines."""
     rows = []
-    for task in ALL_TASKS:
+    for task in (task for task in ALL_TASKS if results.dense(task)):
         record, blind = results.dense(task), results.blind(task)
-        if record is None:
-            rows.append([task_name(task), *[NOT_RUN] * 4])
-            continue
         further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
         without = NONE if blind is None else f"{blind:.1f}"
         rows.append([task_name(task), f"{score(record):.1f}", without, further, str(record["count"])])
-    return table(["task", "score", "image-free baseline", "further scores", "photos"], rows)
+    return table(["task", "score", "image-free baseline", "further scores", "photos"], rows) if rows else "Not run."
 
 
 def curves(results: Results) -> str:

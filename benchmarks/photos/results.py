@@ -6,13 +6,14 @@ from pathlib import Path
 from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.statistics import Difference, paired_difference
 from benchmarks.photos.cells import LESSONS, REFERENCE, SCHEDULES, STARTS, Cell
-from benchmarks.photos.world import ALL_TASKS, RERANKING
+from benchmarks.photos.world import ALL_TASKS, RERANKING, STATEMENTS
 from utils import UserError
 
 RECALL = ("txt_r1", "img_r1")
-SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", RERANKING: "r_mean"}
-READ_AS = {"r_mean": "mean recall", "caption": "captions", "vqa": "questions", RERANKING: "re-ranking"}  # for readers
-FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), RERANKING: RECALL}
+SCORE = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "accuracy", STATEMENTS: "told_apart", RERANKING: "r_mean"}
+READ_AS = {"r_mean": "mean recall", "told_apart": "told apart"}  # for readers
+READ_AS |= {"caption": "captions", "vqa": "questions", RERANKING: "re-ranking"}
+FURTHER = {"retrieval": RECALL, "caption": ("Bleu_4",), "vqa": (), STATEMENTS: (), RERANKING: RECALL}
 TOP = (1, 5, 10)
 
 
@@ -52,6 +53,8 @@ class Results:
         if task in ("retrieval", RERANKING):
             dense = self.dense(task)
             return dense and chance(dense["count"])
+        if task == STATEMENTS:
+            return 50.0  # of pairs
         record = self.of(task, "blind")
         return record and score(record)
 

@@ -26,8 +26,9 @@ from benchmarks.comparison.schedules import SHAPES, Schedule, Steps, like
 from benchmarks.photos.cells import BY_TEXT, COUNTED, LENGTHENED, Cell, mergers
 from benchmarks.photos.guides import guides_of
 from benchmarks.photos.machine import Machine
+from benchmarks.photos.results import SCORE
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import RERANKING, Photo, Places, read_split
+from benchmarks.photos.world import MODEL, RERANKING, Photo, Places, read_split
 from madtp.cost import schedule as product
 from madtp.cost.temperature import RatioOutOfReach, calibrate
 from madtp.cost.trace import Trace
@@ -41,7 +42,7 @@ TIMED = {1: 16, 32: 64}  # photos of which the speed is measured, by the size of
 TOLERANCE = 0.005  # of the cost asked for
 GEOMETRIC = 1.0  # the shape of coverage's own schedules by which every layer drops the same share
 OWN_SHAPES = {"geometric": GEOMETRIC} | {f"shape {b:g}": b for b in product.SHAPES if b != GEOMETRIC}
-MAIN = {"retrieval": "r_mean", "caption": "CIDEr", "vqa": "right", RERANKING: "r_mean"}  # the score that pairs
+MAIN = SCORE | {"vqa": "right"}  # the scores that pair
 
 
 class Bench:
@@ -270,7 +271,7 @@ def summary(scores: dict[str, np.ndarray | float]) -> dict[str, float]:
 
 def needs(places: Places, task: str, blind: bool = False) -> None:
     """Raises a UserError where a dense model is not trained yet."""
-    for own in ("retrieval", "caption") if task == RERANKING else (task,):
+    for own in ("retrieval", "caption") if task == RERANKING else (MODEL[task],):
         file, flag = places.dense(own, blind), " --blind" if blind else ""
         if not file.exists():
             raise UserError(f"no {file}: `python -m benchmarks.photos --dense {own}{flag}` trains it")

@@ -3,12 +3,14 @@
 Shapes: I photos, T texts, E width of a feature.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.photos.world import FALSE, TRUE, Photo
 from madtp.scoring.caption_metrics import java, plain_tokens, stanford_tokens
 from madtp.scoring.vqa_accuracy import agreement
 
@@ -50,6 +52,33 @@ def recall_by(to_text: Tensor, to_photo: Tensor, owners: Sequence[int]) -> dict[
     scores |= {f"img_r{k}": 100.0 * ((ahead < k).float() * own).sum(dim=1) / count for k in TOP}
     scores["r_mean"] = torch.stack(list(scores.values())).mean(dim=0)
     return {name: values.numpy() for name, values in scores.items()}
+
+
+def apart_of_photos(likelihoods: Sequence[Tensor], photos: Sequence[Photo]) -> dict[str, np.ndarray]:
+    """Of every photo, [I], the percentage of its captions that are likelier with it than with a borrower.
+
+    How likely a caption is without a photo cancels, so that nothing but the photos decides. A tie counts half.
+
+    Args:
+        likelihoods: of every photo, of all its texts, its own captions and borrowed ones.
+        photos: whose answers say which are which.
+
+    Returns:
+        `told_apart`; 50 for a photo that nobody borrows from.
+    """
+    borrowed = defaultdict(list)
+    for likely, photo in zip(likelihoods, photos, strict=True):
+        for value, text, answer in zip(likely.tolist(), photo.texts, photo.answers, strict=True):
+            borrowed[text] += [value] if answer == FALSE else []
+    shares = []
+    for likely, photo in zip(likelihoods, photos, strict=True):
+        told = [
+            100.0 * (own > other) + 50.0 * (own == other)
+            for own, text, answer in zip(likely.tolist(), photo.texts, photo.answers, strict=True)
+            for other in (borrowed[text] if answer == TRUE else ())
+        ]
+        shares.append(np.mean(told) if told else 50.0)
+    return {"told_apart": np.array(shares)}
 
 
 def tokenizer_of_captions():

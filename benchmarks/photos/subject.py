@@ -21,15 +21,21 @@ from benchmarks.photos.dense import K_TEST, build, text_features
 from benchmarks.photos.frozen import BATCH, batches, blank_tokens
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.reranking import likelihood, reranked
-from benchmarks.photos.scoring import accuracy_of_photos, cider_of_photos, recall_of_photos, similarities
-from benchmarks.photos.world import RERANKING, Photo, Places, answer_list, texts_of
+from benchmarks.photos.scoring import (
+    accuracy_of_photos,
+    apart_of_photos,
+    cider_of_photos,
+    recall_of_photos,
+    similarities,
+)
+from benchmarks.photos.world import MODEL, RERANKING, STATEMENTS, Photo, Places, answer_list, texts_of
 from madtp.cost import flops
 from madtp.cost.flops import Cost
 from madtp.cost.trace import Trace, dense_layers
 from madtp.method.layout import Sequences
 
 # Tokens that costs are counted with: of a caption, of a question, and of an answer.
-COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16, RERANKING: 35}
+COUNTED = {"retrieval": 35, "caption": 15, "vqa": 16, STATEMENTS: 15, RERANKING: 35}
 COUNTED_ANSWER = 5
 
 
@@ -65,11 +71,10 @@ class Subject(ABC):
     """
 
     task: str
-    built = ""  # the task whose model answers, where that is another
 
     def __init__(self, places: Places, photos: Sequence[Photo], machine: Machine, blind: bool = False):
         self.places, self.photos, self.machine, self.blind = places, list(photos), machine, blind
-        own = self.built or self.task
+        own = MODEL[self.task]
         model = build(places, own, places.dense(own, blind), evaluate=True)
         self.model = model.to(machine.device).eval()
         self.tower = self.model.visual_encoder
@@ -173,7 +178,7 @@ class Reranking(Retrieval):
         unseen: [T], how likely it finds every caption without the photo.
     """
 
-    task, built = RERANKING, "retrieval"
+    task = RERANKING
 
     @torch.no_grad()
     def __init__(self, *inputs):
@@ -230,6 +235,22 @@ class Captioning(Subject):
         return flops.caption(self.tower.shape, bert, layers, self.model.num_learnable)
 
 
+class Judging(Captioning):
+    """Captions told apart by how likely they are with their own photo, and with one that borrowed them."""
+
+    task = STATEMENTS
+
+    def readings(self, numbers, photos):
+        states, _ = self.model.encode(numbers, 0.0)
+        return [
+            likelihood(self.model, list(photo.texts), states.take([number])).float().cpu()
+            for number, photo in enumerate(photos)
+        ]
+
+    def scores(self, readings):
+        return apart_of_photos(readings, self.photos[: len(readings)])
+
+
 class Answering(Subject):
     """Answers to all questions about a photo, the likeliest of a list."""
 
@@ -266,4 +287,4 @@ class Answering(Subject):
         return flops.vqa(self.tower.shape, bert, layers, self.model.num_learnable)
 
 
-SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Answering, Reranking)}
+SUBJECTS: dict[str, type[Subject]] = {one.task: one for one in (Retrieval, Captioning, Judging, Answering, Reranking)}

@@ -184,10 +184,16 @@ def logits_of(head: Predictions, states: Tensor, words: Tensor) -> Tensor:
 
 
 class Answers:
-    """The VQA model's own loss, where everybody gives a question one answer."""
+    """The VQA model's own loss, where everybody gives a question one answer.
+
+    A model that begins as a captioner gets back the biases of the words that no caption has, since an answer may.
+    """
 
     def __init__(self, model: BlipVQA):
         self.model = model
+        bias = model.text_decoder.cls["predictions"].bias
+        with torch.no_grad():
+            bias[bias < SILENT / 2] = 0.0
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the questions of a batch of B photos and B * G questions."""

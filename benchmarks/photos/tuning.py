@@ -67,7 +67,7 @@ ALONE = Course(Recipe(8, 1, 2e-3, LEARNABLE, 2e-3, 10), 500, ("",))
 
 def course_of(cell: Cell) -> Course:
     """How a cell's model is trained."""
-    return Course(RECIPES[cell.task], cell.steps, LEFT[cell.task]) if isinstance(cell, Tuned) else ALONE
+    return Course(RECIPES[cell.model], cell.steps, LEFT[cell.model]) if isinstance(cell, Tuned) else ALONE
 
 
 def run(bench: Bench, cell: Cell, known: dict[str, dict]) -> dict:
@@ -141,10 +141,13 @@ class Tuning:
         """Trains what is left; how much has to go then for the cost asked for, and the learning curve.
 
         Raises:
-            UserError: the test split is to be scored by a model that is not trained to the end.
+            UserError: it is not trained to the end, and what is to be scored trains no model.
+            RatioOutOfReach: nor can it be.
         """
-        if self.bench.split == "test" and self.step < self.course.steps:
-            raise UserError(f"no {self.file} yet: `{self.cell.on('val').command}` trains it")
+        source = self.cell.source
+        if self.cell != source and self.step < self.course.steps:
+            self._amount()  # raises where nobody could train it
+            raise UserError(f"no {self.file} yet: `{source.command}` trains it")
         if self.step < self.course.steps:
             photos, losses = trained_by(self.bench)
             losses.teacher = self._teacher()

@@ -1,5 +1,7 @@
 """Coverage against the best rival of every task and cost on photos, either with lengths kept or not."""
 
+from collections.abc import Sequence
+
 from benchmarks.comparison.verdicts import Case, as_long, case_by_case, counted
 from benchmarks.photos import finetuned
 from benchmarks.photos.cells import BY_TEXT, COUNTED, LENGTHENED, LESSONS
@@ -15,15 +17,15 @@ def against_the_best(results: Results) -> str:
     return case_by_case(judged(results), "coverage", "best rival")
 
 
-def verdicts(results: Results) -> str:
-    """How often coverage is what, in words."""
-    return counted(judged(results))
+def verdicts(results: Results, *tasks: str) -> str:
+    """How often coverage is what, in words; in all tasks, unless some are named."""
+    return counted(judged(results, tasks or TASKS))
 
 
-def judged(results: Results) -> list[Case]:
+def judged(results: Results, tasks: Sequence[str] = TASKS) -> list[Case]:
     """Both sides and their difference, wherever both were run."""
     found = []
-    for task in TASKS:
+    for task in tasks:
         for p in results.ratios(task):
             untuned = [one for one in results.at(task, p) if "scores" in one]
             tuned = [one for one in finetuned.at(results, task, p) if lesson(one) == LESSONS[0]]

@@ -10,11 +10,16 @@ from pathlib import Path
 from data.text import clean_caption, clean_question
 from utils import UserError, read_json
 
-TASKS = ("retrieval", "caption", "vqa")
+MODELLED = ("retrieval", "caption", "vqa")  # tasks that have a dense model of their own
+STATEMENTS = "statements"  # a captioner tells captions of a photo from those of another
 RERANKING = "reranking"  # retrieval, whose best candidates a captioner judges once more
+TASKS = (*MODELLED, STATEMENTS)
 ALL_TASKS = (*TASKS, RERANKING)
-FOLDER = {"retrieval": "flickr8k", "caption": "flickr8k", "vqa": "daquar", RERANKING: "flickr8k"}
-ANNOTATION = {"retrieval": "flickr30k", "caption": "coco_karpathy", "vqa": "vqa", RERANKING: "flickr30k"}
+MODEL = {task: task for task in MODELLED} | {STATEMENTS: "caption", RERANKING: "retrieval"}  # that answers
+FOLDER = dict.fromkeys(ALL_TASKS, "flickr8k") | {"vqa": "daquar"}
+ANNOTATION = {"caption": "coco_karpathy", "vqa": "vqa", STATEMENTS: STATEMENTS}
+ANNOTATION |= dict.fromkeys(("retrieval", RERANKING), "flickr30k")
+TRUE, FALSE = "yes", "no"
 LOOKED_AT = {"flickr8k": 512, "daquar": 0}  # test photos on which prototypes were judged: no final count has them
 MAX_WORDS = 30
 PREPARE = "`python -m benchmarks.photos --prepare` writes it"

@@ -2,91 +2,37 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from benchmarks.comparison.ledger import read_lines
 from benchmarks.comparison.schedules import SHAPES
-from benchmarks.photos import __main__ as driver
-from benchmarks.photos import cells, dense, guides, losses, pictures, prepare, reranking, running, training, tuning
+from benchmarks.photos import (
+    cells,
+    dense,
+    guides,
+    losses,
+    pictures,
+    reranking,
+    running,
+    training,
+    tuning,
+)
 from benchmarks.photos.machine import Machine
 from benchmarks.photos.results import SCORE, best_schedule
 from benchmarks.photos.subject import SUBJECTS
-from benchmarks.photos.world import Places, read_split
-from madtp.__main__ import main as command
+from benchmarks.photos.world import TASKS, read_split
 from madtp.cost.trace import Trace
 from madtp.method.layout import Sequences
-from tests.shared.weights.theirs import bert, dinov2, needs_5, saved
-
-SPLITS = {"train": 8, "val": 6, "test": 4}
-WORDS = ("cat", "dog", "car", "ball", "tree", "man")
-
-
-def picture(path, number):
-    """A plain picture with a square, every number another one."""
-    pixels = np.full((70, 70, 3), 40 * (number % 6), dtype=np.uint8)
-    pixels[10:40, 5 * (number % 8) : 5 * (number % 8) + 25] = (200, 10 * number, 90)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def official(folder, data):
-    """Files in the forms in which people get them, and the pictures."""
-    images, lines = [], []
-    for number in range(sum(SPLITS.values())):
-        split = "train" if number < 8 else "val" if number < 14 else "test"
-        picture(data / "flickr8k" / f"a{number}.jpg", number)
-        picture(data / "daquar" / f"image{number}.jpg", number)
-        texts = [f"a {WORDS[number % 6]} and a {word} in the picture" for word in WORDS[: 2 + number % 2]]
-        sentences = [{"raw": text} for text in texts]
-        images.append({"filename": f"a{number}.jpg", "imgid": number, "split": split, "sentences": sentences})
-        for word in WORDS[: 1 + number % 2]:
-            lines += [f"what is left of the {word} in the image{number} ?", WORDS[number % 3]]
-    (folder / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
-    (folder / "qa.894.raw.train.txt").write_text("\n".join(lines[:20]) + "\n")
-    (folder / "qa.894.raw.test.txt").write_text("\n".join(lines[20:]) + "\n")
-    return {"captions": [folder / "dataset_flickr8k.json"], "questions": sorted(folder.glob("qa.*"))}
+from tests.benchmarks.album import SPLITS, WORDS, lines, miniature, tune
+from tests.shared.weights.theirs import needs_5
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Everything up to the dense models, and what runs the rest."""
-    folder = tmp_path_factory.mktemp("photos")
-    paths = {name: folder / name for name in ("data", "towers", "output", "results")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "QUESTIONS", {"val": 6, "test": 4})
-        patch.setattr(training, "FITTING", 3)
-        recipes = {task: replace(one, epochs=1, photos=4) for task, one in training.RECIPES.items()}
-        patch.setattr(training, "RECIPES", recipes)
-        patch.setattr(running, "SEARCHED", 4)
-        patch.setattr(tuning, "STRETCH", 2)
-        few = {task: replace(one, photos=4) for task, one in tuning.RECIPES.items()}
-        patch.setattr(tuning, "RECIPES", few)
-        patch.setattr(tuning, "ALONE", replace(tuning.ALONE, recipe=replace(tuning.ALONE.recipe, photos=4), steps=3))
-        patch.setattr(running, "TIMED", {1: 1, 32: 4})
-        patch.setattr(guides, "STEPS", 3)
-        files = official(folder, paths["data"])
-        image, text = saved(dinov2(), folder / "dinov2"), saved(bert(), folder / "bert", vocabulary=True)
-        flags = ["--image", str(image), "--text", str(text), "--mean", *"000", "--std", *"111"]
-        assert command(["towers", *flags, "--image_size", "70", "--output_dir", str(paths["towers"])]) == 0
-        flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-
-        def run(*arguments):
-            return driver.main([*flags, *arguments])
-
-        named = [word for name, some in files.items() for word in (f"--{name}", *map(str, some))]
-        assert run("--prepare", *named) == 0
-        assert run("--dense", "retrieval", "caption", "vqa") == 0
-        assert run("--dense", "vqa", "--blind") == 0
-        yield SimpleNamespace(run=run, places=Places(**paths), **paths)
-
-
-def lines(small, name):
-    return read_lines([small.results / f"{name}.jsonl"])
+    with miniature(tmp_path_factory.mktemp("photos")) as world:
+        yield world
 
 
 @needs_5
@@ -108,6 +54,7 @@ def test_a_dense_model_learns_its_text_side_alone_and_leaves_a_curve(small):
         model = torch.load(small.places.dense(task, blind), weights_only=True)["model"]
         tower = {name: value for name, value in model.items() if name.startswith("visual_encoder.")}
         assert tower and all(torch.equal(value, start[name]) for name, value in tower.items() if "pos" not in name)
+        assert task != "vqa" or model["text_decoder.cls.predictions.bias"].abs().max() < 1, "no answer is silenced"
         side = "text_decoder.bert." if task == "caption" else "text_encoder."
         name = f"{side}encoder.layer.0.attention.self.query.weight"
         assert not torch.equal(model[name], start[name.replace(side, "text_encoder.")])
@@ -131,6 +78,17 @@ def test_a_captioner_looks_again_at_what_features_find(small, capsys):
 
 @needs_5
 @torch.no_grad()
+def test_a_statement_is_judged_by_how_likely_its_photo_makes_it(small):
+    photos = read_split(small.places, "statements", "val")
+    judging = SUBJECTS["statements"](small.places, photos, Machine())
+    states = judging.encode(next(judging.images(photos)), 0.0)
+    for number, (found, photo) in enumerate(zip(judging.read(states, photos), photos, strict=True)):
+        wanted = [reranking.likelihood(judging.model, [text], states.take([number])) for text in photo.texts]
+        assert torch.allclose(found, torch.cat(wanted), atol=1e-4)
+
+
+@needs_5
+@torch.no_grad()
 def test_a_caption_is_as_likely_as_its_words_one_after_the_other(small):
     model = dense.build(small.places, "caption", small.places.dense("caption"), evaluate=True).eval()
     states = Sequences.of(torch.randn(1, model.visual_encoder.shape.length, model.visual_encoder.embed_dim))
@@ -147,7 +105,7 @@ def test_a_caption_is_as_likely_as_its_words_one_after_the_other(small):
 
 
 @needs_5
-@pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
+@pytest.mark.parametrize("task", TASKS)
 def test_a_cell_costs_what_was_asked_for_and_holds_numbers_alone(small, task):
     arguments = ["--task", task, "--p", "0.1", "--rules", "tome", "important", "coverage"]
     arguments += ["--schedules", "even", "searched"]
@@ -177,12 +135,6 @@ def test_a_schedule_can_have_the_shape_of_madtps_own_counts(small):
     assert np.allclose(25 * shares[1], 25 * shares[0] ** exponent, atol=1) and ours["amount"] < 1
 
 
-def tune(small, task, *arguments, steps=3):
-    return small.run(
-        "--task", task, "--finetuned", "--steps", str(steps), "--schedules", "even", "--p", "0.1", *arguments
-    )
-
-
 @needs_5
 @pytest.mark.parametrize("task", ["retrieval", "caption", "vqa"])
 def test_models_are_fine_tuned_under_every_rule_at_the_cost_asked_for(small, task):
@@ -194,6 +146,23 @@ def test_models_are_fine_tuned_under_every_rule_at_the_cost_asked_for(small, tas
         assert all(np.isfinite(one["loss"]) for one in cell["curve"][1:]) and len(cell["photos"]) == 6
         assert cell["percent"] == pytest.approx(90 if cell["p"] else 100, abs=3)
         assert cell["curve"][-1]["score"] == pytest.approx(cell["scores"][SCORE[task]]), "of the same few photos"
+
+
+@needs_5
+def test_statements_are_judged_by_the_captioner_that_was_fine_tuned_for_captions(small, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "RECIPES", {"caption": replace(tuning.RECIPES["caption"], rate=0.1)})
+    assert tune(small, "caption", "--rules", "tome", steps=1) == 0
+    assert tune(small, "statements", "--rules", "tome", steps=1) == 0
+    name = "statements-val-tome-even-0.1-tuned-1-1"
+    assert small.run("--task", "statements", "--rules", "tome", "--schedules", "even", "--p", "0.1") == 0
+    ours, untuned = (
+        lines(small, "photos_statements_tuned")[name],
+        lines(small, "photos_statements")[name.removesuffix("-tuned-1-1")],
+    )
+    assert ours["curve"] == lines(small, "photos_caption_tuned")[name.replace("statements", "caption")]["curve"]
+    assert ours["photos"] != untuned["photos"] and ours["percent"] == pytest.approx(untuned["percent"])
+    assert tune(small, "statements", "--rules", "coverage", steps=4) == 2
+    assert "--task caption --rules dense --finetuned --steps 4 --seeds 1` trains it" in capsys.readouterr().err
 
 
 @needs_5

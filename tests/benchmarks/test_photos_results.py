@@ -246,3 +246,11 @@ def test_only_a_short_list_is_judged_and_by_similarity_and_gain(monkeypatch):
             listed = sorted(range(len(photos)), key=lambda one: -scores[one])[:2]
             first.append(max(listed, key=lambda one: reranking.TO_PHOTO * scores[one] + gains[one, caption]) == photo)
         assert found["img_r1"][photo] == pytest.approx(100 * np.mean(first))
+
+
+@pytest.mark.parametrize("task", ["statements", "reranking"])
+def test_what_has_no_model_of_its_own_trains_none(task):
+    assert not any(cell.trained for cell in cells.plan(task, "val"))
+    tuned = cells.Tuned(task, "test", "tome", "even", 0.5, 2, 100)
+    assert tuned.source == cells.Tuned(tuned.model, "val", "tome", "even", 0.5, 2, 100)
+    assert tuned.weights == tuned.source.weights == f"{tuned.model}-tome-even-0.5-tuned-100-2"
