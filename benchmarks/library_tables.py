@@ -3,7 +3,7 @@
 from benchmarks.comparison.reporting import NONE, table
 from benchmarks.lines import Lines
 from benchmarks.photos.results import Results, best_schedule, score, score_name, task_name
-from benchmarks.photos.world import TASKS
+from benchmarks.photos.world import MODELLED
 
 SHARES = (0.3, 0.5, 0.7)
 RULES = ("coverage", "coverage, lengths kept", "ToMe")
@@ -35,7 +35,7 @@ def photo_models(lines: Lines) -> str:
     Coverage goes by the schedule that is found without labels, ToMe by the one that scored best.
     """
     results, rows = Results(lines.folder, lines.folder), []
-    for task in TASKS:
+    for task in MODELLED:
         dense = results.dense(task)
         for p in SHARES:
             ours = results.of(task, "coverage", "searched", p)

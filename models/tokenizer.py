@@ -105,7 +105,8 @@ def check_vocabulary(tokenizer: BertTokenizer, folder: str, content: Mapping, pa
 
 def own_folder(folder: str, path: object) -> bool:
     """Whether a vocabulary lies beside a checkpoint's weights, and so is theirs, however long their table is."""
-    return Path(folder).resolve() in (file := Path(str(path)).resolve(), file.parent)
+    file = Path(str(path)).resolve()
+    return Path(folder).resolve() in (file, file.parent)
 
 
 def check_uncased(tokenizer: BertTokenizer, folder: str, path: object) -> None:

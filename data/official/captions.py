@@ -127,7 +127,7 @@ def read_flickr(sources: Sequence[Source], dataset: str) -> Iterator[Record | Le
             for name, caption in flickr_captions(source.path, lines):
                 captions[name].append(caption)
         elif "," in lines[0]:
-            known = "image,caption; or lines of NAME.jpg#0, a tab and a caption"
+            known = "image,caption, lines of NAME.jpg#0, a tab and a caption, or of NAME.jpg| 0| a caption"
             raise UserError(f"{source.path} begins with {excerpt(lines[0])}, expected a table with the head {known}")
         else:
             lists |= dict.fromkeys((plain(line) for line in lines), source.own_split())

@@ -82,7 +82,7 @@ def ask(
         (said,) = described(predictor, batch, predictor.run(batch, at), at)
         numbers = [f"{said['gflops']:.4g}", f"{said['percent']:.1f}", pruned_at(said), f"{said['milliseconds']:.1f}"]
         rows.append([name, said["answer"], *numbers])
-    note = predictor.stored._replace(temperature=temperature).other_company(1)
+    note = predictor.prunes_at(temperature).other_company(1)
     if not temperature:
         return rows, note, None
     file, (_, answer, _, percent, *_) = io.BytesIO(), rows[-1]

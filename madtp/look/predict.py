@@ -99,7 +99,7 @@ def answer(
     if not first:
         raise UserError(f"of {len(samples)} samples none can be read; give other pictures to --image")
     temperature = chosen_temperature(predictor, [batch for _, batch in first], args.temperature, args.p)
-    if company := predictor.stored._replace(temperature=temperature).other_company(size):
+    if company := predictor.prunes_at(temperature).other_company(size):
         note(company)
     if args.visualize and temperature == 0:
         raise UserError("--visualize shows what is dropped, and at T 0 nothing is; give --temperature or --p")
@@ -179,10 +179,14 @@ def chosen_temperature(
     configuration.refuse_unsaid_shape(predictor.task.config, temperature)
     if p is not None:
         return predictor.temperature_for(batches, p)
-    temperature = predictor.stored.temperature if temperature is None else temperature
+    if temperature is not None:
+        return temperature
+    temperature = predictor.stored.temperature
     if temperature is None:
         keep = predictor.rule["keep"]
         raise UserError(f"how much this model prunes says nothing by keep={keep}, its own rule is another; give --p")
+    if swapped := predictor.stored.other_rule(predictor.rule["keep"]):
+        note(f"{swapped}, which --p finds")
     return temperature
 
 

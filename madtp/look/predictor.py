@@ -76,6 +76,10 @@ class Predictor:
         """By which rule the model prunes."""
         return self.task.rule(self.model)
 
+    def prunes_at(self, temperature: float) -> Stored:
+        """How the model prunes at a temperature, by the rule that it is asked by."""
+        return self.stored._replace(temperature=temperature, keep=self.rule["keep"])
+
     def at(self, temperature: float) -> str:
         """How much is pruned at a temperature, for people to read."""
         return setting(temperature=temperature, **self.rule)
@@ -261,9 +265,7 @@ def asked_by_rule(stored: Stored, config: dict, named: set[str]) -> Stored:
     config |= stored.rule(config["keep"] if "keep" in named else None, 0.0, config, named)
     keep = config["keep"]
     another = stored.temperature > 0 and (keep == COVERAGE) != (stored.keep == COVERAGE)
-    if note := stored.other_rule(keep):
-        logger.warning("%s: --p finds it", note)
-    return stored._replace(keep=keep, temperature=None if another else stored.temperature)
+    return stored._replace(temperature=None if another else stored.temperature)
 
 
 def beside(checkpoint: str) -> str:

@@ -127,9 +127,11 @@ def samples_of(task: str, pictures: Sequence[Path], texts: Sequence[str]) -> lis
         if texts:
             raise UserError("caption takes no --text: it describes the picture")
         return [Sample(group, ()) for group in groups]
-    if not texts or not all(map(clean_text, texts)):  # as of a shell's variable that is not set
-        wanted = {"vqa": "a question", "nlvr": "a statement"}.get(task, "the texts to choose from")
+    wanted = {"vqa": "a question", "nlvr": "a statement"}.get(task, "the texts to choose from")
+    if not texts or not all(text.strip() for text in texts):  # as of a shell's variable that is not set
         raise UserError(f"{task} needs {wanted}; give --text")
+    if wordless := [text for text in texts if not clean_text(text)]:
+        raise UserError(f"--text {wordless[0]!r} has no word; {task} needs {wanted}")
     if task.startswith("retrieval"):
         return [Sample(group, tuple(texts)) for group in groups]
     count = max(len(groups), len(texts))

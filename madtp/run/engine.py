@@ -107,7 +107,8 @@ def compress(run: Run) -> None:
         with run.inference() as inferring:
             return sample.cost(run.task, inferring, temperature)
 
-    for epoch in range(state.progress.epoch, epochs):
+    first = state.progress.epoch
+    for epoch in range(first, epochs):
         started = time.perf_counter()
         if state.progress.step == 0 or state.progress.temperature is None:  # else it was resumed within the epoch
             state.progress.temperature = controller.before_epoch(cost, epoch, state.progress.temperature)
@@ -135,8 +136,9 @@ def compress(run: Run) -> None:
         }
         write_epoch(run, record)
         state.save()
-    if state.progress.best == -math.inf:
-        logger.warning("no epoch came within cost_slack of p %g, so there is no %s", run.args.p, BEST)
+    if state.progress.best == -math.inf and state.progress.epoch > first:
+        left = f"{BEST} is still that of the settings before" if (run.folder / BEST).exists() else f"there is no {BEST}"
+        logger.warning("no epoch came within cost_slack of p %g: %s", run.args.p, left)
 
 
 def write_epoch(run: Run, record: dict) -> None:
@@ -263,6 +265,7 @@ def temperature_to_score(run: Run) -> float:
         own = run.pruned_at(stored.temperature)
         logger.info("scored at the checkpoint's own %s; --p does not change it, --temperature does", own)
         return stored.temperature
+    logger.info("this model was not pruned by coverage: p %g is looked for; --p 0 scores it as it is", args.p)
     sample = run.calibration_sample()
     settle_shape(run, sample, 1 - args.p, None)
     with run.inference() as model:
@@ -275,10 +278,8 @@ def evaluate_only(run: Run) -> None:
         write_settings(run)
     temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
-    notes = [prunes.other_company(run.config["batch_size_test"])]
-    if temperature == run.stored.temperature:
-        notes.append(run.stored.other_rule(prunes.keep))
-    for note in filter(None, notes):
+    swapped = run.stored.other_rule(prunes.keep) if temperature == run.stored.temperature else ""
+    for note in filter(None, (prunes.other_company(run.config["batch_size_test"]), swapped)):
         logger.warning(note)
     metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
     record = {"checkpoint": run.config["pretrained"], "temperature": temperature, **run.rule}

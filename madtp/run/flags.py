@@ -83,7 +83,7 @@ def command_line(task) -> argparse.ArgumentParser:
     flag("--controller", choices=("closed_loop", "ladder"), default="closed_loop", help="what steers the temperature")
     resume = {"type": named_path, "nargs": "?", "const": "auto", "metavar": "auto|PATH"}
     flag("--resume", **resume, help="go on from checkpoint_last.pth or from PATH")
-    flag("--resume_anyway", action="store_true", help="go on although p, config or another setting differs, as to train longer")
+    flag("--resume_anyway", action="store_true", help="go on under other settings, for instance for more epochs")
     flag("--overwrite", action="store_true", help="replace the run that the output folder holds")
     flag("--save_steps", type=int, default=0, help="optimizer steps between checkpoints within an epoch; 0 for none")
     flag("--skip_nonfinite", type=int, default=0, help="steps without a finite loss and gradient to pass over")

@@ -102,8 +102,8 @@ class Losses:
             self.nonfinite += 1
             if self.nonfinite > self.allowed:
                 raise NonFinite(
-                    f"{report}. The weights are saved as without that step: go on behind it with --resume, and let "
-                    f"--skip_nonfinite pass over such steps, or with --resume_anyway too, and {self._ways_out()}"
+                    f"{report}. The weights are saved as without that step: go on behind it with --resume and "
+                    f"--skip_nonfinite, or with --resume --resume_anyway and another setting: {self._ways_out()}"
                 )
             logger.warning("%s; passed over (%d of %d)", report, self.nonfinite, self.allowed)
 

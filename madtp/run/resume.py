@@ -27,9 +27,11 @@ FLAGS = ("p", "controller", "temperature", "seed", "accum")  # that decide what 
 FREE = ("pretrained", "print_freq")  # keys of the configuration that a resumed run may change
 YOUNGER = ("distill", "keep_norm")  # keys that runs may have been stopped without
 AMOUNT = ("keep", "keep_norm", "shape", "--p", "--temperature", "--controller")  # that decide how much is pruned
+QUALIFYING = (*AMOUNT, "cost_slack")  # and which epochs may be the best
+STEERED = ("--p", "--controller", "cost_slack")  # of which none matters where a temperature is given
 SAMPLES = "training samples"  # a set of another size is gone through in another order
 
-logger = logging.getLogger("madtp")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,8 +40,8 @@ class Progress:
 
     Attributes:
         epoch: to go on with, from 0.
-        step: batches of that epoch which are behind; 0 if its temperature is still to be found.
-        temperature: the last one, None in a new run and where another rule or p took over.
+        step: batches of that epoch which are behind.
+        temperature: the last one; None where it is to be found first, even within an epoch.
         best: the best score so far.
         shape: of the schedule by which tokens go, where the rule has one.
     """
@@ -103,15 +105,14 @@ class State:
             unsaid = {SAMPLES: self.settings[SAMPLES]}  # by earlier versions
             settings_before = unsaid | renewed(content["settings"], device_of(self.model))
             names = differing(settings_before, self.settings)
-            different = both(names, settings_before, self.settings)
+            different = with_both_values(names, settings_before, self.settings)
             if names and not anyway:
                 raise UserError(f"{path} is a run with {different}; --resume_anyway goes on regardless")
             checkpoint.fit(self.model, content, path, evaluate=True)
             self._resume_optimization(content, path, different)
             content.setdefault("shape", None)  # a run from before there was one
             self.progress = Progress(**{name: content[name] for name in Progress.__dataclass_fields__})
-            if renewing := {*names} & {*AMOUNT, "cost_slack"}:
-                self.progress = begun_anew(self.progress, renewing, self.settings)
+            self.progress = under_other_settings(self.progress, names, self.settings)
             if names:
                 samples = self.progress.step * batch_size(settings_before)
                 step = samples // batch_size(self.settings)
@@ -190,25 +191,30 @@ def differing(old: dict, new: dict) -> list[str]:
     return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
-def both(names: Collection[str], old: dict, new: dict) -> str:
-    """Some settings with both values."""
+def with_both_values(names: Collection[str], old: dict, new: dict) -> str:
+    """Some settings as they were and as they are, for people to read."""
     return ", ".join(f"{name} {old.get(name)!r} instead of {new.get(name)!r}" for name in names)
 
 
-def begun_anew(progress: Progress, names: Collection[str], settings: dict) -> Progress:
-    """What is left of a progress that was made under other settings of these names.
+def under_other_settings(progress: Progress, names: Collection[str], settings: dict) -> Progress:
+    """A progress from where other settings count.
 
-    The best score was that of a model of another cost, and how much is pruned is found again, within an epoch too. Only
-    the ladder, which climbs from epoch to epoch, goes on from where it is towards another p.
+    A best score at another cost says nothing, so the best is chosen anew, and how much is pruned is found anew. Only a
+    ladder, which climbs from epoch to epoch, goes on from where it is.
+
+    Args:
+        progress: that was made before.
+        names: of the settings that differ.
+        settings: as they are now.
     """
-    logger.info(
-        "another %s: the best checkpoint is chosen anew, among the epochs from here on", ", ".join(sorted(names))
-    )
-    progress = replace(progress, best=-math.inf)
-    climbing = settings["--controller"] == "ladder" and not {*names} - {"--p", "cost_slack"}
-    if climbing or not {*names} & {*AMOUNT}:
+    given = settings["--temperature"] is not None and "--temperature" not in names
+    changed = {name for name in names if name in QUALIFYING and not (given and name in STEERED)}
+    if not changed:
         return progress
-    return replace(progress, temperature=None, shape=None)
+    logger.info("another %s: from here on the best checkpoint is chosen anew", ", ".join(sorted(changed)))
+    progress = replace(progress, best=-math.inf)
+    climbing = settings["--controller"] == "ladder" and "--controller" not in changed
+    return progress if climbing or changed == {"cost_slack"} else replace(progress, temperature=None, shape=None)
 
 
 def batch_size(settings: dict) -> int:

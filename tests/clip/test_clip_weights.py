@@ -183,7 +183,7 @@ class TestOpenClip:
             json.dumps(
                 {
                     "model_cfg": {
-                        "vision_cfg": {"head_width": 80, "pool_type": "tok"},
+                        "vision_cfg": {"head_width": 80, "pool_type": "tok", "act_kwargs": {}},
                         "text_cfg": {"width": 128, "heads": 2},
                     }
                 }

@@ -83,6 +83,15 @@ def test_a_batch_is_no_larger_than_what_is_asked(checkpoint, pictures, capsys):
         assert "batches of 25 and is asked in batches of 1:" in capsys.readouterr().err
 
 
+def test_the_temperature_of_the_other_rule_is_said_where_it_is_taken(checkpoint, pictures, capsys):
+    flags = ["--checkpoint", checkpoint("nlvr", "batch"), "--image", *pictures[:2], "--text", "a red circle"]
+    said = {}
+    for how in ((), ("--set", "keep=sample"), ("--set", "keep=sample", "--p", "0.1"), ("--temperature", "2")):
+        assert main(["predict", *flags, *how]) == 0
+        said[how] = "was found for keep=batch; by sample" in capsys.readouterr().err
+    assert [how for how, so in said.items() if so] == [("--set", "keep=sample")]
+
+
 def test_p_finds_a_temperature_for_the_pictures(checkpoint, pictures, capsys):
     """Asked for what some temperature costs, it finds one that costs about as much."""
     flags = ["--checkpoint", checkpoint("nlvr"), "--image", *pictures[:8], "--text", *TEXTS["nlvr"]]
@@ -115,7 +124,11 @@ def test_retrieval_finds_texts_for_pictures_and_pictures_for_texts(checkpoint, p
         ("nlvr", ["--image", "{0}"], "nlvr takes pictures two by two, not 1"),
         ("nlvr", ["--image", "{0}", "{1}"], "nlvr needs a statement; give --text"),
         ("nlvr", ["--image", "{0}", "{1}", "--text", " "], "nlvr needs a statement; give --text"),
-        ("retrieval", ["--image", "{0}", "--text", "a", "!!!"], "retrieval needs the texts to choose from"),
+        (
+            "retrieval",
+            ["--image", "{0}", "--text", "a", "!!!"],
+            "--text '!!!' has no word; retrieval needs the texts to choose from",
+        ),
         ("caption", ["--image", "{0}", "--text", "a"], "caption takes no --text"),
         ("vqa", ["--image", "{0}", "{1}", "{2}", "--text", "a", "b"], "2 texts do not fit 3 pictures"),
         ("caption", ["--image", "nowhere.png"], "nowhere.png: no such picture"),

@@ -19,16 +19,14 @@ OTHERS = {
     "text_decoder.": "a text decoder (CoCa)",
     "logit_bias": "SigLIP's bias of the logits",
 }
-# What its configuration may say besides sizes, and the values by which towers are still OpenAI's, by tower.
-POOLING = {"vision_cfg": ("tok",), "text_cfg": ("argmax",)}
-ALIKE = ("attentional_pool", "final_ln_after_pool", "no_ln_pre", "no_causal_mask", "embed_cls", "act_kwargs")
-ALIKE += ("norm_kwargs", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
-OF_OTHERS = ("timm_model_name", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "custom_text", "proj_bias")
-PLAIN = dict.fromkeys((*ALIKE, *OF_OTHERS), {}) | {
-    "pool_type": POOLING,
-    "pos_embed_type": {"vision_cfg": ("learnable",)},
-    "proj_type": {"text_cfg": ("linear",)},
-    "block_type": dict.fromkeys(POOLING, ("default",)),
+# What its configuration says besides sizes, each of which builds towers that ours is not.
+OTHERWISE = ("timm_model_name", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "custom_text", "proj_bias")
+OTHERWISE += ("attentional_pool", "final_ln_after_pool", "no_ln_pre", "no_causal_mask", "embed_cls", "act_kwargs")
+OTHERWISE += ("norm_kwargs", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn")
+OTHERWISE += ("scale_fc", "pool_type", "pos_embed_type", "proj_type", "block_type")
+OPENAI = {  # but for these values, by which a tower is OpenAI's
+    "vision_cfg": {"pool_type": "tok", "pos_embed_type": "learnable", "block_type": "default"},
+    "text_cfg": {"pool_type": "argmax", "proj_type": "linear", "block_type": "default"},
 }
 
 
@@ -62,10 +60,10 @@ def architecture(folder: Path) -> dict:
     vision, text = (model.get(name) if isinstance(model, dict) else None for name in ("vision_cfg", "text_cfg"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
         raise UserError(f"{path}: expected a model_cfg with vision_cfg and text_cfg; fetch the file again")
-    for part, whole in {"": model, "vision_cfg ": vision, "text_cfg ": text}.items():
-        for name, plain in PLAIN.items():
-            if (value := whole.get(name)) not in (None, False, *plain.get(part.strip(), ())):
-                found = f"{part}{name} {excerpt(value)}"
+    for part, whole in {"model_cfg": model, "vision_cfg": vision, "text_cfg": text}.items():
+        for name in OTHERWISE:
+            if (value := whole.get(name)) and value != OPENAI.get(part, {}).get(name):
+                found = f"{part} {name} {excerpt(value)}"
                 raise UserError(f"{path}: {found} is not supported; use a CLIP whose towers are built like OpenAI's")
     sizes = vision.get("head_width", 64), text.get("width", 512), text.get("heads", 8)
     if not all(type(size) is int and size > 0 for size in sizes):

@@ -61,8 +61,8 @@ class Stored(NamedTuple):
         if self.temperature == 0 or keep == self.keep or COVERAGE in (keep, self.keep):
             return ""
         return (
-            f"T {self.temperature:.4g} was found for keep={self.keep}; by {keep} it leaves another cost, and another T "
-            "is needed for the same one"
+            f"T {self.temperature:.4g} was found for keep={self.keep}; by {keep} it leaves another cost, and the same "
+            "one needs another --temperature"
         )
 
     def other_company(self, batch_size: int) -> str:
