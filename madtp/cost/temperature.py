@@ -11,7 +11,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from madtp.method.errors import UserError
 
@@ -108,9 +108,7 @@ def _reachable(ceiling: float, target: float, tolerance: float, slack: float) ->
         )
     if ceiling <= target + tolerance:
         return target
-    logger.warning(
-        "no temperature reaches %.1f %% of dense now; aiming at the least, %.1f %%", 100 * target, 100 * ceiling
-    )
+    logger.warning("nothing reaches %.1f %% of dense now; aiming at the least, %.1f %%", 100 * target, 100 * ceiling)
     return ceiling
 
 
@@ -159,12 +157,14 @@ class ClosedLoop(Controller):
         epochs: of the run.
         ramp: share of the epochs over which the target falls to 1 - p.
         slack: how far the ceiling may drift above the target, while the weights move, before the run stops.
+        knob: what people call that which is searched.
     """
 
     p: float
     epochs: int
     ramp: float
     slack: float
+    knob: str = field(default="temperature", repr=False)
 
     def target(self, epoch: int) -> float:
         return target(epoch, self.epochs, self.p, self.ramp)
@@ -176,7 +176,7 @@ class ClosedLoop(Controller):
         return self.after_epoch(cost, epoch, temperature)
 
     def after_epoch(self, cost: CostAt, epoch: int, temperature: float) -> float:
-        return calibrate(cost, self.target(epoch), temperature, slack=self.slack)
+        return calibrate(cost, self.target(epoch), temperature, slack=self.slack, knob=self.knob)
 
 
 @dataclass(frozen=True)

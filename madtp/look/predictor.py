@@ -18,7 +18,7 @@ from madtp.cost.trace import Trace
 from madtp.look.recording import TowerImportance, recording
 from madtp.look.scripts import task_named
 from madtp.method.errors import UserError
-from madtp.method.rules import COVERAGE, setting
+from madtp.method.rules import COVERAGE, knob, setting
 from madtp.run import config as configuration
 from madtp.run.clone import own_file
 from madtp.run.flags import check_device
@@ -161,8 +161,8 @@ class Predictor:
         known: list[Trace] = []
         if self.rule["keep"] == COVERAGE and self.task.config["shape"] is None:
             set_shape(self.model, find_shape(self, _Asked(self, batches, known), 1 - p))
-        start = self.stored.temperature or 1.0
-        return calibrate(lambda temperature: self.share(batches, temperature, known), 1 - p, start, tolerance=0.01)
+        start, named = self.stored.temperature or 1.0, knob(self.rule["keep"])
+        return calibrate(lambda amount: self.share(batches, amount, known), 1 - p, start, tolerance=0.01, knob=named)
 
 
 class _Asked(NamedTuple):

@@ -7,6 +7,11 @@ RULES = (BATCH, SAMPLE, COVERAGE)
 OF_COVERAGE = {"shape": None, "keep_norm": False}  # the keys that it alone has, and what they are by default
 
 
+def knob(keep: str) -> str:
+    """What people call that by which a rule prunes more or less."""
+    return "amount" if keep == COVERAGE else "temperature"
+
+
 def refuse_idle(keep: str, shape: float | None, keep_norm: bool) -> None:
     """Raises a UserError where a shape, or lengths that are kept, are chosen for a rule that has none."""
     if keep == COVERAGE:

@@ -20,7 +20,7 @@ from madtp.cost.processes import (
 )
 from madtp.cost.temperature import FIRST_TEMPERATURE, RatioOutOfReach, calibrate
 from madtp.method.errors import UserError, as_user_error
-from madtp.method.rules import BATCH, COVERAGE
+from madtp.method.rules import BATCH, COVERAGE, knob
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.flags import parse
@@ -269,7 +269,8 @@ def temperature_to_score(run: Run) -> float:
     sample = run.calibration_sample()
     settle_shape(run, sample, 1 - args.p, None)
     with run.inference() as model:
-        return calibrate(lambda amount: sample.cost(run.task, model, amount), 1 - args.p, FIRST_TEMPERATURE)
+        cost = lambda amount: sample.cost(run.task, model, amount)  # noqa: E731
+        return calibrate(cost, 1 - args.p, FIRST_TEMPERATURE, knob=knob(COVERAGE))
 
 
 def evaluate_only(run: Run) -> None:

@@ -18,7 +18,7 @@ from madtp.cost.processes import barrier, from_main, is_main, rank, world_size
 from madtp.cost.temperature import RECIPES, ClosedLoop, Controller, Fixed, Ladder
 from madtp.method.distillation import Teacher
 from madtp.method.errors import UserError
-from madtp.method.rules import COVERAGE, setting
+from madtp.method.rules import COVERAGE, knob, setting
 from madtp.run import config as configuration
 from madtp.run import output, scalars
 from madtp.run.folder import begin_anew, goes_on_here
@@ -199,7 +199,7 @@ def choose_controller(task: Task, args: Namespace, config: dict) -> Controller:
         return Fixed(0.0)
     if args.controller == "ladder":
         return Ladder(args.p, RECIPES[task.recipe])
-    return ClosedLoop(args.p, config["max_epoch"], config["ramp"], config["cost_slack"])
+    return ClosedLoop(args.p, config["max_epoch"], config["ramp"], config["cost_slack"], knob(config["keep"]))
 
 
 def teacher_of(model: nn.Module, config: dict) -> Teacher:

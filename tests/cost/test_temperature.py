@@ -122,7 +122,7 @@ def test_slack_moves_the_target_onto_the_ceiling(caplog):
     cost = smooth(64, 0.52)
     found = calibrate(cost, 0.5, 64.0, slack=0.04)
     assert math.isfinite(found) and abs(cost(found) - 0.52) <= TOLERANCE
-    assert caplog.messages == ["no temperature reaches 50.0 % of dense now; aiming at the least, 52.0 %"]
+    assert caplog.messages == ["nothing reaches 50.0 % of dense now; aiming at the least, 52.0 %"]
     with pytest.raises(RatioOutOfReach):
         calibrate(cost, 0.47, 64.0, slack=0.04)
 
@@ -206,3 +206,10 @@ def test_the_ladder_begins_at_the_released_temperature_and_stays_above_zero():
     assert Ladder(0.5, RECIPES["nlvr"]).before_epoch(lambda t: 1.0, 0, None) == 1.0
     assert Ladder(0.5, RECIPES["vqa"]).before_epoch(lambda t: 1.0, 0, None) == 0.5
     assert Ladder(0.5, RECIPES["nlvr"]).before_epoch(lambda t: 0.1, 1, 0.2) > 0
+
+
+def test_what_is_searched_has_the_name_that_its_rule_gives_it(caplog):
+    loop = ClosedLoop(p=0.5, epochs=1, ramp=0.0, slack=0.0, knob="amount")
+    loop.after_epoch(lambda amount: 0.6 if amount < 1 else 0.4, 0, 2.0)
+    (message,) = caplog.messages
+    assert message.startswith("no amount found that costs 50.0 % of dense; amount ")
