@@ -30,8 +30,10 @@ def write_report(results: Path, docs: Path) -> None:
 def dense(results: Results) -> str:
     """The dense models that were run, and their image-free baselines."""
     rows = []
-    for task in (task for task in ALL_TASKS if results.dense(task)):
-        record, blind = results.dense(task), results.blind(task)
+    for task in ALL_TASKS:
+        if (record := results.dense(task)) is None:
+            continue
+        blind = results.blind(task)
         further = ", ".join(f"{name} {record['scores'][name]:.1f}" for name in FURTHER[task])
         without = NONE if blind is None else f"{blind:.1f}"
         rows.append([task_name(task), f"{score(record):.1f}", without, further, str(record["count"])])

@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
+from functools import partial
 
 from madtp.cost.measure import device_of, to_device
 from madtp.cost.processes import (
@@ -264,13 +265,14 @@ def temperature_to_score(run: Run) -> float:
     if run.config["keep"] != COVERAGE or stored.prunes_by(COVERAGE):
         own = run.pruned_at(stored.temperature)
         logger.info("scored at the checkpoint's own %s; --p does not change it, --temperature does", own)
+        if note := stored.other_rule(run.config["keep"]):
+            logger.warning(note)
         return stored.temperature
     logger.info("this model was not pruned by coverage: p %g is looked for; --p 0 scores it as it is", args.p)
     sample = run.calibration_sample()
     settle_shape(run, sample, 1 - args.p, None)
     with run.inference() as model:
-        cost = lambda amount: sample.cost(run.task, model, amount)  # noqa: E731
-        return calibrate(cost, 1 - args.p, FIRST_TEMPERATURE, knob=knob(COVERAGE))
+        return calibrate(partial(sample.cost, run.task, model), 1 - args.p, FIRST_TEMPERATURE, knob=knob(COVERAGE))
 
 
 def evaluate_only(run: Run) -> None:
@@ -279,8 +281,7 @@ def evaluate_only(run: Run) -> None:
         write_settings(run)
     temperature = temperature_to_score(run)
     prunes = run.stored._replace(temperature=temperature, keep=run.config["keep"])
-    swapped = run.stored.other_rule(prunes.keep) if temperature == run.stored.temperature else ""
-    for note in filter(None, (prunes.other_company(run.config["batch_size_test"]), swapped)):
+    if note := prunes.other_company(run.config["batch_size_test"]):
         logger.warning(note)
     metrics = {split: evaluate(run, split, temperature) for split in run.loaders}
     record = {"checkpoint": run.config["pretrained"], "temperature": temperature, **run.rule}

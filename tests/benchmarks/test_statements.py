@@ -1,4 +1,4 @@
-"""Statements about photos: balanced, never false by mistake, and as near to the truth as swaps make them."""
+"""Statements about photos: balanced, none false of its own photo, and as near to the truth as swaps make them."""
 
 import json
 from collections import Counter
